@@ -1,0 +1,132 @@
+//! A chunk as it travels and as it lies in a pack: plain, or compressed when that pays. Never trusts a length.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use zstd::bulk::{Compressor, Decompressor};
+
+/// How the bytes of an [`Encoded`] are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Codec {
+    /// The plain bytes.
+    Raw,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// Bytes with the way to get the plain ones back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encoded {
+    /// How to decode.
+    pub codec: Codec,
+    /// Length of the plain bytes.
+    pub plain_len: u32,
+    /// The encoded bytes.
+    pub bytes: Bytes,
+}
+
+/// Why bytes could not be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// More plain bytes than the caller takes.
+    #[error("encoded data claims {plain_len} plain bytes where at most {max_len} may come: ask for it again")]
+    TooLong {
+        /// The claim.
+        plain_len: u32,
+        /// The limit.
+        max_len: usize,
+    },
+    /// The bytes do not decode to what they claim to be.
+    #[error("encoded data is damaged ({reason}): ask for it again")]
+    Damaged {
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// Compression that saves less than a sixteenth costs the reader more than it spares.
+const WORTHWHILE: usize = 16;
+
+thread_local! {
+    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+impl Encoded {
+    /// Encodes `data`, compressed at zstd `level` when that saves at least a sixteenth. `data` is at most 4 GiB - 1.
+    pub fn encode(data: Bytes, level: i32) -> Encoded {
+        let plain_len = u32::try_from(data.len()).expect("encoded data is below 4 GiB");
+        match compress(&data, level) {
+            Some(bytes) => Encoded { codec: Codec::Zstd, plain_len, bytes: bytes.into() },
+            None => Encoded { codec: Codec::Raw, plain_len, bytes: data },
+        }
+    }
+
+    /// The plain bytes, which are `plain_len` and at most `max_len` long; no more than that is ever allocated.
+    pub fn decode(&self, max_len: usize) -> Result<Bytes, DecodeError> {
+        match self.codec {
+            Codec::Raw => {
+                check_length(self.codec, self.plain_len, &self.bytes, max_len)?;
+                Ok(self.bytes.clone())
+            }
+            Codec::Zstd => decode(self.codec, self.plain_len, &self.bytes, max_len).map(Bytes::from),
+        }
+    }
+}
+
+/// `Some` when compression pays.
+pub(crate) fn compress(data: &[u8], level: i32) -> Option<Vec<u8>> {
+    let limit = data.len() - data.len().div_ceil(WORTHWHILE);
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some((at, compressor)) if *at == level => compressor,
+            _ => &mut slot.insert((level, Compressor::new(level).ok()?)).1,
+        };
+        // Out of room means that it did not pay.
+        let mut compressed = Vec::with_capacity(limit);
+        compressor.compress_to_buffer(data, &mut compressed).ok()?;
+        compressed.shrink_to_fit();
+        Some(compressed)
+    })
+}
+
+/// Decodes from a borrowed slice.
+pub(crate) fn decode(
+    codec: Codec,
+    plain_len: u32,
+    bytes: &[u8],
+    max_len: usize,
+) -> Result<Vec<u8>, DecodeError> {
+    check_length(codec, plain_len, bytes, max_len)?;
+    if codec == Codec::Raw {
+        return Ok(bytes.to_vec());
+    }
+    let plain_len = plain_len as usize;
+    let damaged = |reason: String| DecodeError::Damaged { reason };
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(Decompressor::new().map_err(|error| damaged(error.to_string()))?),
+        };
+        let mut plain = Vec::with_capacity(plain_len);
+        decompressor.decompress_to_buffer(bytes, &mut plain).map_err(|error| damaged(error.to_string()))?;
+        if plain.len() != plain_len {
+            return Err(damaged(format!("{} plain bytes instead of {plain_len}", plain.len())));
+        }
+        Ok(plain)
+    })
+}
+
+fn check_length(codec: Codec, plain_len: u32, bytes: &[u8], max_len: usize) -> Result<(), DecodeError> {
+    if plain_len as usize > max_len {
+        return Err(DecodeError::TooLong { plain_len, max_len });
+    }
+    if codec == Codec::Raw && bytes.len() != plain_len as usize {
+        return Err(DecodeError::Damaged { reason: format!("{} bytes instead of {plain_len}", bytes.len()) });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

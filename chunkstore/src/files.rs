@@ -1,0 +1,159 @@
+//! Files that survive a crash: whole-file replacement, directory syncs, and the lock that keeps a second process
+//! out of a directory. It never looks at what the bytes mean.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+/// An operation on a file that failed: what was being done, to which file, and why.
+#[derive(Debug)]
+pub struct FileError {
+    doing: &'static str,
+    path: PathBuf,
+    cause: io::Error,
+}
+
+impl FileError {
+    /// Wraps a failure to do `doing` ("write the chunk to") with the file at `path`.
+    pub(crate) fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        let path = path.to_owned();
+        move |cause| FileError { doing, path, cause }
+    }
+
+    /// The file or directory it happened to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the operating system said.
+    pub fn cause(&self) -> &io::Error {
+        &self.cause
+    }
+
+    /// True when there was no room left.
+    pub fn is_full(&self) -> bool {
+        matches!(self.cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "could not {} {}: {}", self.doing, self.path.display(), self.cause)?;
+        if self.is_full() {
+            f.write_str("; nothing was lost: free some space there and try again")?;
+        }
+        Ok(())
+    }
+}
+
+/// The cause is part of the message, so it is not repeated as a source.
+impl std::error::Error for FileError {}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), FileError> {
+    File::open(dir).and_then(|handle| handle.sync_all()).map_err(FileError::at("sync the directory", dir))
+}
+
+/// Replaces `dir/name` by `parts`, in one step that a crash cannot halve, and makes it durable.
+pub(crate) fn replace(dir: &Path, name: &str, parts: &[&[u8]]) -> Result<(), FileError> {
+    let temporary = dir.join(format!(".{name}.tmp"));
+    let written = write_synced(&temporary, parts).and_then(|()| {
+        fs::rename(&temporary, dir.join(name)).map_err(FileError::at("rename into place", &temporary))
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_dir(dir)
+}
+
+fn write_synced(path: &Path, parts: &[&[u8]]) -> Result<(), FileError> {
+    let write = || {
+        let mut file = File::create(path)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_all()
+    };
+    write().map_err(FileError::at("write", path))
+}
+
+/// Reads a whole file of at most `max_bytes`.
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    if len > max_bytes {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{len} bytes are more than such a file can have ({max_bytes})"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes a file; that it is not there is no failure.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Why a directory could not be locked.
+pub(crate) enum LockError {
+    InUse { pid: String },
+    File(FileError),
+}
+
+impl From<FileError> for LockError {
+    fn from(error: FileError) -> LockError {
+        LockError::File(error)
+    }
+}
+
+/// Sole use of a directory, for as long as this value lives. The kernel gives the lock back when the process ends,
+/// however it ends.
+pub(crate) struct DirLock {
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing would do, were it not for a child that is being spawned: until its exec it holds a copy of the file.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+impl DirLock {
+    pub(crate) fn acquire(dir: &Path) -> Result<DirLock, LockError> {
+        let path = dir.join("LOCK");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(FileError::at("open the lock file", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                // Only a hint for the person who reads the message: the holder may not have written it yet.
+                let _ = (&file).take(20).read_to_string(&mut pid);
+                let pid = pid.trim().to_owned();
+                return Err(LockError::InUse {
+                    pid: if pid.is_empty() { "unknown".to_owned() } else { pid },
+                });
+            }
+            Err(errno) => return Err(FileError::at("lock", &path)(errno.into()).into()),
+        }
+        // The content is a hint as well, so a full disk must not keep a store from being opened.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        Ok(DirLock { file })
+    }
+}

@@ -1,0 +1,328 @@
+//! Disk images as bytes: raw files and block devices, with their holes. It never caches, never locks and never
+//! interprets what it reads.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+/// A disk image as bytes.
+pub trait ReadImage: Send + Sync {
+    /// Its length in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset` on; `UnexpectedEof` when the image ends before.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// The first range at or after `offset` that may hold data, clipped to start at `offset`; everything before it
+    /// reads as zeroes. `None` when only zeroes are left. An image that does not know its holes is one range.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < self.size()).then(|| offset..self.size()))
+    }
+}
+
+impl<T: ReadImage + ?Sized> ReadImage for &T {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
+    }
+}
+
+impl<T: ReadImage + ?Sized> ReadImage for Arc<T> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
+    }
+}
+
+/// Bytes in memory are an image without holes.
+impl ReadImage for [u8] {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let source = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..start.checked_add(buf.len())?))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(source);
+        Ok(())
+    }
+}
+
+impl ReadImage for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.as_slice().size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.as_slice().read_at(offset, buf)
+    }
+}
+
+/// Zeroes written at once where a hole cannot be punched.
+static ZEROES: [u8; 65536] = [0; 65536];
+
+/// A raw image: a regular file or a block device. Its size is taken when it is opened.
+#[derive(Debug)]
+pub struct RawImage {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl RawImage {
+    /// Opens an image to read it.
+    pub fn open_read(path: impl AsRef<Path>) -> io::Result<RawImage> {
+        RawImage::from_file(File::open(path.as_ref())?, path.as_ref())
+    }
+
+    /// Opens an image to read and write it. It keeps its size.
+    pub fn open_write(path: impl AsRef<Path>) -> io::Result<RawImage> {
+        RawImage::from_file(OpenOptions::new().read(true).write(true).open(path.as_ref())?, path.as_ref())
+    }
+
+    /// Creates a file of `size` bytes that is one hole. `AlreadyExists` rather than replacing one.
+    pub fn create(path: impl AsRef<Path>, size: u64) -> io::Result<RawImage> {
+        let path = path.as_ref();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        if let Err(error) = file.set_len(size) {
+            let _ = fs::remove_file(path);
+            return Err(error);
+        }
+        Ok(RawImage { file, path: path.to_owned(), size })
+    }
+
+    fn from_file(file: File, path: &Path) -> io::Result<RawImage> {
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} is neither a regular file nor a block device", path.display()),
+            ));
+        }
+        let size = current_size(&file)?;
+        Ok(RawImage { file, path: path.to_owned(), size })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes `data` at `offset`; it must end inside the image.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_range(offset, data.len() as u64)?;
+        self.file.write_all_at(data, offset)
+    }
+
+    /// Makes `len` bytes from `offset` on read as zeroes, as a hole where the file system can. Cheap where there is
+    /// a hole already.
+    pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_range(offset, len)?;
+        let end = offset + len;
+        match self.next_data(offset)? {
+            Some(data) if data.start < end => self.punch(data.start, end),
+            _ => Ok(()),
+        }
+    }
+
+    fn punch(&self, start: u64, end: u64) -> io::Result<()> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, punch, start, end - start) {
+            Ok(()) => Ok(()),
+            // Not every file system punches, and a device only in units of its sectors.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NODEV | Errno::NOSYS) => {
+                self.write_zeroes(start, end)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn write_zeroes(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(ZEROES.len() as u64);
+            self.file.write_all_at(&ZEROES[..len as usize], at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes durable.
+    pub fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Makes the bytes and the file's metadata durable.
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Room that the file takes on its disk, in bytes; the size, for a device.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = self.file.metadata()?;
+        Ok(if metadata.is_file() { metadata.blocks() * 512 } else { self.size })
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{len} bytes at {offset} do not fit into {} of {} bytes",
+                    self.path.display(),
+                    self.size
+                ),
+            )),
+        }
+    }
+
+    /// Seeking finds no data behind the end of a file, as it does in a hole: a file that was cut must not be taken
+    /// for one that ends in zeroes.
+    fn check_not_shrunk(&self) -> io::Result<()> {
+        let size = current_size(&self.file)?;
+        if size >= self.size {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("{} shrank from {} to {size} bytes while it was read", self.path.display(), self.size),
+        ))
+    }
+}
+
+/// Positional reads and writes only, so a moving file position harms no one.
+fn current_size(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
+}
+
+impl ReadImage for RawImage {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let result = self.file.read_exact_at(buf, offset);
+        if matches!(&result, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof) {
+            self.check_not_shrunk()?;
+        }
+        result
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        if offset >= self.size {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => {
+                self.check_not_shrunk()?;
+                return Ok(None);
+            }
+            // A device or file system that cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..self.size)),
+            Err(errno) => return Err(errno.into()),
+        };
+        if start >= self.size {
+            return Ok(None);
+        }
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
+        Ok(Some(start..end.min(self.size)))
+    }
+}
+
+/// Copies a raw image, holes as holes, sharing blocks where the file system can. `to` must not exist, or be a block
+/// device that is large enough. What is at `to` is durable afterwards; a half-made file is removed.
+pub fn copy_sparse(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+    let (from, to) = (RawImage::open_read(from)?, to.as_ref());
+    if fs::metadata(to).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        let target = RawImage::open_write(to)?;
+        target.zero(0, from.size)?;
+        copy_data(&from, &target)?;
+        return target.sync_all();
+    }
+    let target = RawImage::create(to, from.size)?;
+    let copied = clone_or_copy(&from, &target).and_then(|()| target.sync_all());
+    if copied.is_err() {
+        let _ = fs::remove_file(to);
+    }
+    copied
+}
+
+fn clone_or_copy(from: &RawImage, to: &RawImage) -> io::Result<()> {
+    // Any refusal (other file system, no such feature, a device) just means to copy.
+    if from.file.metadata()?.is_file() && rustix::fs::ioctl_ficlone(&to.file, &from.file).is_ok() {
+        return Ok(());
+    }
+    copy_data(from, to)
+}
+
+fn copy_data(from: &RawImage, to: &RawImage) -> io::Result<()> {
+    let mut at = 0;
+    while let Some(data) = from.next_data(at)? {
+        copy_range(from, to, data.clone())?;
+        at = data.end;
+    }
+    Ok(())
+}
+
+/// In the kernel where it can, through a buffer where it cannot.
+fn copy_range(from: &RawImage, to: &RawImage, range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
+        let (mut source, mut target) = (at, at);
+        match rustix::fs::copy_file_range(&from.file, Some(&mut source), &to.file, Some(&mut target), len) {
+            Ok(0) => return from.check_not_shrunk().and(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(copied) => at += copied as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return copy_through_buffer(from, to, at..range.end);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_through_buffer(from: &RawImage, to: &RawImage, range: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; (range.end - range.start).min(1 << 20) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(buffer.len() as u64) as usize;
+        from.read_at(at, &mut buffer[..len])?;
+        to.write_at(at, &buffer[..len])?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

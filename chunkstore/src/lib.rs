@@ -1,0 +1,56 @@
+//! What is on the disk: images read as bytes, cut into content-defined chunks, named by their hash, kept in a store,
+//! and kept as replicas that are whole at every moment.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`image`](ReadImage) | raw image files and block devices; holes stay holes |
+//! | [`pieces`] | an image as holes and chunks, a function of its content only |
+//! | [`ImageTree`] | one hash over a whole image, cheap to bring up to date |
+//! | [`Store`] | chunks in append-only packs, images as named references to them |
+//! | [`Seeds`] | chunks that live in image files outside the store |
+//! | [`Replica`] | one disk's warm copy, replaced generation by generation |
+//!
+//! Every byte on disk is specified in FORMAT.md. Synchronous code: this crate never opens a socket, never logs,
+//! never reads a clock and knows nothing of virtual machines.
+
+mod encoded;
+mod files;
+mod id;
+mod image;
+mod manifest;
+mod map;
+mod parse;
+mod pieces;
+mod replica;
+mod seeds;
+mod store;
+mod sync;
+#[cfg(test)]
+mod testing;
+mod transfer;
+mod tree;
+mod zero;
+
+pub use encoded::{Codec, DecodeError, Encoded};
+pub use files::FileError;
+pub use id::{ChunkId, ImageRoot, ParseIdError};
+pub use image::{RawImage, ReadImage, copy_sparse};
+pub use manifest::{Manifest, ManifestError, ManifestExtent, PlacedExtent};
+pub use pieces::{
+    AVERAGE_CHUNK_BYTES, MIN_CHUNK_BYTES, MIN_HOLE_BYTES, Piece, PieceData, Pieces, pieces, pieces_in, scan,
+};
+pub use replica::{Generation, Pass, Replica, ReplicaError};
+pub use seeds::Seeds;
+pub use store::{BrokenReference, GcReport, OpenError, Pin, Stats, Store, StoreError, VerifyReport};
+pub use transfer::{IngestError, RestoreError, ingest, restore};
+pub use tree::{ImageTree, TreeStream};
+pub use zero::is_zero;
+
+/// Bytes of an image under one leaf of its [`ImageTree`].
+pub const LEAF_BYTES: u64 = 65536;
+
+/// No chunk is longer than this.
+pub const MAX_CHUNK_BYTES: usize = 256 * 1024;
+
+/// The unit in which zeroes are looked for and dirt is tracked.
+pub const BLOCK_BYTES: u64 = 4096;

@@ -1,0 +1,172 @@
+//! One disk's replica: an image that is always one whole generation. A pass writes beside it, the first one a new
+//! image, a later one a redo log; only its commit replaces the generation, in one step that a crash cannot halve.
+//! FORMAT.md has the bytes and the order of the steps. It never looks at what the image means.
+
+mod error;
+mod extents;
+mod format;
+mod pass;
+mod recover;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::ReplicaError;
+pub use pass::Pass;
+
+use crate::files::{self, DirLock, LockError};
+use crate::sync::{lock, read, write};
+use crate::{FileError, ImageRoot, Manifest, RawImage, copy_sparse};
+
+/// One whole state of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Grows with every pass.
+    pub number: u64,
+    /// The image's length in bytes.
+    pub size: u64,
+    /// The hash over the image.
+    pub root: ImageRoot,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_unix_ms: u64,
+    /// The platform it came from; at most 1024 bytes.
+    pub source: String,
+}
+
+/// A sidecar larger than this is not read.
+const MAX_MANIFEST_BYTES: u64 = 16 << 30;
+
+/// A replica, open. Clones are the same replica; the directory is free again when the last one and its pass are gone.
+#[derive(Clone)]
+pub struct Replica {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    state: Mutex<State>,
+    /// Held for writing while the image changes, for reading by who needs it to hold still.
+    image: RwLock<()>,
+    _lock: DirLock,
+}
+
+#[derive(Default)]
+struct State {
+    generation: Option<Generation>,
+    /// A committed pass could not be finished: recover before anything else.
+    unfinished: bool,
+    in_pass: bool,
+}
+
+impl Shared {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The state, after finishing what a failed commit left over. The image's lock comes before the state's.
+    fn settled(&self) -> Result<MutexGuard<'_, State>, ReplicaError> {
+        loop {
+            let state = lock(&self.state);
+            if !state.unfinished {
+                return Ok(state);
+            }
+            drop(state);
+            let _changing = write(&self.image);
+            let mut state = lock(&self.state);
+            if state.unfinished {
+                state.generation = recover::recover(&self.dir)?;
+                state.unfinished = false;
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// Opens the replica in `dir`, creating an empty one if need be. Finishes a pass that was committed before a
+    /// crash, drops one that was not.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Replica, ReplicaError> {
+        let dir = dir.as_ref();
+        fs::create_dir_all(dir).map_err(FileError::at("create the directory", dir))?;
+        let lock = DirLock::acquire(dir).map_err(|error| match error {
+            LockError::InUse { pid } => ReplicaError::InUse { dir: dir.to_owned(), pid },
+            LockError::File(error) => ReplicaError::File(error),
+        })?;
+        let generation = recover::recover(dir)?;
+        let state = Mutex::new(State { generation, ..State::default() });
+        let shared = Shared { dir: dir.to_owned(), state, image: RwLock::new(()), _lock: lock };
+        Ok(Replica { shared: Arc::new(shared) })
+    }
+
+    /// The generation it holds, if any.
+    pub fn generation(&self) -> Option<Generation> {
+        lock(&self.shared.state).generation.clone()
+    }
+
+    /// Where the image is. The file is replaced or changed when a pass commits.
+    pub fn image_path(&self) -> PathBuf {
+        self.shared.path(recover::IMAGE)
+    }
+
+    /// The image of the present generation, to be read; `None` without a generation. It holds still until the next
+    /// commit.
+    pub fn image(&self) -> Result<Option<RawImage>, ReplicaError> {
+        let state = self.shared.settled()?;
+        if state.generation.is_none() {
+            return Ok(None);
+        }
+        let path = self.image_path();
+        Ok(Some(RawImage::open_read(&path).map_err(FileError::at("open the image", &path))?))
+    }
+
+    /// Starts a pass for an image of `size` bytes. When there is a generation of that size, the pass starts from it;
+    /// otherwise from zeroes ([`Pass::base`] tells).
+    pub fn begin(&self, size: u64) -> Result<Pass, ReplicaError> {
+        let mut state = self.shared.settled()?;
+        if state.in_pass {
+            return Err(ReplicaError::Busy { dir: self.shared.dir.clone() });
+        }
+        let base = state.generation.clone().filter(|generation| generation.size == size);
+        let pass = Pass::start(self.shared.clone(), base, size)?;
+        state.in_pass = true;
+        Ok(pass)
+    }
+
+    /// Copies the image to `path`, holes as holes. `path` must not exist, or be a block device. Passes may run
+    /// meanwhile; their commit waits.
+    pub fn restore_to(&self, path: impl AsRef<Path>) -> Result<Generation, ReplicaError> {
+        let path = path.as_ref();
+        drop(self.shared.settled()?);
+        let _still = read(&self.shared.image);
+        let generation = match &*lock(&self.shared.state) {
+            State { generation: Some(generation), unfinished: false, .. } => generation.clone(),
+            State { unfinished: true, .. } => {
+                return Err(ReplicaError::Busy { dir: self.shared.dir.clone() });
+            }
+            _ => return Err(ReplicaError::Empty { dir: self.shared.dir.clone() }),
+        };
+        copy_sparse(self.image_path(), path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => ReplicaError::Exists { path: path.to_owned() },
+            _ => FileError::at("write the image to", path)(error).into(),
+        })?;
+        Ok(generation)
+    }
+
+    /// Keeps the manifest of the present generation beside the image, so that its chunks can be found in it.
+    pub fn save_manifest(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
+        Ok(files::replace(&self.shared.dir, recover::MANIFEST, &[&manifest.encode()])?)
+    }
+
+    /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
+    pub fn manifest(&self) -> Option<Manifest> {
+        let generation = self.generation()?;
+        let bytes = files::read_bounded(&self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
+        let manifest = Manifest::decode(&bytes).ok()?;
+        (manifest.root == generation.root && manifest.size == generation.size).then_some(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests;

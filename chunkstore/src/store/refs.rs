@@ -1,0 +1,72 @@
+//! Named references: one manifest file for each name, replaced in one step. It never looks at chunks.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::StoreError;
+use crate::{FileError, Manifest, files};
+
+/// Longest name of a reference, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+
+/// A manifest of 16 TiB in chunks of 64 KiB has 9 GiB; more is not read.
+const MAX_MANIFEST_BYTES: u64 = 16 << 30;
+
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:@+".contains(&byte);
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.') {
+        Ok(())
+    } else {
+        Err(StoreError::BadName { name: name.chars().take(MAX_NAME_BYTES).collect() })
+    }
+}
+
+pub(super) fn publish(dir: &Path, name: &str, manifest: &Manifest) -> Result<(), StoreError> {
+    check_name(name)?;
+    Ok(files::replace(dir, name, &[&manifest.encode()])?)
+}
+
+pub(super) fn load(dir: &Path, name: &str) -> Result<Manifest, StoreError> {
+    check_name(name)?;
+    let path = dir.join(name);
+    let bytes = files::read_bounded(&path, MAX_MANIFEST_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
+        _ => FileError::at("read the reference", &path)(error).into(),
+    })?;
+    Manifest::decode(&bytes).map_err(|source| StoreError::BadReference { name: name.to_owned(), source })
+}
+
+/// All names, sorted. Files that cannot be references (the half-written one of a crash) are passed over.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(FileError::at("list", dir))? {
+        let name = entry.map_err(FileError::at("list", dir))?.file_name();
+        if let Some(name) = name.to_str().filter(|name| check_name(name).is_ok()) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+pub(super) fn remove(dir: &Path, name: &str) -> Result<(), StoreError> {
+    check_name(name)?;
+    let path = dir.join(name);
+    fs::remove_file(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
+        _ => FileError::at("remove the reference", &path)(error).into(),
+    })?;
+    Ok(files::sync_dir(dir)?)
+}
+
+/// Removes what a crash in [`publish`] left.
+pub(super) fn remove_temporary(dir: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(dir).map_err(FileError::at("list", dir))? {
+        let entry = entry.map_err(FileError::at("list", dir))?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp")) {
+            files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::{OpenError, Store, StoreError, record};
+use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
+use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
+
+fn manifest_of(chunks: &[Vec<u8>]) -> Manifest {
+    let extents: Vec<_> = chunks
+        .iter()
+        .map(|chunk| ManifestExtent::Data { len: chunk.len() as u32, id: ChunkId::of(chunk) })
+        .collect();
+    let size = extents.iter().map(ManifestExtent::len).sum();
+    Manifest { size, root: ImageRoot::from_bytes([1; 32]), extents }
+}
+
+fn put_all(store: &Store, chunks: &[Vec<u8>]) {
+    for chunk in chunks {
+        store.put(&ChunkId::of(chunk), chunk).unwrap();
+    }
+}
+
+fn pack_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join("packs").join(format!("{number:04}.pack"))
+}
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+/// A store with some chunks of either kind, closed.
+fn closed_store(chunks: &[Vec<u8>]) -> TempDir {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    put_all(&store, chunks);
+    store.sync().unwrap();
+    dir
+}
+
+fn some_chunks(count: u64, len: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|seed| if seed % 2 == 0 { noise(seed, len) } else { text(seed, len) }).collect()
+}
+
+#[test]
+fn chunks_come_back_after_reopening() {
+    let chunks = some_chunks(20, 5000);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    for chunk in &chunks {
+        let id = ChunkId::of(chunk);
+        assert!(store.contains(&id));
+        assert_eq!(store.get(&id).unwrap(), chunk);
+        assert_eq!(store.get_encoded(&id).unwrap().decode(5000).unwrap(), chunk);
+        assert!(!store.put(&id, chunk).unwrap());
+    }
+    let stats = store.stats().unwrap();
+    assert_eq!((stats.chunks, stats.plain_bytes, stats.packs), (20, 100_000, 1));
+    assert!(stats.stored_bytes < 60_000);
+    let absent = ChunkId::of(b"absent");
+    assert!(matches!(store.get(&absent), Err(StoreError::Missing { id }) if id == absent));
+}
+
+#[test]
+fn full_packs_are_sealed_and_read_through_their_index() {
+    let chunks = some_chunks(60, 5000);
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    put_all(&store, &chunks);
+    assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    store.sync().unwrap();
+    assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    let packs = store.stats().unwrap().packs as u32;
+    assert!(packs > 5);
+    drop(store);
+    for number in 1..packs {
+        assert!(record::parse_index(&fs::read(pack_path(dir.path(), number)).unwrap()).is_some());
+    }
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    assert!(store.verify(&|_| {}).unwrap().is_clean());
+}
+
+#[test]
+fn a_second_opening_is_refused_with_the_holder() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    let Err(error @ OpenError::InUse { .. }) = Store::open(dir.path()) else { panic!("opened twice") };
+    let text = error.to_string();
+    assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    assert!(text.contains(dir.path().to_str().unwrap()), "{text}");
+    drop(store);
+    Store::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_record_torn_anywhere_is_cut_and_the_rest_stays() {
+    let chunks = some_chunks(4, 300);
+    let dir = closed_store(&chunks[..3]);
+    let pack = pack_path(dir.path(), 1);
+    let good = fs::read(&pack).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    put_all(&store, &chunks);
+    drop(store);
+    let whole = fs::read(&pack).unwrap();
+    for len in good.len()..whole.len() {
+        for filler in [0, 0xff] {
+            // A crash leaves a shorter file, or one with other bytes where the record should be.
+            let mut torn = whole[..len].to_vec();
+            if filler == 0 {
+                torn.resize(whole.len() + 100, 0);
+            }
+            fs::write(&pack, &torn).unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            assert_eq!(store.stats().unwrap().chunks, 3, "torn at {len}");
+            assert_eq!(fs::metadata(&pack).unwrap().len(), good.len() as u64);
+            assert!(store.put(&ChunkId::of(&chunks[3]), &chunks[3]).unwrap());
+            assert_eq!(store.get(&ChunkId::of(&chunks[3])).unwrap(), chunks[3]);
+            drop(store);
+            assert_eq!(fs::read(&pack).unwrap(), whole);
+        }
+    }
+}
+
+#[test]
+fn every_length_of_a_pack_opens() {
+    let chunks = some_chunks(3, 200);
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 300).unwrap();
+    put_all(&store, &chunks);
+    store.sync().unwrap();
+    drop(store);
+    let pack = pack_path(dir.path(), 1);
+    let whole = fs::read(&pack).unwrap();
+    assert!(record::parse_index(&whole).is_some());
+    for len in 0..whole.len() {
+        fs::write(&pack, &whole[..len]).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        put_all(&store, &chunks);
+        assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    }
+}
+
+#[test]
+fn a_flipped_bit_costs_one_chunk_at_most_and_can_be_repaired() {
+    let chunks = some_chunks(4, 150);
+    let dir = scratch();
+    for sealed in [false, true] {
+        let store = Store::open(dir.path()).unwrap();
+        put_all(&store, &chunks);
+        drop(store);
+        if sealed {
+            Store::open_with(dir.path(), 1).unwrap().sync().unwrap();
+        }
+        let pack = pack_path(dir.path(), 1);
+        let whole = fs::read(&pack).unwrap();
+        for at in record::PACK_HEADER_BYTES as usize..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&pack, &bad).unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            let lost = chunks.iter().filter(|chunk| store.get(&ChunkId::of(chunk)).is_err()).count();
+            assert!(lost <= 1, "{lost} chunks lost for a bit at {at}");
+            put_all(&store, &chunks);
+            assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+            drop(store);
+            // Reopened, the later copy holds.
+            let store = Store::open(dir.path()).unwrap();
+            assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+            drop(store);
+            let _ = fs::remove_file(pack_path(dir.path(), 2));
+        }
+        fs::remove_dir_all(dir.path()).unwrap();
+    }
+}
+
+#[test]
+fn files_that_are_no_packs_are_named() {
+    let dir = closed_store(&some_chunks(1, 100));
+    for (bytes, says) in [(&b"LHPACK\x00\x02"[..], "another version"), (b"something else", "not a pack")] {
+        overwrite(&pack_path(dir.path(), 1), 0, bytes);
+        let Err(error) = Store::open(dir.path()) else { panic!("opened") };
+        let text = error.to_string();
+        assert!(text.contains("0001.pack") && text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn hostile_packs_neither_panic_nor_fill_memory() {
+    let id = ChunkId::of(b"x");
+    let header = record::pack_header(1);
+    let mut cases = Vec::new();
+    // A record and an index that claim huge lengths, with good checksums.
+    let mut lie = record::encode_record(&id, Codec::Zstd, u32::MAX, b"payload");
+    cases.push([&header[..], &lie].concat());
+    lie[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    cases.push([&header[..], &lie].concat());
+    for (count, offset) in [(u64::MAX, 16), (1 << 40, 16), (1, u64::MAX), (u64::MAX / 52, 16), (0, 17)] {
+        let mut footer = b"LHINDX\x00\x01".to_vec();
+        footer.extend_from_slice(&u64::to_le_bytes(count));
+        footer.extend_from_slice(&u64::to_le_bytes(offset));
+        let check = blake3::hash(&footer);
+        footer.extend_from_slice(check.as_bytes());
+        footer.extend_from_slice(b"LHSEALED");
+        cases.push([&header[..], &footer].concat());
+    }
+    for offset in [0, 15, 16, 1 << 40, u64::MAX] {
+        let entry = record::Entry { id, offset, codec: Codec::Raw, plain_len: 1, stored_len: 1 };
+        cases.push([&header[..], &record::encode_index(&mut [entry], 16)].concat());
+    }
+    for case in cases {
+        let dir = scratch();
+        fs::create_dir_all(dir.path().join("packs")).unwrap();
+        fs::write(pack_path(dir.path(), 1), case).unwrap();
+        assert_eq!(Store::open(dir.path()).unwrap().stats().unwrap().chunks, 0);
+    }
+}
+
+#[test]
+fn only_what_the_name_says_is_taken() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    let (id, other) = (ChunkId::of(b"this"), ChunkId::of(b"that"));
+    assert!(matches!(store.put(&other, b"this"), Err(StoreError::WrongContent { .. })));
+    let encoded = Encoded::encode(Bytes::from_static(b"this"), 1);
+    assert!(matches!(store.put_encoded(&other, &encoded), Err(StoreError::WrongContent { .. })));
+    assert!(store.put_encoded(&id, &encoded).unwrap());
+    let huge = Encoded { codec: Codec::Raw, plain_len: u32::MAX, bytes: Bytes::new() };
+    assert!(matches!(store.put_encoded(&other, &huge), Err(StoreError::BadLength { .. })));
+    let bad = Encoded { codec: Codec::Zstd, plain_len: 10, bytes: Bytes::from_static(b"no frame") };
+    assert!(matches!(store.put_encoded(&other, &bad), Err(StoreError::Undecodable { .. })));
+    for len in [0, MAX_CHUNK_BYTES + 1] {
+        let data = vec![1; len];
+        assert!(matches!(store.put(&ChunkId::of(&data), &data), Err(StoreError::BadLength { .. })));
+    }
+    // A frame larger than its content is legal on the wire.
+    let noise = noise(5, 1000);
+    let frame = zstd::bulk::compress(&noise, 1).unwrap();
+    assert!(frame.len() > noise.len());
+    let loose = Encoded { codec: Codec::Zstd, plain_len: 1000, bytes: frame.into() };
+    assert!(store.put_encoded(&ChunkId::of(&noise), &loose).unwrap());
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.get(&ChunkId::of(&noise)).unwrap(), noise);
+}
+
+#[test]
+fn references_are_published_in_one_step() {
+    let chunks = some_chunks(3, 1000);
+    let dir = closed_store(&chunks[..2]);
+    let store = Store::open(dir.path()).unwrap();
+    let incomplete = manifest_of(&chunks);
+    assert!(matches!(store.publish("base", &incomplete), Err(StoreError::Missing { .. })));
+    store.publish("base", &manifest_of(&chunks[..1])).unwrap();
+    store.publish("base", &manifest_of(&chunks[..2])).unwrap();
+    fs::write(dir.path().join("refs/.other.tmp"), b"half").unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert!(!dir.path().join("refs/.other.tmp").exists());
+    assert_eq!(store.names().unwrap(), ["base"]);
+    assert_eq!(store.manifest("base").unwrap(), manifest_of(&chunks[..2]));
+    for name in ["", ".", "..", "a/b", ".hidden", "a b", "\0", &"x".repeat(129)] {
+        assert!(
+            matches!(store.publish(name, &manifest_of(&[])), Err(StoreError::BadName { .. })),
+            "{name:?}"
+        );
+        assert!(matches!(store.manifest(name), Err(StoreError::BadName { .. })));
+    }
+    assert!(matches!(store.manifest("none"), Err(StoreError::UnknownName { .. })));
+    assert!(matches!(store.remove("none"), Err(StoreError::UnknownName { .. })));
+    store.remove("base").unwrap();
+    assert!(store.names().unwrap().is_empty());
+}
+
+#[test]
+fn verification_finds_what_is_bad() {
+    let chunks = some_chunks(3, 1000);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("base", &manifest_of(&chunks)).unwrap();
+    assert!(store.verify(&|_| {}).unwrap().is_clean());
+    overwrite(&pack_path(dir.path(), 1), 16 + 64 + 500, b"rot");
+    fs::write(dir.path().join("refs/bad"), b"no manifest").unwrap();
+    let report = store.verify(&|_| {}).unwrap();
+    assert_eq!(report.damaged, [ChunkId::of(&chunks[0])]);
+    let broken: Vec<_> = report.broken.iter().map(|broken| (broken.name.as_str(), broken.missing)).collect();
+    assert_eq!(broken, [("bad", 0), ("base", 1)]);
+    // A collection that cannot know what is needed does nothing.
+    assert!(matches!(store.gc(), Err(StoreError::BadReference { .. })));
+}
+
+#[test]
+fn collection_gives_room_back_and_keeps_what_is_named() {
+    let chunks = some_chunks(40, 5000);
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    put_all(&store, &chunks);
+    let kept: Vec<_> = chunks.iter().step_by(5).cloned().collect();
+    store.publish("kept", &manifest_of(&kept)).unwrap();
+    let report = store.gc().unwrap();
+    assert!(
+        report.bytes_freed > 60_000 && report.chunks_removed == 32 && report.packs_rewritten > 0,
+        "{report:?}"
+    );
+    let check = |store: &Store| {
+        assert!(kept.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+        assert_eq!(store.stats().unwrap().chunks, 8);
+        assert!(store.verify(&|_| {}).unwrap().is_clean());
+    };
+    check(&store);
+    drop(store);
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    check(&store);
+    let report = store.gc().unwrap();
+    assert_eq!(report.chunks_removed, 0);
+    store.remove("kept").unwrap();
+    store.gc().unwrap();
+    assert_eq!(store.stats().unwrap(), super::Stats::default());
+    assert_eq!(fs::read_dir(dir.path().join("packs")).unwrap().count(), 0);
+    put_all(&store, &chunks);
+    assert_eq!(store.stats().unwrap().chunks, 40);
+}
+
+#[test]
+fn a_pin_holds_the_collector_off() {
+    let dir = closed_store(&some_chunks(2, 1000));
+    let store = Store::open(dir.path()).unwrap();
+    let pin = store.pin();
+    let collected = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            store.gc().unwrap();
+            collected.store(true, Ordering::SeqCst);
+        });
+        thread::sleep(Duration::from_millis(50));
+        assert!(!collected.load(Ordering::SeqCst));
+        assert_eq!(store.stats().unwrap().chunks, 2);
+        drop(pin);
+    });
+    assert_eq!(store.stats().unwrap().chunks, 0);
+}
+
+#[test]
+fn reads_go_on_beside_puts_syncs_and_collections() {
+    let chunks = some_chunks(200, 3000);
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 50_000).unwrap();
+    put_all(&store, &chunks[..20]);
+    store.publish("kept", &manifest_of(&chunks[..20])).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for start in 0..2 {
+            let (store, chunks) = (&store, &chunks);
+            scope.spawn(move || {
+                let pin = store.pin();
+                // Both threads put every chunk; only one of them may store it.
+                put_all(store, &chunks[start * 5..]);
+                drop(pin);
+            });
+        }
+        let reader = scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                for chunk in &chunks[..20] {
+                    assert_eq!(store.get(&ChunkId::of(chunk)).unwrap(), chunk);
+                }
+            }
+        });
+        for _ in 0..5 {
+            store.sync().unwrap();
+            store.gc().unwrap();
+        }
+        done.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+    });
+    assert!(store.verify(&|_| {}).unwrap().is_clean());
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_costs_nothing() {
+    let Some(disk) = SmallDisk::mount(1 << 20) else {
+        eprintln!("skipped: not allowed to mount a tmpfs");
+        return;
+    };
+    let chunks: Vec<_> = (0..100).map(|seed| noise(seed, 30_000)).collect();
+    let dir = disk.path().join("store");
+    let store = Store::open_with(&dir, 200_000).unwrap();
+    let mut stored = 0;
+    let error = loop {
+        match store.put(&ChunkId::of(&chunks[stored]), &chunks[stored]) {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_full() && error.to_string().contains("free some space"), "{error}");
+    assert!(stored > 25);
+    store.sync().unwrap();
+    let huge = manifest_of(&vec![chunks[0].clone(); 20_000]);
+    assert!(store.publish("huge", &huge).unwrap_err().is_full());
+    assert_eq!(store.names().unwrap(), Vec::<String>::new());
+    assert_eq!(fs::read_dir(dir.join("refs")).unwrap().count(), 0);
+
+    let away = scratch();
+    snapshot(&dir, away.path());
+    for store in [store, Store::open(away.path()).unwrap()] {
+        assert!(chunks[..stored].iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+        assert!(store.verify(&|_| {}).unwrap().is_clean());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// A store is a set of chunks, whatever is done to it in between.
+    #[test]
+    fn a_store_is_a_set(steps in prop::collection::vec((0..6_u8, 0..30_u64), 1..60)) {
+        let dir = scratch();
+        let mut store = Store::open_with(dir.path(), 8000).unwrap();
+        let mut there = std::collections::BTreeSet::new();
+        for (step, seed) in steps {
+            let chunk = if seed % 2 == 0 { noise(seed, 700) } else { text(seed, 3000) };
+            let id = ChunkId::of(&chunk);
+            match step {
+                0..=2 => prop_assert_eq!(store.put(&id, &chunk).unwrap(), there.insert(seed)),
+                3 => store.sync().unwrap(),
+                4 => {
+                    drop(store);
+                    store = Store::open_with(dir.path(), 8000).unwrap();
+                }
+                _ => match store.get(&id) {
+                    Ok(bytes) => prop_assert!(there.contains(&seed) && bytes == chunk),
+                    Err(StoreError::Missing { .. }) => prop_assert!(!there.contains(&seed)),
+                    Err(error) => panic!("{error}"),
+                },
+            }
+            prop_assert_eq!(store.stats().unwrap().chunks, there.len() as u64);
+        }
+    }
+
+    #[test]
+    fn garbage_packs_open(garbage in prop::collection::vec(any::<u8>(), 0..300)) {
+        let dir = scratch();
+        fs::create_dir_all(dir.path().join("packs")).unwrap();
+        fs::write(pack_path(dir.path(), 1), [&record::pack_header(1)[..], &garbage].concat()).unwrap();
+        prop_assert_eq!(Store::open(dir.path()).unwrap().stats().unwrap().chunks, 0);
+    }
+}

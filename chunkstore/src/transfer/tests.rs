@@ -1,0 +1,82 @@
+use std::cell::Cell;
+use std::fs;
+
+use super::{IngestError, RestoreError, ingest, restore};
+use crate::testing::{noise, text};
+use crate::{ImageTree, Manifest, RawImage, ReadImage, Seeds, Store, StoreError};
+
+fn sample(path: &std::path::Path) -> RawImage {
+    let image = RawImage::create(path, (40 << 20) + 777).unwrap();
+    image.write_at(0, &noise(1, 3 << 20)).unwrap();
+    image.write_at(10 << 20, &text(2, 6 << 20)).unwrap();
+    image.write_at(40 << 20, &noise(3, 777)).unwrap();
+    image
+}
+
+fn ingested() -> (tempfile::TempDir, Store, RawImage, Manifest) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let image = sample(&dir.path().join("a.raw"));
+    let manifest = ingest(&store, &image, &|_| {}).unwrap();
+    (dir, store, image, manifest)
+}
+
+#[test]
+fn an_image_goes_in_and_comes_out_sparse() {
+    let (dir, store, image, manifest) = ingested();
+    let mut tree = ImageTree::new(image.size());
+    tree.mark_all();
+    tree.refresh(&image).unwrap();
+    assert_eq!((manifest.root, manifest.size), (tree.root(), image.size()));
+
+    store.publish("base", &manifest).unwrap();
+    let target = RawImage::create(dir.path().join("b.raw"), image.size()).unwrap();
+    target.write_at(20 << 20, &noise(9, 1 << 20)).unwrap();
+    let done = Cell::new(0);
+    restore(&store, &store.manifest("base").unwrap(), &target, &|bytes| done.set(bytes)).unwrap();
+    assert_eq!(done.get(), image.size());
+    assert!(fs::read(image.path()).unwrap() == fs::read(target.path()).unwrap());
+    assert!(target.allocated_bytes().unwrap() <= image.allocated_bytes().unwrap() + 65536);
+    assert!(store.stats().unwrap().stored_bytes < 4 << 20);
+}
+
+#[test]
+fn a_second_time_adds_nothing() {
+    let (_dir, store, image, manifest) = ingested();
+    let before = store.stats().unwrap();
+    assert_eq!(ingest(&store, &image, &|_| {}).unwrap(), manifest);
+    assert_eq!(store.stats().unwrap(), before);
+}
+
+#[test]
+fn failures_say_what_to_do() {
+    let (dir, store, image, manifest) = ingested();
+    let small = RawImage::create(dir.path().join("c.raw"), 4096).unwrap();
+    let error = restore(&store, &manifest, &small, &|_| {}).unwrap_err();
+    assert!(matches!(error, RestoreError::Size { target_bytes: 4096, .. }), "{error}");
+
+    let empty = Store::open(dir.path().join("empty")).unwrap();
+    let target = RawImage::create(dir.path().join("d.raw"), manifest.size).unwrap();
+    let error = restore(&empty, &manifest, &target, &|_| {}).unwrap_err();
+    assert!(matches!(error, RestoreError::Store(StoreError::Missing { .. })), "{error}");
+
+    fs::OpenOptions::new().write(true).open(image.path()).unwrap().set_len(1 << 20).unwrap();
+    let error = ingest(&store, &image, &|_| {}).unwrap_err();
+    assert!(matches!(error, IngestError::Read(_)) && error.to_string().contains("shrank"), "{error}");
+}
+
+#[test]
+fn seeds_give_what_an_image_still_holds() {
+    let (_dir, _store, image, manifest) = ingested();
+    let seeds = Seeds::new();
+    seeds.add_image(image.path(), &manifest).unwrap();
+    let first = manifest.chunks().next().unwrap();
+    assert!(manifest.chunks().all(|id| seeds.contains(&id) && seeds.get(&id).is_some()));
+
+    let writer = RawImage::open_write(image.path()).unwrap();
+    writer.write_at(100, b"changed").unwrap();
+    assert_eq!(seeds.get(&first), None);
+    assert!(!seeds.contains(&first));
+    seeds.forget(image.path());
+    assert!(manifest.chunks().all(|id| seeds.get(&id).is_none()));
+}

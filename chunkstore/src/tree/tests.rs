@@ -1,0 +1,130 @@
+use std::io;
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::{ImageTree, TreeStream};
+use crate::testing::{Holed, noise};
+use crate::{ImageRoot, LEAF_BYTES, ReadImage};
+
+fn root_of(image: &dyn ReadImage) -> ImageRoot {
+    let mut tree = ImageTree::new(image.size());
+    tree.mark_all();
+    tree.refresh(image).unwrap();
+    tree.root()
+}
+
+#[test]
+fn zeroes_are_the_empty_tree_however_they_are_stored() {
+    for size in [0, 1, 65536, 65537, 20 << 20] {
+        let empty = ImageTree::new(size as u64).root();
+        assert_eq!(root_of(&vec![0; size]), empty);
+        assert_eq!(root_of(&Holed { bytes: vec![0; size], data: vec![] }), empty);
+    }
+    assert_ne!(ImageTree::new(65536).root(), ImageTree::new(65537).root());
+}
+
+#[test]
+fn only_marked_leaves_are_read() {
+    let mut bytes = noise(1, 40 * 65536 + 100);
+    let mut tree = ImageTree::new(bytes.size());
+    tree.mark_all();
+    assert_eq!(tree.refresh(&bytes).unwrap(), 41);
+    let before = tree.root();
+    bytes[5 * 65536] ^= 1;
+    assert_eq!(tree.refresh(&bytes).unwrap(), 0);
+    assert_eq!(tree.root(), before);
+    tree.mark(5 * 65536 - 1..5 * 65536 + 1);
+    tree.mark(u64::MAX - 1..u64::MAX);
+    assert_eq!((tree.marked_leaves(), tree.refresh(&bytes).unwrap()), (2, 2));
+    assert_ne!(tree.root(), before);
+    assert_eq!(tree.root(), root_of(&bytes));
+    bytes[5 * 65536] ^= 1;
+    tree.mark(5 * 65536..5 * 65536 + 1);
+    tree.refresh(&bytes).unwrap();
+    assert_eq!(tree.root(), before);
+}
+
+#[test]
+fn large_images_take_two_levels_and_two_threads() {
+    // 300 leaves: two nodes under the root, more than one thread's share.
+    let mut bytes = noise(1, 300 * 65536);
+    bytes[100 * 65536..180 * 65536].fill(0);
+    let holed =
+        Holed { bytes: bytes.clone(), data: vec![0..100 * LEAF_BYTES, 180 * LEAF_BYTES..300 * LEAF_BYTES] };
+    let mut tree = ImageTree::new(bytes.size());
+    tree.mark_all();
+    assert_eq!(tree.refresh(&holed).unwrap(), 220);
+    assert_eq!(tree.root(), root_of(&bytes));
+}
+
+/// Fails once it has read so much.
+struct Failing<'a>(&'a [u8], u64);
+
+impl ReadImage for Failing<'_> {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset >= self.1 { Err(io::Error::other("bad sector")) } else { self.0.read_at(offset, buf) }
+    }
+}
+
+#[test]
+fn a_failed_refresh_loses_no_mark() {
+    // Batches of 2048 leaves: the first one is taken over before the second fails.
+    let bytes = noise(1, 2100 * 65536);
+    let mut tree = ImageTree::new(bytes.size());
+    tree.mark_all();
+    assert!(tree.refresh(&Failing(&bytes, 2060 * LEAF_BYTES)).is_err());
+    tree.refresh(&bytes).unwrap();
+    assert_eq!(tree.root(), root_of(&bytes));
+    assert!(tree.refresh(&vec![0; 65536]).is_err());
+}
+
+/// An image as data and zero runs of arbitrary length.
+fn runs() -> impl Strategy<Value = Vec<(bool, usize)>> {
+    prop::collection::vec((any::<bool>(), 1..200_000_usize), 0..8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_stream_gives_the_same_root(runs in runs(), cut in 1..100_000_usize) {
+        let bytes: Vec<u8> =
+            runs.iter().flat_map(|(data, len)| if *data { noise(3, *len) } else { vec![0; *len] }).collect();
+        let mut stream = TreeStream::new(bytes.size());
+        let mut at = 0;
+        for (data, len) in &runs {
+            let range = at..at + len;
+            at = range.end;
+            if *data {
+                bytes[range].chunks(cut).for_each(|part| stream.data(part));
+            } else {
+                stream.hole(*len as u64);
+            }
+        }
+        prop_assert_eq!(stream.finish().root(), root_of(&bytes));
+    }
+
+    #[test]
+    fn marks_in_any_order_lead_to_the_same_root(
+        writes in prop::collection::vec((0..3_000_000_u64, 1..200_000_u64, any::<bool>()), 1..12),
+    ) {
+        let mut bytes = vec![0; 3_000_000];
+        let mut tree = ImageTree::new(bytes.size());
+        for (index, (start, len, data)) in writes.into_iter().enumerate() {
+            let range: Range<usize> = start as usize..(start + len).min(3_000_000) as usize;
+            let content = if data { noise(index as u64, range.len()) } else { vec![0; range.len()] };
+            bytes[range.clone()].copy_from_slice(&content);
+            tree.mark(range.start as u64..start + len);
+            if index % 3 == 0 {
+                tree.refresh(&bytes).unwrap();
+            }
+        }
+        tree.refresh(&bytes).unwrap();
+        prop_assert_eq!(tree.root(), root_of(&bytes));
+    }
+}

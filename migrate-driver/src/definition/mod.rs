@@ -1,0 +1,376 @@
+//! What a VM is: name, memory, disks and the few QEMU settings a platform needs to start it.
+//!
+//! A [`VmDefinition`] that exists is valid: TOML and wire forms pass through the same check. Nothing here touches
+//! the file system; whether a disk is there shows when the VM starts.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest disk name: QEMU bounds node names at 31 bytes and ours carry a prefix and a suffix.
+pub const MAX_DISK_NAME_BYTES: usize = 16;
+/// Most disks of one VM.
+pub const MAX_DISKS: usize = 16;
+/// Longest definition accepted, in bytes.
+pub const MAX_DEFINITION_BYTES: usize = 256 * 1024;
+
+/// A VM's name: 1 to 64 of `[a-z0-9_-]`, not starting with `-`. Safe as a file name and a process argument.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmName(String);
+
+/// A name that is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {given:?} is not allowed: use {rule}")]
+pub struct NameError {
+    what: &'static str,
+    given: String,
+    rule: &'static str,
+}
+
+impl VmName {
+    /// Checks and takes a name.
+    pub fn new(name: impl Into<String>) -> Result<VmName, NameError> {
+        let name = name.into();
+        let ok = (1..=64).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(is_name_byte);
+        if ok {
+            Ok(VmName(name))
+        } else {
+            Err(NameError {
+                what: "the VM name",
+                given: shorten(&name),
+                rule: "1 to 64 characters of a-z, 0-9, _ and -, not starting with -",
+            })
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for VmName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VmName {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<VmName, NameError> {
+        VmName::new(s)
+    }
+}
+
+impl TryFrom<String> for VmName {
+    type Error = NameError;
+    fn try_from(s: String) -> Result<VmName, NameError> {
+        VmName::new(s)
+    }
+}
+
+impl From<VmName> for String {
+    fn from(name: VmName) -> String {
+        name.0
+    }
+}
+
+/// One disk of a VM: a raw image or a block device, seen by the guest as a virtio-blk disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskDefinition {
+    /// Name of the disk within the VM: starts with a letter, then `[a-z0-9_-]`, 16 bytes at most.
+    pub name: String,
+    /// The raw image or block device. Relative paths are the caller's to resolve before a start.
+    pub path: PathBuf,
+}
+
+/// How QEMU treats the host's page cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Through the page cache; a guest flush is an `fdatasync`.
+    #[default]
+    Writeback,
+    /// Around the page cache (`O_DIRECT`); a guest flush is an `fdatasync`.
+    None,
+}
+
+/// The QEMU part of a definition. Every field has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QemuDefinition {
+    /// The program, found in PATH or by absolute path.
+    pub binary: String,
+    /// `-machine`.
+    pub machine: String,
+    /// `-accel`.
+    pub accel: String,
+    /// `-cpu`.
+    pub cpu: String,
+    /// `-kernel`; without it the guest boots from its first disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// `-initrd`, only with a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// `-append`, only with a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// How the disks are cached.
+    pub cache: CacheMode,
+    /// Further arguments, passed as they are, behind ours.
+    pub args: Vec<String>,
+}
+
+impl Default for QemuDefinition {
+    fn default() -> QemuDefinition {
+        QemuDefinition {
+            binary: "qemu-system-x86_64".into(),
+            machine: "q35".into(),
+            accel: "tcg,thread=multi".into(),
+            cpu: "qemu64".into(),
+            kernel: None,
+            initrd: None,
+            append: None,
+            cache: CacheMode::default(),
+            args: Vec::new(),
+        }
+    }
+}
+
+/// A VM as a platform can start it. Deserialising checks it like [`VmDefinition::parse`] does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawDefinition")]
+pub struct VmDefinition {
+    /// The VM's name.
+    pub name: VmName,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// The disks, in the order the guest sees them.
+    pub disks: Vec<DiskDefinition>,
+    /// QEMU settings.
+    pub qemu: QemuDefinition,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDefinition {
+    name: VmName,
+    memory_mib: u32,
+    #[serde(default = "one")]
+    vcpus: u32,
+    #[serde(default)]
+    disks: Vec<DiskDefinition>,
+    #[serde(default)]
+    qemu: QemuDefinition,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A definition that could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DefinitionError {
+    /// Not TOML, an unknown or missing field, or a wrong type; the message names line and field.
+    #[error("cannot read the VM definition {}: {source}", path.display())]
+    Toml {
+        /// The file the text came from.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// The text is larger than any definition.
+    #[error("the VM definition {} has {bytes} bytes; at most {MAX_DEFINITION_BYTES} are allowed", path.display())]
+    TooLarge {
+        /// The file the text came from.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
+    /// It cannot be written as TOML (a path that is not UTF-8).
+    #[error("cannot write the definition of VM {name} as TOML: {source}")]
+    Write {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: Box<toml::ser::Error>,
+    },
+}
+
+/// What the fields of a definition contradict.
+#[derive(Debug, thiserror::Error)]
+enum FieldError {
+    #[error("memory_mib = {0}: use 1 to 16777216")]
+    Memory(u32),
+    #[error("vcpus = {0}: use 1 to 1024")]
+    Vcpus(u32),
+    #[error("disks: {0} given, at most {MAX_DISKS} are allowed")]
+    TooManyDisks(usize),
+    #[error(transparent)]
+    DiskName(#[from] NameError),
+    #[error("disks: the name {0:?} is used twice")]
+    DuplicateDisk(String),
+    #[error("disks: disk {0:?} has an empty path")]
+    EmptyPath(String),
+    #[error("disks: the path {} is used twice", .0.display())]
+    DuplicatePath(PathBuf),
+    #[error("qemu.{0} is empty: leave it out for the default")]
+    Empty(&'static str),
+    #[error("qemu.{0} needs qemu.kernel")]
+    NeedsKernel(&'static str),
+    #[error("qemu.args: {0:?} is longhaul's own to set; remove it")]
+    ReservedArgument(String),
+    #[error("a text of the definition has a NUL byte")]
+    Nul,
+}
+
+/// Options that would take away what the driver relies on: its monitor, its pid file, when the guest may run.
+const RESERVED: [&str; 8] =
+    ["incoming", "S", "daemonize", "pidfile", "monitor", "preconfig", "loadvm", "snapshot"];
+
+impl VmDefinition {
+    /// Reads a definition from TOML text. `path` is only for the error message.
+    pub fn parse(toml: &str, path: &Path) -> Result<VmDefinition, DefinitionError> {
+        if toml.len() > MAX_DEFINITION_BYTES {
+            return Err(DefinitionError::TooLarge { path: path.into(), bytes: toml.len() });
+        }
+        toml::from_str(toml)
+            .map_err(|source| DefinitionError::Toml { path: path.into(), source: Box::new(source) })
+    }
+
+    /// The definition as TOML that [`VmDefinition::parse`] takes again.
+    pub fn to_toml(&self) -> Result<String, DefinitionError> {
+        toml::to_string(self)
+            .map_err(|source| DefinitionError::Write { name: self.name.clone(), source: Box::new(source) })
+    }
+
+    /// The disk of that name.
+    pub fn disk(&self, name: &str) -> Option<&DiskDefinition> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+}
+
+impl TryFrom<RawDefinition> for VmDefinition {
+    type Error = String;
+
+    fn try_from(raw: RawDefinition) -> Result<VmDefinition, String> {
+        let RawDefinition { name, memory_mib, vcpus, disks, qemu } = raw;
+        check_size(memory_mib, vcpus)
+            .and_then(|()| check_disks(&disks))
+            .and_then(|()| check_qemu(&qemu))
+            .map_err(|error| error.to_string())?;
+        Ok(VmDefinition { name, memory_mib, vcpus, disks, qemu })
+    }
+}
+
+fn check_size(memory_mib: u32, vcpus: u32) -> Result<(), FieldError> {
+    if !(1..=16 << 20).contains(&memory_mib) {
+        return Err(FieldError::Memory(memory_mib));
+    }
+    if !(1..=1024).contains(&vcpus) {
+        return Err(FieldError::Vcpus(vcpus));
+    }
+    Ok(())
+}
+
+fn check_disks(disks: &[DiskDefinition]) -> Result<(), FieldError> {
+    if disks.len() > MAX_DISKS {
+        return Err(FieldError::TooManyDisks(disks.len()));
+    }
+    let mut names = HashSet::new();
+    let mut paths = HashSet::new();
+    for disk in disks {
+        check_disk_name(&disk.name)?;
+        if !names.insert(&disk.name) {
+            return Err(FieldError::DuplicateDisk(disk.name.clone()));
+        }
+        if disk.path.as_os_str().is_empty() {
+            return Err(FieldError::EmptyPath(disk.name.clone()));
+        }
+        if !paths.insert(&disk.path) {
+            return Err(FieldError::DuplicatePath(disk.path.clone()));
+        }
+        no_nul(disk.path.as_os_str().as_encoded_bytes())?;
+    }
+    Ok(())
+}
+
+/// A disk's name becomes part of QEMU node and device names. `longhaul-` is the prefix of the nodes we remove.
+pub(crate) fn check_disk_name(name: &str) -> Result<(), NameError> {
+    let ok = (1..=MAX_DISK_NAME_BYTES).contains(&name.len())
+        && name.as_bytes()[0].is_ascii_lowercase()
+        && name.bytes().all(is_name_byte)
+        && !name.starts_with("longhaul")
+        && !name.ends_with("-file")
+        && !name.ends_with("-dev");
+    if ok {
+        return Ok(());
+    }
+    Err(NameError {
+        what: "the disk name",
+        given: shorten(name),
+        rule: "1 to 16 characters of a-z, 0-9, _ and -, the first a letter, not starting with longhaul, \
+               not ending in -file or -dev",
+    })
+}
+
+fn check_qemu(qemu: &QemuDefinition) -> Result<(), FieldError> {
+    for (field, value) in
+        [("binary", &qemu.binary), ("machine", &qemu.machine), ("accel", &qemu.accel), ("cpu", &qemu.cpu)]
+    {
+        if value.is_empty() {
+            return Err(FieldError::Empty(field));
+        }
+        no_nul(value.as_bytes())?;
+    }
+    if qemu.kernel.is_none() {
+        if qemu.initrd.is_some() {
+            return Err(FieldError::NeedsKernel("initrd"));
+        }
+        if qemu.append.is_some() {
+            return Err(FieldError::NeedsKernel("append"));
+        }
+    }
+    for path in [&qemu.kernel, &qemu.initrd].into_iter().flatten() {
+        no_nul(path.as_os_str().as_encoded_bytes())?;
+    }
+    no_nul(qemu.append.as_deref().unwrap_or("").as_bytes())?;
+    for arg in &qemu.args {
+        no_nul(arg.as_bytes())?;
+        // QEMU takes one dash or two.
+        let option = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
+        if option.is_some_and(|option| RESERVED.contains(&option)) {
+            return Err(FieldError::ReservedArgument(arg.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn no_nul(bytes: &[u8]) -> Result<(), FieldError> {
+    if bytes.contains(&0) { Err(FieldError::Nul) } else { Ok(()) }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -1,0 +1,95 @@
+use super::*;
+
+const FULL: &str = r#"
+name = "web-1"
+memory_mib = 96
+vcpus = 2
+[[disks]]
+name = "root"
+path = "/img/root.raw"
+[[disks]]
+name = "data"
+path = "/dev/vg/data"
+[qemu]
+binary = "/usr/bin/qemu-system-x86_64"
+machine = "q35"
+accel = "kvm"
+cpu = "host"
+kernel = "/k"
+initrd = "/i"
+append = "console=ttyS0"
+cache = "none"
+args = ["-netdev", "user,id=n0"]
+"#;
+
+fn parse(toml: &str) -> Result<VmDefinition, String> {
+    VmDefinition::parse(toml, Path::new("/etc/vm.toml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_full_definition_survives_the_round_trip() {
+    let def = parse(FULL).unwrap();
+    assert_eq!(def.vcpus, 2);
+    assert_eq!(def.qemu.cache, CacheMode::None);
+    assert_eq!(def.disk("data").unwrap().path, Path::new("/dev/vg/data"));
+    assert_eq!(parse(&def.to_toml().unwrap()).unwrap(), def);
+    let json = serde_json::to_string(&def).unwrap();
+    assert_eq!(serde_json::from_str::<VmDefinition>(&json).unwrap(), def);
+}
+
+#[test]
+fn defaults_fill_what_is_left_out() {
+    let def = parse("name = 'a'\nmemory_mib = 16\n").unwrap();
+    assert_eq!(def.vcpus, 1);
+    assert_eq!(def.qemu, QemuDefinition::default());
+    assert!(def.disks.is_empty());
+}
+
+#[test]
+fn errors_name_the_file_and_the_field() {
+    let cases = [
+        ("memory_mib = 16", "missing field `name`"),
+        ("name = 'a'", "missing field `memory_mib`"),
+        ("name = 'A'\nmemory_mib = 16", "the VM name \"A\" is not allowed"),
+        ("name = '-a'\nmemory_mib = 16", "the VM name"),
+        ("name = '../x'\nmemory_mib = 16", "the VM name"),
+        ("name = 'a'\nmemory_mib = 0", "memory_mib = 0"),
+        ("name = 'a'\nmemory_mib = 16\nvcpus = 0", "vcpus = 0"),
+        ("name = 'a'\nmemory_mib = 16\ncolour = 1", "unknown field `colour`"),
+        ("name = 'a'\nmemory_mib = 16\n[qemu]\nbios = 'x'", "unknown field `bios`"),
+        ("name = 'a'\nmemory_mib = 16\n[qemu]\ninitrd = 'x'", "qemu.initrd needs qemu.kernel"),
+        ("name = 'a'\nmemory_mib = 16\n[qemu]\ncpu = ''", "qemu.cpu is empty"),
+        ("name = 'a'\nmemory_mib = 16\n[qemu]\ncache = 'unsafe'", "unknown variant"),
+        ("name = 'a'\nmemory_mib = 16\n[qemu]\nargs = ['--incoming', 'x']", "qemu.args"),
+        ("name = 'a'\nmemory_mib = 16\n[[disks]]\nname = '0'\npath = 'x'", "the disk name \"0\""),
+        ("name = 'a'\nmemory_mib = 16\n[[disks]]\nname = 'longhaul-x'\npath = 'x'", "the disk name"),
+        ("name = 'a'\nmemory_mib = 16\n[[disks]]\nname = 'd,x=y'\npath = 'x'", "the disk name"),
+        ("name = 'a'\nmemory_mib = 16\n[[disks]]\nname = 'd'\npath = ''", "empty path"),
+        (
+            "name = 'a'\nmemory_mib = 16\n[[disks]]\nname = 'd'\npath = 'x'\n[[disks]]\nname = 'd'\npath = 'y'",
+            "used twice",
+        ),
+        (
+            "name = 'a'\nmemory_mib = 16\n[[disks]]\nname = 'd'\npath = 'x'\n[[disks]]\nname = 'e'\npath = 'x'",
+            "used twice",
+        ),
+    ];
+    for (toml, expected) in cases {
+        let message = parse(toml).unwrap_err();
+        assert!(message.contains(expected), "{toml:?} gave {message:?}");
+        assert!(message.contains("/etc/vm.toml"), "{message}");
+    }
+}
+
+#[test]
+fn a_huge_text_is_refused_before_it_is_parsed() {
+    let huge = "#".repeat(MAX_DEFINITION_BYTES + 1);
+    assert!(parse(&huge).unwrap_err().contains("at most"));
+}
+
+#[test]
+fn a_definition_from_the_wire_is_checked_too() {
+    let mut json = serde_json::to_value(parse(FULL).unwrap()).unwrap();
+    json["disks"][0]["name"] = "longhaul-root".into();
+    assert!(serde_json::from_value::<VmDefinition>(json).is_err());
+}

@@ -1,0 +1,274 @@
+//! What the service needs from a hypervisor, and nothing more: the [`Hypervisor`] trait, its types, its errors.
+//!
+//! Every future here may be dropped at any await without harm: the commands run to their end in the hypervisor, and
+//! [`Hypervisor::rollback`] cleans up from any state. No method resumes a guest but [`Hypervisor::resume`],
+//! [`Hypervisor::start`] and, for a guest this host had before, [`Hypervisor::rollback`].
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use crate::definition::{VmDefinition, VmName};
+use crate::qmp::QmpError;
+
+/// Where a guest stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestStatus {
+    /// No process.
+    Stopped,
+    /// The guest's CPUs run.
+    Running,
+    /// Stopped but whole: paused by us, or loaded by an incoming migration and not resumed yet.
+    Paused,
+    /// Waits for an incoming migration, or is loading one. Cannot run.
+    Incoming,
+    /// Stopped by its outgoing migration before the disks are given up; only `finish_memory` or `rollback` go on.
+    PreSwitchover,
+    /// Its memory went to a destination and its disks are given up; `resume` or `rollback` take both back.
+    PostMigrate,
+    /// What the hypervisor calls any other state, for example `io-error` or `shutdown`.
+    Other(String),
+}
+
+impl fmt::Display for GuestStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GuestStatus::Stopped => "stopped",
+            GuestStatus::Running => "running",
+            GuestStatus::Paused => "paused",
+            GuestStatus::Incoming => "incoming",
+            GuestStatus::PreSwitchover => "pre-switchover",
+            GuestStatus::PostMigrate => "postmigrate",
+            GuestStatus::Other(state) => state,
+        })
+    }
+}
+
+/// How memory is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryParams {
+    /// The guest is paused when the rest is predicted to take no longer than this.
+    pub max_downtime: Duration,
+    /// Upper bound in bytes per second; `None` leaves it to the stream's reader.
+    pub max_bandwidth_bytes_s: Option<u64>,
+}
+
+/// How far the memory is. All zero until the hypervisor has counted for the first time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryProgress {
+    /// Bytes sent so far.
+    pub transferred: u64,
+    /// Bytes still to be sent.
+    pub remaining: u64,
+    /// The guest's memory, in bytes.
+    pub total: u64,
+    /// What the guest dirties, in bytes per second.
+    pub dirty_pages_rate_bytes: u64,
+}
+
+/// How a guest is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopHow {
+    /// The power button; fails with [`DriverError::Timeout`] when the guest has not ended in that time.
+    Powerdown(Duration),
+    /// At once, like pulling the plug.
+    Kill,
+}
+
+/// What a tap brings into the NBD export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TapKind {
+    /// Every write after the tap arrives, some time after the guest has been told that it is done. `drain` waits for
+    /// all of them. `tap` returns once the hypervisor is mirroring.
+    Mirror,
+    /// Old data arrives before it is overwritten (64 KiB clusters): the image under the overlay shows the disk as it
+    /// was at the tap. With `bitmap`, a fresh dirty bitmap of that name records every write from then on (it may
+    /// contain a few from just before). End it with `untap`.
+    CopyBefore {
+        /// The bitmap to start; one of the same name is replaced.
+        bitmap: Option<String>,
+    },
+    /// The blocks (64 KiB) dirty in `bitmap` arrive as they were at the tap, perhaps among others, also as they were at the
+    /// tap. `finish_dirty` waits for them and clears exactly those bits; any failure keeps them.
+    Dirty {
+        /// A bitmap that an earlier `CopyBefore` started.
+        bitmap: String,
+    },
+}
+
+/// A hypervisor, as one host sees its VMs.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// Boots a VM. Its process outlives us.
+    async fn start(&self, def: &VmDefinition) -> Result<(), DriverError>;
+    /// Starts an empty VM that waits for its memory and never runs before [`Hypervisor::resume`].
+    async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError>;
+    /// Opens the waiting VM's ear; the caller writes the memory stream and then shuts its side down.
+    async fn open_incoming(&self, vm: &VmName) -> Result<UnixStream, DriverError>;
+    /// Waits until the memory is loaded; the guest is still paused. Fails when the stream was bad or the process ended.
+    async fn incoming_loaded(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// Starts to send the memory; the caller reads it from the stream. The guest runs on.
+    async fn send_memory(&self, vm: &VmName, params: &MemoryParams) -> Result<UnixStream, DriverError>;
+    /// Waits until nearly all memory is sent and the guest is stopped, its disks still ours.
+    async fn wait_paused(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// How far the memory is.
+    async fn memory_progress(&self, vm: &VmName) -> Result<MemoryProgress, DriverError>;
+    /// From [`GuestStatus::PreSwitchover`]: sends the rest and gives up the disks; then [`GuestStatus::PostMigrate`].
+    async fn finish_memory(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// Lets the guest run: after a pause, an incoming migration that is loaded, or (taking its disks back) from
+    /// [`GuestStatus::PostMigrate`]. Nothing to do when it runs. The caller must own the VM.
+    async fn resume(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// Stops the guest's CPUs. Nothing to do when they stand still already.
+    async fn pause(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// Whatever a crash left: ends an outgoing migration, removes all taps, lets the guest run, says where it stands.
+    /// A VM that came in and was never resumed here is never resumed by this. Idempotent. Bitmaps of warm passes stay.
+    async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
+    /// Where the guest stands.
+    async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
+    /// Ends the VM's process and waits until it is gone. Nothing to do when it is.
+    async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError>;
+    /// Starts to push from a disk into an NBD export on a unix socket.
+    async fn tap(
+        &self,
+        vm: &VmName,
+        disk: &str,
+        nbd_socket: &Path,
+        export: &str,
+        kind: TapKind,
+    ) -> Result<(), DriverError>;
+    /// Ends a [`TapKind::Mirror`] when every write so far has arrived; with the guest paused, that is all of them.
+    /// An error means that writes are missing.
+    async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
+    /// Waits until a [`TapKind::Dirty`] has delivered everything, then ends it.
+    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
+    /// Abandons any tap of the disk, or ends a [`TapKind::CopyBefore`]. Idempotent.
+    async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
+    /// Whether the bitmap exists, records, and is free for use.
+    async fn bitmap_ok(&self, vm: &VmName, disk: &str, name: &str) -> Result<bool, DriverError>;
+    /// Removes a bitmap. Idempotent.
+    async fn bitmap_remove(&self, vm: &VmName, disk: &str, name: &str) -> Result<(), DriverError>;
+}
+
+/// What failed, on which VM, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// There is no process for this VM.
+    #[error("VM {vm} is not running here; start it first")]
+    NotRunning {
+        /// The VM.
+        vm: VmName,
+    },
+    /// There is a process already.
+    #[error("VM {vm} is already running here; stop it first")]
+    AlreadyRunning {
+        /// The VM.
+        vm: VmName,
+    },
+    /// A file or directory of the VM could not be used.
+    #[error("VM {vm}: cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// The VM.
+        vm: VmName,
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A unix socket's path would be too long for the kernel.
+    #[error("VM {vm}: the socket path {} has {} bytes; at most {max} work, use a shorter --root", path.display(), path.as_os_str().len())]
+    PathTooLong {
+        /// The VM.
+        vm: VmName,
+        /// The path.
+        path: PathBuf,
+        /// The longest that works, in bytes.
+        max: usize,
+    },
+    /// QEMU refused to start.
+    #[error("VM {vm}: QEMU did not start: {message}")]
+    Start {
+        /// The VM.
+        vm: VmName,
+        /// What QEMU said.
+        message: String,
+    },
+    /// The process ended while we used it.
+    #[error("VM {vm}: QEMU ended while we were to {doing}; its last words: {log}")]
+    Died {
+        /// The VM.
+        vm: VmName,
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// The end of its log.
+        log: String,
+    },
+    /// A monitor command failed.
+    #[error("VM {vm}: cannot {doing}: {source}")]
+    Qmp {
+        /// The VM.
+        vm: VmName,
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// Why not.
+        source: QmpError,
+    },
+    /// The migration of the memory failed or was cancelled.
+    #[error("VM {vm}: the memory migration is {status} ({reason}); roll back")]
+    Migration {
+        /// The VM.
+        vm: VmName,
+        /// The hypervisor's word for its state.
+        status: String,
+        /// What it gave as the reason.
+        reason: String,
+    },
+    /// The guest is in no state for this.
+    #[error("VM {vm}: cannot {doing} while it is {status}; {hint}")]
+    WrongState {
+        /// The VM.
+        vm: VmName,
+        /// What was to be done, as a verb.
+        doing: &'static str,
+        /// Where it stands.
+        status: GuestStatus,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A push from a disk failed: what it should have delivered is not whole.
+    #[error("VM {vm}, disk {disk}: {reason}; the copy is not whole, begin the disk's pass again")]
+    Tap {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The VM has no disk of this name.
+    #[error("VM {vm} has no disk {disk:?}")]
+    UnknownDisk {
+        /// The VM.
+        vm: VmName,
+        /// The name asked for.
+        disk: String,
+    },
+    /// Something that has a bound took longer.
+    #[error("VM {vm}: {doing} took more than {} ms; {hint}", after.as_millis())]
+    Timeout {
+        /// The VM.
+        vm: VmName,
+        /// What was waited for.
+        doing: &'static str,
+        /// The bound.
+        after: Duration,
+        /// What to do.
+        hint: &'static str,
+    },
+}

@@ -1,0 +1,21 @@
+//! Where a VM runs: starting QEMU, moving its memory, and letting it push its disk writes to us.
+//!
+//! * [`definition`]: what a VM is (a small TOML file), parsed once and valid from then on.
+//! * [`hypervisor`]: the [`Hypervisor`] trait, the only thing the service above knows about a hypervisor.
+//! * [`qemu`]: the QEMU adapter, over [`qmp`].
+//! * [`nbd`]: the server a hypervisor pushes guest writes into, and the overlay they land in.
+//!
+//! This crate never opens a network socket (unix sockets and files only), never decides whether a guest may run
+//! (the hand-off does), and never ends a QEMU process unless it is told to: guests outlive the daemon.
+
+pub mod definition;
+pub mod hypervisor;
+pub mod nbd;
+pub mod qemu;
+pub mod qmp;
+
+pub use definition::{
+    CacheMode, DefinitionError, DiskDefinition, NameError, QemuDefinition, VmDefinition, VmName,
+};
+pub use hypervisor::{DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind};
+pub use qemu::Qemu;

@@ -1,0 +1,307 @@
+//! What a guest has written since a tap began: a sparse scratch file without a name, and two bitmaps over it.
+//!
+//! *covered*: the overlay holds this block. *dirty*: it was written since the last [`Overlay::take_dirty`]. Only whole
+//! blocks are taken (the last may be short), so that a covered block is exact: QEMU's mirror and copy-before-write
+//! never send less. Never syncs: after a crash the pass begins again.
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+
+/// The unit of writes and of dirt.
+pub const BLOCK_BYTES: u64 = 4096;
+/// Largest disk: ext4's largest file.
+const MAX_SIZE_BYTES: u64 = 16 << 40;
+
+/// One disk's overlay. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct Overlay {
+    size: u64,
+    scratch: File,
+    covered: Bits,
+    dirty: Bits,
+    /// In blocks; the count of set bits in `dirty`.
+    dirty_blocks: AtomicU64,
+    written_bytes: AtomicU64,
+    failure: Mutex<Option<String>>,
+}
+
+impl Overlay {
+    /// An empty overlay for a disk of `size` bytes, with its data in an unnamed file in `scratch_dir`.
+    pub fn new(size: u64, scratch_dir: &Path) -> io::Result<Overlay> {
+        if size == 0 || size > MAX_SIZE_BYTES {
+            let message = format!("an overlay of {size} bytes is not possible: use 1 to {MAX_SIZE_BYTES}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let scratch = File::from(rustix::fs::open(scratch_dir, flags, Mode::RUSR | Mode::WUSR)?);
+        scratch.set_len(size)?;
+        let blocks = size.div_ceil(BLOCK_BYTES);
+        Ok(Overlay {
+            size,
+            scratch,
+            covered: Bits::new(blocks),
+            dirty: Bits::new(blocks),
+            dirty_blocks: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        })
+    }
+
+    /// The disk's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes whole blocks at `offset`.
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let blocks = self.blocks(offset, data.len() as u64)?;
+        // Data before bits: whoever sees the bit finds the data.
+        self.scratch.write_all_at(data, offset)?;
+        self.mark(blocks, data.len() as u64);
+        Ok(())
+    }
+
+    /// Takes whole blocks of zeroes at `offset`.
+    pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let blocks = self.blocks(offset, len)?;
+        // What was never covered is a hole already.
+        if self.covered.any(blocks.clone()) {
+            self.punch(offset, len)?;
+        }
+        self.mark(blocks, len);
+        Ok(())
+    }
+
+    /// The ranges written since the last call, in order, joined, clipped to the disk; from now on they are clean. A
+    /// write that happens meanwhile is in this answer or in the next. What was written stays readable.
+    pub fn take_dirty(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        self.dirty.take(|run| {
+            self.dirty_blocks.fetch_sub(run.end - run.start, Ordering::Relaxed);
+            let (start, end) = (run.start * BLOCK_BYTES, (run.end * BLOCK_BYTES).min(self.size));
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        });
+        ranges
+    }
+
+    /// Marks ranges dirty again, for a round that failed. They must have been taken before.
+    pub fn put_back_dirty(&self, ranges: &[Range<u64>]) {
+        for range in ranges {
+            let end = range.end.min(self.size);
+            if range.start < end {
+                self.mark_dirty(range.start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES));
+            }
+        }
+    }
+
+    /// What `take_dirty` would give, in bytes, counted in blocks. A counter: cheap, and exact when nobody writes.
+    pub fn dirty_bytes(&self) -> u64 {
+        (self.dirty_blocks.load(Ordering::Relaxed) * BLOCK_BYTES).min(self.size)
+    }
+
+    /// All bytes taken so far, repeated ones too.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the overlay holds all of `range`.
+    pub fn covers(&self, range: Range<u64>) -> bool {
+        let range = range.start..range.end.min(self.size);
+        range.is_empty() || self.covered.all(range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES))
+    }
+
+    /// Reads what the overlay holds; what it does not hold reads as zeroes.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.check(offset, buf.len() as u64)?;
+        self.scratch.read_exact_at(buf, offset)
+    }
+
+    /// Reads the disk as it was at a copy-before-write tap: `base(offset, buf)` reads the live image.
+    ///
+    /// The order matters. Before a block of the image changes, its old content is in here and marked covered. So when
+    /// the base is read first and the block turns out not to be covered after that, what was read was still old.
+    /// The other way round, the block could be covered and overwritten between the look and the read.
+    pub fn read_over(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        base: impl FnOnce(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let end = self.check(offset, buf.len() as u64)?;
+        base(offset, buf)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
+        self.covered.runs(blocks, |run| {
+            let from = (run.start * BLOCK_BYTES).max(offset);
+            let to = (run.end * BLOCK_BYTES).min(end);
+            let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
+            self.scratch.read_exact_at(part, from)
+        })
+    }
+
+    /// Remembers that something meant for this overlay is missing. The first reason stays.
+    pub fn fail(&self, reason: impl Into<String>) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(|| reason.into());
+    }
+
+    /// Why the overlay is not whole, if it is not: a failed write, or a client that went away without a goodbye.
+    pub fn failed(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn mark(&self, blocks: Range<u64>, bytes: u64) {
+        self.covered.set(blocks.clone());
+        self.mark_dirty(blocks);
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn mark_dirty(&self, blocks: Range<u64>) {
+        // Counted before they can be taken, so that the counter never goes below zero.
+        let blocks_len = blocks.end - blocks.start;
+        self.dirty_blocks.fetch_add(blocks_len, Ordering::Relaxed);
+        let newly = self.dirty.set(blocks);
+        self.dirty_blocks.fetch_sub(blocks_len - newly, Ordering::Relaxed);
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.scratch, flags, offset, len) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.write_zeroes(offset, len),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let zeroes = vec![0; len.min(1 << 20) as usize];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(zeroes.len() as u64) as usize;
+            self.scratch.write_all_at(&zeroes[..part], offset + done)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    /// The blocks of a write; an error unless they are whole.
+    fn blocks(&self, offset: u64, len: u64) -> io::Result<Range<u64>> {
+        let end = self.check(offset, len)?;
+        if offset.is_multiple_of(BLOCK_BYTES) && (end.is_multiple_of(BLOCK_BYTES) || end == self.size) {
+            return Ok(offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES));
+        }
+        let message = format!("{len} bytes at {offset} are no whole {BLOCK_BYTES}-byte blocks");
+        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    }
+
+    /// The end of a range within the disk.
+    fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
+        offset.checked_add(len).filter(|&end| end <= self.size).ok_or_else(|| {
+            let message = format!("{len} bytes at {offset} are beyond the disk's {} bytes", self.size);
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })
+    }
+}
+
+/// An atomic bitmap with one summary bit for every 64 words, so that a few set bits in a large one are found fast.
+#[derive(Debug)]
+struct Bits {
+    words: Vec<AtomicU64>,
+    summary: Vec<AtomicU64>,
+}
+
+impl Bits {
+    fn new(bits: u64) -> Bits {
+        let words = bits.div_ceil(64) as usize;
+        let zeroes = |count: usize| std::iter::repeat_with(|| AtomicU64::new(0)).take(count).collect();
+        Bits { words: zeroes(words), summary: zeroes(words.div_ceil(64)) }
+    }
+
+    /// Sets a range; how many bits were new.
+    fn set(&self, range: Range<u64>) -> u64 {
+        let mut newly = 0;
+        for (index, mask) in masks(range) {
+            let before = self.words[index].fetch_or(mask, Ordering::AcqRel);
+            newly += u64::from((mask & !before).count_ones());
+            // Word before summary: a taker that misses the summary bit leaves it to the next taker.
+            let (at, bit) = (index / 64, 1 << (index % 64));
+            if self.summary[at].load(Ordering::Acquire) & bit == 0 || mask & !before != 0 {
+                self.summary[at].fetch_or(bit, Ordering::AcqRel);
+            }
+        }
+        newly
+    }
+
+    fn any(&self, range: Range<u64>) -> bool {
+        masks(range).any(|(index, mask)| self.words[index].load(Ordering::Acquire) & mask != 0)
+    }
+
+    fn all(&self, range: Range<u64>) -> bool {
+        masks(range).all(|(index, mask)| self.words[index].load(Ordering::Acquire) & mask == mask)
+    }
+
+    /// Calls `each` with the runs of set bits within a range, not joined across words.
+    fn runs(&self, range: Range<u64>, mut each: impl FnMut(Range<u64>) -> io::Result<()>) -> io::Result<()> {
+        for (index, mask) in masks(range) {
+            let word = self.words[index].load(Ordering::Acquire) & mask;
+            word_runs(index, word).try_for_each(&mut each)?;
+        }
+        Ok(())
+    }
+
+    /// Clears everything, calling `each` with the runs that were set, in order, not joined across words.
+    fn take(&self, mut each: impl FnMut(Range<u64>)) {
+        for (at, summary) in self.summary.iter().enumerate() {
+            if summary.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            let mut groups = summary.swap(0, Ordering::AcqRel);
+            while groups != 0 {
+                let index = at * 64 + groups.trailing_zeros() as usize;
+                groups &= groups - 1;
+                let word = self.words[index].swap(0, Ordering::AcqRel);
+                word_runs(index, word).for_each(&mut each);
+            }
+        }
+    }
+}
+
+/// The words a range touches, each with the bits in it.
+fn masks(range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let words = if range.is_empty() { 0..0 } else { range.start / 64..(range.end - 1) / 64 + 1 };
+    words.map(move |word| {
+        let from = range.start.saturating_sub(word * 64).min(63);
+        let to = (range.end - word * 64).min(64);
+        (word as usize, (u64::MAX << from) & (u64::MAX >> (64 - to)))
+    })
+}
+
+/// The runs of set bits in one word, as bit numbers of the whole map.
+fn word_runs(index: usize, mut word: u64) -> impl Iterator<Item = Range<u64>> {
+    std::iter::from_fn(move || {
+        if word == 0 {
+            return None;
+        }
+        let start = word.trailing_zeros();
+        let len = (word >> start).trailing_ones();
+        word &= if start + len == 64 { 0 } else { u64::MAX << (start + len) };
+        let first = index as u64 * 64 + u64::from(start);
+        Some(first..first + u64::from(len))
+    })
+}

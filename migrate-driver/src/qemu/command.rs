@@ -1,0 +1,124 @@
+//! The QEMU command line of a definition. Pure: the same definition gives the same machine on both ends, and only
+//! the paths differ.
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use super::paths::VmPaths;
+use crate::definition::{CacheMode, DiskDefinition, VmDefinition};
+
+/// What the process is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Boot the guest.
+    Boot,
+    /// Wait for a migration, and for `cont` after it.
+    Incoming,
+}
+
+/// The node the guest's disk sits on.
+pub(crate) fn file_node(disk: &str) -> String {
+    format!("{disk}-file")
+}
+
+/// The guest's device for a disk.
+pub(crate) fn device_id(disk: &str) -> String {
+    format!("{disk}-dev")
+}
+
+/// Arguments for `def.qemu.binary`. `is_device(path)` tells block devices from files. Paths should be absolute.
+pub(crate) fn arguments(
+    def: &VmDefinition,
+    paths: &VmPaths,
+    purpose: Purpose,
+    is_device: impl Fn(&Path) -> bool,
+) -> Vec<OsString> {
+    let qemu = &def.qemu;
+    let mut args = Args(Vec::new());
+    args.pair("-name", def.name.as_str());
+    args.pair("-machine", &qemu.machine);
+    args.pair("-accel", &qemu.accel);
+    args.pair("-cpu", &qemu.cpu);
+    args.pair("-smp", def.vcpus.to_string());
+    args.pair("-m", format!("{}M", def.memory_mib));
+    args.one("-nodefaults");
+    args.one("-no-user-config");
+    args.pair("-display", "none");
+    args.pair("-chardev", with_path("file,id=serial0,path=", &paths.serial(), ""));
+    args.pair("-serial", "chardev:serial0");
+    args.pair("-chardev", with_path("socket,id=qmp0,path=", &paths.qmp(), ",server=on,wait=off"));
+    args.pair("-mon", "chardev=qmp0,mode=control");
+    for (index, disk) in def.disks.iter().enumerate() {
+        disk_arguments(&mut args, disk, index, qemu.cache, is_device(&disk.path));
+    }
+    if let Some(kernel) = &qemu.kernel {
+        args.pair("-kernel", kernel);
+    }
+    if let Some(initrd) = &qemu.initrd {
+        args.pair("-initrd", initrd);
+    }
+    if let Some(append) = &qemu.append {
+        args.pair("-append", append);
+    }
+    for arg in &qemu.args {
+        args.one(arg);
+    }
+    if purpose == Purpose::Incoming {
+        args.pair("-incoming", "defer");
+        args.one("-S");
+    }
+    // A daemonized QEMU keeps its stderr only when some log item is on. `strace` never logs anything in system
+    // emulation, so the log holds error messages and nothing else.
+    args.pair("-d", "strace");
+    args.pair("-D", paths.log());
+    args.pair("-msg", "timestamp=on");
+    args.one("-daemonize");
+    args.pair("-pidfile", paths.pid());
+    args.0
+}
+
+fn disk_arguments(args: &mut Args, disk: &DiskDefinition, index: usize, cache: CacheMode, is_device: bool) {
+    let name = &disk.name;
+    let driver = if is_device { "host_device" } else { "file" };
+    let direct = if cache == CacheMode::None { "on" } else { "off" };
+    let file = file_node(name);
+    // `discard=unmap`: what the guest discards becomes a hole, so that it costs nothing to move.
+    let options = format!(",cache.direct={direct},cache.no-flush=off,discard=unmap");
+    args.pair(
+        "-blockdev",
+        with_path(&format!("driver={driver},node-name={file},filename="), &disk.path, &options),
+    );
+    args.pair("-blockdev", format!("driver=raw,node-name={name},file={file}{options}"));
+    args.pair("-device", format!("virtio-blk-pci,drive={name},id={},bootindex={index}", device_id(name)));
+}
+
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn one(&mut self, arg: impl AsRef<OsStr>) {
+        self.0.push(arg.as_ref().to_owned());
+    }
+
+    fn pair(&mut self, option: &str, value: impl AsRef<OsStr>) {
+        self.one(option);
+        self.one(value);
+    }
+}
+
+/// `before` + path + `after`, with the path's commas doubled as QEMU's option parser wants them.
+fn with_path(before: &str, path: &Path, after: &str) -> OsString {
+    let mut bytes = before.as_bytes().to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.push(byte);
+        if byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    bytes.extend_from_slice(after.as_bytes());
+    OsString::from_vec(bytes)
+}

@@ -1,0 +1,67 @@
+use super::*;
+
+fn definition(disk: &str) -> VmDefinition {
+    let text = format!(
+        "name = 'web'\nmemory_mib = 96\nvcpus = 2\n[[disks]]\nname = 'root'\npath = '{disk}'\n\
+         [qemu]\nkernel = '/k'\nappend = 'console=ttyS0 quiet'\nargs = ['-device', 'virtio-net-pci,netdev=n0']\n"
+    );
+    VmDefinition::parse(&text, Path::new("t")).unwrap()
+}
+
+fn line(def: &VmDefinition, dir: &str, purpose: Purpose) -> Vec<String> {
+    let paths = VmPaths { dir: dir.into() };
+    let is_device = |path: &Path| path.starts_with("/dev");
+    arguments(def, &paths, purpose, is_device).into_iter().map(|arg| arg.into_string().unwrap()).collect()
+}
+
+#[test]
+fn the_whole_line() {
+    let expected = "-name web -machine q35 -accel tcg,thread=multi -cpu qemu64 -smp 2 -m 96M -nodefaults \
+        -no-user-config -display none -chardev file,id=serial0,path=/run/web/serial.log -serial chardev:serial0 \
+        -chardev socket,id=qmp0,path=/run/web/qmp.sock,server=on,wait=off -mon chardev=qmp0,mode=control \
+        -blockdev driver=file,node-name=root-file,filename=/img/a.raw,cache.direct=off,cache.no-flush=off,discard=unmap \
+        -blockdev driver=raw,node-name=root,file=root-file,cache.direct=off,cache.no-flush=off,discard=unmap \
+        -device virtio-blk-pci,drive=root,id=root-dev,bootindex=0 -kernel /k -append";
+    let got = line(&definition("/img/a.raw"), "/run/web", Purpose::Boot);
+    let append = got.iter().position(|arg| arg == "-append").unwrap();
+    assert_eq!(got[..=append].join(" "), expected);
+    assert_eq!(got[append + 1], "console=ttyS0 quiet");
+    assert_eq!(
+        got[append + 2..].join(" "),
+        "-device virtio-net-pci,netdev=n0 -d strace -D /run/web/qemu.log -msg timestamp=on -daemonize \
+         -pidfile /run/web/pid"
+    );
+}
+
+#[test]
+fn both_ends_differ_in_paths_and_incoming_only() {
+    let source = line(&definition("/img/a.raw"), "/run/a/web", Purpose::Boot);
+    let target = line(&definition("/other/b.raw"), "/run/b/web", Purpose::Incoming);
+    let target: Vec<String> = target
+        .iter()
+        .map(|arg| arg.replace("/run/b/", "/run/a/").replace("/other/b.raw", "/img/a.raw"))
+        .collect();
+    let without: Vec<&String> =
+        target.iter().filter(|arg| !["-incoming", "defer", "-S"].contains(&arg.as_str())).collect();
+    assert_eq!(without, source.iter().collect::<Vec<_>>());
+    assert_eq!(target.len(), source.len() + 3);
+}
+
+#[test]
+fn devices_and_commas_in_paths() {
+    let got = line(&definition("/dev/vg/a"), "/run/web", Purpose::Boot).join(" ");
+    assert!(got.contains("driver=host_device,node-name=root-file,filename=/dev/vg/a,"), "{got}");
+    let got = line(&definition("/img/a,b=c.raw"), "/run,x/web", Purpose::Boot).join(" ");
+    assert!(got.contains("filename=/img/a,,b=c.raw,cache"), "{got}");
+    assert!(got.contains("path=/run,,x/web/qmp.sock,server"), "{got}");
+    assert!(got.contains("-pidfile /run,x/web/pid"), "{got}");
+}
+
+#[test]
+fn cache_none_is_direct() {
+    let mut def = definition("/img/a.raw");
+    def.qemu.cache = CacheMode::None;
+    let got = line(&def, "/run/web", Purpose::Boot).join(" ");
+    assert_eq!(got.matches("cache.direct=on").count(), 2);
+    assert!(!got.contains("cache.direct=off"));
+}

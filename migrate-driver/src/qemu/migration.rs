@@ -1,0 +1,238 @@
+//! QEMU's own migration of memory, up to `pre-switchover`, through it, and back.
+//!
+//! Waits by events. Never resumes a guest except in [`resume`]; `migrate_cancel` makes QEMU itself resume a guest that ran.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use super::process::io_error;
+use super::session::Session;
+use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress};
+
+/// QEMU connects to our socket at once or never.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A cancelled migration ends within a round trip of its main loop, plus a disk flush.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The run state follows the migration's state within microseconds.
+const RUN_STATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// QEMU's default is 128 MiB/s; our relay is the bound, not a number.
+const UNLIMITED_BYTES_S: u64 = 1 << 40;
+/// QEMU's own limit for `downtime-limit`.
+const MAX_DOWNTIME_MS: u128 = 2_000_000;
+
+/// Where the guest stands, from its run state and its migration's.
+pub(crate) async fn status(s: &Session) -> Result<GuestStatus, DriverError> {
+    let run_state = run_state(s).await?;
+    Ok(match run_state.as_str() {
+        "running" => GuestStatus::Running,
+        "paused" | "prelaunch" => GuestStatus::Paused,
+        "inmigrate" => GuestStatus::Incoming,
+        "postmigrate" => GuestStatus::PostMigrate,
+        "finish-migrate" if migration(s).await?.0 == "pre-switchover" => GuestStatus::PreSwitchover,
+        _ => GuestStatus::Other(run_state),
+    })
+}
+
+async fn run_state(s: &Session) -> Result<String, DriverError> {
+    let answer = s.query("query-status").await?;
+    Ok(answer.get("status").and_then(Value::as_str).unwrap_or("unknown").into())
+}
+
+/// The migration's state, "none" before the first, and QEMU's reason for a failure.
+async fn migration(s: &Session) -> Result<(String, String), DriverError> {
+    let answer = s.query("query-migrate").await?;
+    let text = |field| answer.get(field).and_then(Value::as_str);
+    Ok((
+        text("status").unwrap_or("none").into(),
+        text("error-desc").unwrap_or("no reason given").replace('\n', " "),
+    ))
+}
+
+/// Waits until the migration is in one of `targets`; fails when it ends in any other state.
+async fn reaches(s: &Session, targets: &[&str]) -> Result<String, DriverError> {
+    let mut events = s.events();
+    let mut state = migration(s).await?.0;
+    loop {
+        if targets.contains(&state.as_str()) {
+            return Ok(state);
+        }
+        if ["none", "failed", "cancelled", "completed"].contains(&state.as_str()) {
+            let reason = migration(s).await?.1;
+            return Err(DriverError::Migration { vm: s.vm.name.clone(), status: state, reason });
+        }
+        state = match s.next(&mut events).await? {
+            Some(event) if event.name == "MIGRATION" => event.text("status").into(),
+            Some(_) => state,
+            None => migration(s).await?.0,
+        };
+    }
+}
+
+/// `events` tells us of every change; `pause-before-switchover` gives us the moment between the last guest
+/// instruction and the loss of the disks. The destination needs the first and tolerates the second.
+async fn set_capabilities(s: &Session) -> Result<(), DriverError> {
+    let on = |name| json!({"capability": name, "state": true});
+    let capabilities = json!({"capabilities": [on("events"), on("pause-before-switchover")]});
+    s.run("migrate-set-capabilities", capabilities).await.map(drop)
+}
+
+/// Opens a waiting QEMU's ear and connects to it.
+pub(crate) async fn open_incoming(s: &Session) -> Result<UnixStream, DriverError> {
+    match status(s).await? {
+        GuestStatus::Incoming => {}
+        other => return Err(s.wrong_state(other, "start it with start_incoming")),
+    }
+    set_capabilities(s).await?;
+    let path = s.vm.paths.memory();
+    remove_socket(&path);
+    s.run("migrate-incoming", json!({"uri": unix_uri(&path)})).await?;
+    let stream = UnixStream::connect(&path).await.map_err(io_error(&s.vm.name, "connect to", &path))?;
+    remove_socket(&path);
+    Ok(stream)
+}
+
+/// Waits until the incoming memory is loaded.
+pub(crate) async fn incoming_loaded(s: &Session) -> Result<(), DriverError> {
+    reaches(s, &["completed"]).await.map(drop)
+}
+
+/// Starts the outgoing migration into a socket of ours and takes QEMU's connection.
+pub(crate) async fn send_memory(s: &Session, params: &MemoryParams) -> Result<UnixStream, DriverError> {
+    match status(s).await? {
+        GuestStatus::Running | GuestStatus::Paused => {}
+        other => return Err(s.wrong_state(other, "roll back first")),
+    }
+    set_capabilities(s).await?;
+    let downtime_ms = params.max_downtime.as_millis().clamp(1, MAX_DOWNTIME_MS) as u64;
+    let bandwidth = params.max_bandwidth_bytes_s.unwrap_or(UNLIMITED_BYTES_S).clamp(1, UNLIMITED_BYTES_S);
+    let parameters = json!({"downtime-limit": downtime_ms, "max-bandwidth": bandwidth});
+    s.run("migrate-set-parameters", parameters).await?;
+    let path = s.vm.paths.memory();
+    remove_socket(&path);
+    let listener = UnixListener::bind(&path).map_err(io_error(&s.vm.name, "listen on", &path))?;
+    s.run("migrate", json!({"uri": unix_uri(&path)})).await?;
+    let accepted = tokio::select! {
+        accepted = timeout(CONNECT_TIMEOUT, listener.accept()) => accepted,
+        // Only a failure ends this wait: no state is a target.
+        failed = reaches(s, &[]) => return Err(failed.err().unwrap_or_else(|| no_connection(s))),
+    };
+    remove_socket(&path);
+    match accepted {
+        Ok(Ok((stream, _))) => Ok(stream),
+        Ok(Err(error)) => Err(io_error(&s.vm.name, "accept QEMU on", &path)(error)),
+        Err(_) => Err(no_connection(s)),
+    }
+}
+
+fn no_connection(s: &Session) -> DriverError {
+    s.too_long("QEMU's connection to the memory socket", CONNECT_TIMEOUT, "roll back")
+}
+
+/// Waits until the guest is stopped at `pre-switchover`.
+pub(crate) async fn wait_paused(s: &Session) -> Result<(), DriverError> {
+    reaches(s, &["pre-switchover"]).await.map(drop)
+}
+
+/// How far the memory is.
+pub(crate) async fn progress(s: &Session) -> Result<MemoryProgress, DriverError> {
+    let answer = s.query("query-migrate").await?;
+    let number =
+        |field| answer.get("ram").and_then(|ram| ram.get(field)).and_then(Value::as_u64).unwrap_or(0);
+    Ok(MemoryProgress {
+        transferred: number("transferred"),
+        remaining: number("remaining"),
+        total: number("total"),
+        dirty_pages_rate_bytes: number("dirty-pages-rate").saturating_mul(number("page-size")),
+    })
+}
+
+/// Goes on from `pre-switchover` to the end.
+pub(crate) async fn finish_memory(s: &Session) -> Result<(), DriverError> {
+    s.run("migrate-continue", json!({"state": "pre-switchover"})).await?;
+    reaches(s, &["completed"]).await?;
+    // QEMU announces the end a moment before the run state changes, and `cont` is only right after that.
+    let deadline = Instant::now() + RUN_STATE_TIMEOUT;
+    while run_state(s).await? != "postmigrate" {
+        if Instant::now() > deadline {
+            return Err(s.too_long("the end of the migration", RUN_STATE_TIMEOUT, "roll back"));
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+/// Ends an outgoing migration that is still under way. QEMU resumes a guest that ran before.
+pub(crate) async fn cancel(s: &Session) -> Result<(), DriverError> {
+    const OVER: [&str; 4] = ["none", "failed", "cancelled", "completed"];
+    if OVER.contains(&migration(s).await?.0.as_str()) {
+        return Ok(());
+    }
+    s.query("migrate_cancel").await?;
+    match timeout(CANCEL_TIMEOUT, reaches(s, &OVER)).await {
+        Ok(state) => {
+            tracing::info!(vm = %s.vm.name, state = state?, "outgoing migration ended");
+            Ok(())
+        }
+        Err(_) => Err(s.too_long("cancelling the migration", CANCEL_TIMEOUT, "stop the VM")),
+    }
+}
+
+/// Lets the guest run, from any state in which it is whole and this host may.
+pub(crate) async fn resume(s: &Session) -> Result<(), DriverError> {
+    match status(s).await? {
+        GuestStatus::Running => {}
+        // In `inmigrate`, QEMU would remember `cont` and run the guest the moment it is loaded.
+        status @ GuestStatus::Incoming => {
+            return Err(s.wrong_state(status, "wait until its memory is loaded"));
+        }
+        // `cont` here would run the guest while its migration goes on.
+        status @ GuestStatus::PreSwitchover => return Err(s.wrong_state(status, "roll back")),
+        GuestStatus::Other(state) if state != "io-error" => {
+            return Err(s.wrong_state(GuestStatus::Other(state), "stop it and start it again"));
+        }
+        _ => {
+            s.query("cont").await?;
+            match status(s).await? {
+                GuestStatus::Running => {}
+                other => return Err(s.wrong_state(other, "see its QEMU log")),
+            }
+        }
+    }
+    let mark = s.vm.paths.incoming_mark();
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error(&s.vm.name, "remove", &mark)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stops the guest's CPUs.
+pub(crate) async fn pause(s: &Session) -> Result<(), DriverError> {
+    match status(s).await? {
+        GuestStatus::Running => s.query("stop").await.map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the VM came in and was never resumed here.
+pub(crate) fn awaits_resume(s: &Session) -> bool {
+    s.vm.paths.incoming_mark().exists()
+}
+
+fn unix_uri(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+fn remove_socket(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove the memory socket");
+    }
+}

@@ -1,0 +1,212 @@
+//! Two hosts on one machine for tests with a real QEMU, and what a daemon would do between them.
+
+pub mod guest;
+
+use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use migrate_driver::nbd::{NbdServer, Overlay};
+use migrate_driver::{
+    DiskDefinition, DriverError, GuestStatus, Hypervisor, MemoryParams, Qemu, QemuDefinition, TapKind,
+    VmDefinition, VmName,
+};
+use tokio::task::JoinHandle;
+
+use guest::{Heard, Pace};
+
+/// Most waits here are over in milliseconds; this only ends a test that would hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The disk's name in every test.
+pub const DISK: &str = "root";
+
+/// One host: a run directory, an image, a driver. Dropping it kills its VM.
+pub struct Host {
+    dir: tempfile::TempDir,
+    pub qemu: Qemu,
+    pub def: VmDefinition,
+}
+
+impl Host {
+    /// A host with an empty image directory.
+    pub fn new() -> Host {
+        let dir = tempfile::Builder::new().prefix("lh").tempdir().unwrap();
+        let qemu = Qemu::new(dir.path().join("run"));
+        let disk = DiskDefinition { name: DISK.into(), path: dir.path().join("root.raw") };
+        let def = VmDefinition {
+            name: VmName::new("guest").unwrap(),
+            memory_mib: 16,
+            vcpus: 1,
+            disks: vec![disk],
+            qemu: QemuDefinition::default(),
+        };
+        require_qemu(&def.qemu.binary);
+        Host { dir, qemu, def }
+    }
+
+    /// A host whose guest runs and has written something.
+    pub async fn with_guest(pace: Pace) -> Host {
+        let host = Host::new();
+        guest::create_disk(&host.image_path(), pace);
+        host.qemu.start(&host.def).await.unwrap();
+        host.wait_for_writes(3).await;
+        host
+    }
+
+    /// A host with an all-zero image and an empty VM that waits for memory.
+    pub async fn waiting() -> Host {
+        let host = Host::new();
+        fs::File::create_new(host.image_path()).unwrap().set_len(guest::DISK_BYTES).unwrap();
+        host.qemu.start_incoming(&host.def).await.unwrap();
+        host
+    }
+
+    /// The same host after its daemon was killed and started again.
+    pub fn restart_daemon(&mut self) {
+        self.qemu = Qemu::new(self.dir.path().join("run"));
+    }
+
+    pub fn vm(&self) -> &VmName {
+        &self.def.name
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn image_path(&self) -> PathBuf {
+        self.def.disks[0].path.clone()
+    }
+
+    pub fn image(&self) -> Vec<u8> {
+        fs::read(self.image_path()).unwrap()
+    }
+
+    pub fn heard(&self) -> Heard {
+        Heard::read(&self.qemu.serial_log(self.vm()))
+    }
+
+    pub async fn status(&self) -> GuestStatus {
+        self.qemu.status(self.vm()).await.unwrap()
+    }
+
+    /// Waits until the guest has acknowledged `count` more writes; fails on a write error the guest saw.
+    pub async fn wait_for_writes(&self, count: usize) {
+        let before = self.heard().acknowledged.len();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let heard = self.heard();
+            assert_eq!(heard.errors, 0, "the guest saw write errors");
+            if heard.acknowledged.len() >= before + count {
+                return;
+            }
+            let log = fs::read_to_string(self.path().join("run/guest/qemu.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the guest does not write; QEMU says {log:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Fails when the guest writes within a moment.
+    pub async fn assert_still(&self) {
+        let before = self.heard();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(self.heard(), before, "the guest runs");
+    }
+
+    /// Puts a tap with an overlay of its own on the disk.
+    pub async fn tap(&self, kind: TapKind) -> Tap {
+        self.try_tap(kind).await.unwrap()
+    }
+
+    pub async fn try_tap(&self, kind: TapKind) -> Result<Tap, DriverError> {
+        let tap = Tap::new(self);
+        self.qemu.tap(self.vm(), DISK, tap.server.socket(), "disk", kind).await?;
+        Ok(tap)
+    }
+
+    /// Starts sending memory with a bound that a guest of 16 MiB always meets.
+    pub async fn send_memory(&self) -> tokio::net::UnixStream {
+        self.qemu.send_memory(self.vm(), &memory_params()).await.unwrap()
+    }
+
+    pub fn pid(&self) -> i32 {
+        fs::read_to_string(self.path().join("run/guest/pid")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let pid_path = self.path().join("run/guest/pid");
+        let Ok(text) = fs::read_to_string(&pid_path) else { return };
+        let Some(pid) = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw) else { return };
+        let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains(&*pid_path.to_string_lossy()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+pub fn memory_params() -> MemoryParams {
+    MemoryParams { max_downtime: Duration::from_millis(300), max_bandwidth_bytes_s: None }
+}
+
+/// Real tests need the real thing; they never pass without it.
+fn require_qemu(binary: &str) {
+    let found = std::process::Command::new(binary).arg("--version").output();
+    assert!(found.is_ok(), "{binary} is not installed; these tests need it: apt-get install qemu-system-x86");
+}
+
+static TAPS: AtomicU32 = AtomicU32::new(0);
+
+/// An overlay with its server.
+pub struct Tap {
+    pub overlay: Arc<Overlay>,
+    pub server: NbdServer,
+}
+
+impl Tap {
+    pub fn new(host: &Host) -> Tap {
+        let size = fs::metadata(host.image_path()).unwrap().len();
+        let overlay = Arc::new(Overlay::new(size, host.path()).unwrap());
+        let socket = host.path().join(format!("nbd{}.sock", TAPS.fetch_add(1, Ordering::Relaxed)));
+        let server = NbdServer::start(&socket, vec![("disk".into(), overlay.clone())]).unwrap();
+        Tap { overlay, server }
+    }
+
+    /// Writes everything dirty into an image, as the far end of a round would.
+    pub fn apply(&self, image: &Path) -> Vec<Range<u64>> {
+        let file = fs::File::options().write(true).open(image).unwrap();
+        let ranges = self.overlay.take_dirty();
+        for range in &ranges {
+            let mut data = vec![0; (range.end - range.start) as usize];
+            self.overlay.read_at(range.start, &mut data).unwrap();
+            file.write_all_at(&data, range.start).unwrap();
+        }
+        assert_eq!(self.overlay.failed(), None);
+        ranges
+    }
+}
+
+/// Copies one image over another, in place: QEMU has the target open.
+pub fn copy_image(from: &Path, to: &Path) {
+    let data = fs::read(from).unwrap();
+    fs::File::options().write(true).open(to).unwrap().write_all_at(&data, 0).unwrap();
+}
+
+/// What the daemons do with the memory stream.
+pub fn relay(mut from: tokio::net::UnixStream, mut to: tokio::net::UnixStream) -> JoinHandle<u64> {
+    tokio::spawn(async move {
+        let bytes = tokio::io::copy(&mut from, &mut to).await.unwrap_or(0);
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut to).await;
+        bytes
+    })
+}
+
+/// Fails a test that hangs, saying where.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}

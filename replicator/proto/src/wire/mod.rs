@@ -1,0 +1,333 @@
+//! The messages on QUIC streams, and how they are framed. Pure; PROTOCOL.md is the same in prose.
+//!
+//! Every stream carries frames: a length (4 bytes, little endian) and that many bytes of bincode 2 in its standard
+//! configuration. The first frame of a stream is an [`Open`], which says what the stream is for. A length is checked
+//! against [`MAX_FRAME_BYTES`] before anything is allocated, and a frame must be used up by its message.
+//!
+//! Image bytes are known here as offsets, lengths and 32-byte BLAKE3 names only.
+
+pub(crate) mod bounded;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::handoff::{Message, Root};
+use crate::ids::JobId;
+
+/// The version of everything in this module; PROTOCOL.md names the same. Also in the ALPN name.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The ALPN protocol name. Platforms of different protocol versions do not get past the handshake.
+pub const ALPN: &[u8] = b"longhaul/1";
+
+/// The longest frame. A delta of 1 MiB that does not compress, and its list of blocks, fit.
+pub const MAX_FRAME_BYTES: usize = 4 << 20;
+
+/// The longest plan in an offer.
+pub const MAX_PLAN_BYTES: usize = 256 << 10;
+
+/// The most disks a VM on its way may have.
+pub const MAX_DISKS: usize = 256;
+
+/// The longest name of a VM, a disk, an image or a platform.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// The most extents in one batch, places in one want, runs in one delta.
+pub const MAX_BATCH_EXTENTS: usize = 1024;
+
+/// The most plain bytes in one delta.
+pub const MAX_DELTA_BYTES: usize = 1 << 20;
+
+/// The longest chunk, before compression: `chunkstore::MAX_CHUNK_BYTES`.
+pub const MAX_CHUNK_BYTES: usize = 256 << 10;
+
+/// The largest image: 64 TiB.
+pub const MAX_IMAGE_BYTES: u64 = 64 << 40;
+
+/// The name of a chunk: BLAKE3-256 of its plain bytes.
+pub type ChunkName = [u8; 32];
+
+/// The first frame of every stream: what it is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Open {
+    /// Bidirectional. One image, from the opener to the other side: then [`ToReceiver`] and [`ToSender`].
+    Transfer {
+        /// What becomes of it.
+        target: Target,
+        /// The image's size in bytes.
+        size: u64,
+    },
+    /// Unidirectional. A hypervisor's memory stream as it is, unframed, until the end of the stream.
+    Memory {
+        /// The migration.
+        job: JobId,
+    },
+    /// Unidirectional. One message of a hand-off.
+    Handoff {
+        /// The migration.
+        job: JobId,
+        /// The message.
+        message: Message,
+    },
+    /// Bidirectional. A question; the answer is one [`PeerStatus`] frame.
+    Status,
+}
+
+/// Where a transferred image goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Target {
+    /// Into the chunk store, under this name.
+    Base {
+        /// The base image's name.
+        #[serde(deserialize_with = "bounded::name")]
+        name: String,
+    },
+    /// The next generation of a VM's disk.
+    Replica {
+        /// The VM.
+        #[serde(deserialize_with = "bounded::name")]
+        vm: String,
+        /// The disk.
+        #[serde(deserialize_with = "bounded::name")]
+        disk: String,
+    },
+    /// The disk of a VM that is on its way, in place.
+    Migration {
+        /// The migration.
+        job: JobId,
+        /// The disk's place in the plan.
+        disk: u32,
+    },
+    /// Nowhere: the receiver says what it would want if this disk were migrated to it, and takes no bytes. Ends with
+    /// the stream.
+    Estimate {
+        /// The VM.
+        #[serde(deserialize_with = "bounded::name")]
+        vm: String,
+        /// The disk.
+        #[serde(deserialize_with = "bounded::name")]
+        disk: String,
+    },
+}
+
+/// What a platform says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its own name for itself.
+    pub name: String,
+    /// `CARGO_PKG_VERSION`.
+    pub version: String,
+    /// Bytes free where its images are.
+    pub free_bytes: u64,
+}
+
+/// What a receiver holds of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// The generation of what stands there; 0 when there is nothing.
+    pub generation: u64,
+    /// Its root, when known.
+    pub root: Option<Root>,
+}
+
+/// A run of an image, as its sender sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    /// This many bytes of this chunk.
+    Chunk {
+        /// Length in bytes, 1 to [`MAX_CHUNK_BYTES`].
+        len: u32,
+        /// The chunk.
+        name: ChunkName,
+    },
+    /// This many zero bytes.
+    Hole {
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+impl Extent {
+    /// The extent's length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Extent::Chunk { len, .. } => u64::from(*len),
+            Extent::Hole { len } => *len,
+        }
+    }
+
+    /// Whether it has no bytes, which no extent of a valid batch has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Plain bytes as they travel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packed {
+    /// `chunkstore::Codec` as its number: 0 as they are, 1 zstd.
+    pub codec: u8,
+    /// Length before compression.
+    pub plain_len: u32,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// One run of blocks in a delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Where it stands in the image, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// Whether it is all zero, and so not among the bytes.
+    pub zero: bool,
+}
+
+/// What a sender says on a transfer's stream. Everything applies in the order it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToReceiver {
+    /// The next extents of a scan. Batches are numbered from 0 and cover the image without gap or overlap.
+    Extents {
+        /// The batch's number.
+        batch: u32,
+        /// 1 to [`MAX_BATCH_EXTENTS`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
+        extents: Vec<Extent>,
+    },
+    /// A chunk the receiver has asked for.
+    Chunk {
+        /// The batch.
+        batch: u32,
+        /// Its place in the batch.
+        index: u32,
+        /// Its bytes.
+        data: Packed,
+    },
+    /// Blocks written since. Runs follow each other in `data`, zero runs left out.
+    Delta {
+        /// The runs, 1 to [`MAX_BATCH_EXTENTS`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
+        runs: Vec<Run>,
+        /// Their bytes, at most [`MAX_DELTA_BYTES`] plain.
+        data: Packed,
+    },
+    /// Say [`ToSender::Synced`] when everything before this is applied.
+    Sync {
+        /// Any number; comes back.
+        mark: u32,
+    },
+    /// That was all: this must be the image. For every target but a migration, where the hand-off compares.
+    Commit {
+        /// The root of the whole image.
+        root: Root,
+        /// The generation this is to follow, as [`TargetStatus`] gave it; a replica at another one refuses.
+        after: u64,
+        /// When the image was so, in milliseconds since the Unix epoch.
+        taken_unix_ms: u64,
+    },
+}
+
+/// What a receiver says on a transfer's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSender {
+    /// Go on.
+    Accepted(TargetStatus),
+    /// It will not be, or is no more.
+    Refused(Refusal),
+    /// The places of a batch that the receiver lacks, ascending.
+    Want {
+        /// The batch.
+        batch: u32,
+        /// Places in it.
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
+        indices: Vec<u32>,
+    },
+    /// Everything before the mark is applied.
+    Synced {
+        /// The mark.
+        mark: u32,
+    },
+    /// The image is there, durable, and its root is the one named.
+    Committed {
+        /// Its generation.
+        generation: u64,
+    },
+}
+
+/// Why a receiver will not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// To match on.
+    pub kind: RefusalKind,
+    /// For a person to read.
+    pub reason: String,
+}
+
+/// The kinds of refusal that a sender may treat differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// Something else works on that target.
+    Busy,
+    /// There is no such job, or name.
+    Unknown,
+    /// No room.
+    NoSpace,
+    /// The message is not of the protocol, or out of place.
+    Protocol,
+    /// The replica stands at another generation, or its content is not what the sender took it for: send a whole scan.
+    Diverged,
+    /// Anything else.
+    Failed,
+}
+
+/// A frame that cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Its length is out of bounds.
+    #[error("a frame of {0} bytes is longer than {MAX_FRAME_BYTES}")]
+    TooLong(usize),
+    /// Its bytes are no message.
+    #[error("a frame is no message of protocol {PROTOCOL_VERSION}: {0}")]
+    Malformed(String),
+}
+
+/// A message's bytes without the frame's length.
+pub(crate) fn to_bytes<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    bincode::serde::encode_to_vec(message, bincode::config::standard())
+        .map_err(|error| FrameError::Malformed(error.to_string()))
+}
+
+/// The message that these bytes are, all of them.
+pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    let config = bincode::config::standard().with_limit::<MAX_FRAME_BYTES>();
+    let (message, used) = bincode::serde::decode_from_slice(bytes, config)
+        .map_err(|error| FrameError::Malformed(error.to_string()))?;
+    if used != bytes.len() {
+        return Err(FrameError::Malformed(format!("{} bytes too many", bytes.len() - used)));
+    }
+    Ok(message)
+}
+
+/// A message as a frame.
+pub fn frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; 4];
+    frame.extend_from_slice(&to_bytes(message)?);
+    let length = frame.len() - 4;
+    if length > MAX_FRAME_BYTES {
+        return Err(FrameError::TooLong(length));
+    }
+    frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(frame)
+}
+
+/// The length of the frame that begins with these 4 bytes, within bounds.
+pub fn frame_len(prefix: [u8; 4]) -> Result<usize, FrameError> {
+    let length = u32::from_le_bytes(prefix) as usize;
+    if length > MAX_FRAME_BYTES { Err(FrameError::TooLong(length)) } else { Ok(length) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

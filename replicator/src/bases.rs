@@ -1,0 +1,169 @@
+//! Base images: into the store, and from store to store.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use chunkstore::{Manifest, RawImage, ReadImage};
+use longhaul_proto::JobId;
+use longhaul_proto::wire::Target;
+use serde::Serialize;
+
+use crate::files;
+use crate::jobs::{self, JobHandle, JobKind};
+use crate::net::NetError;
+use crate::platform::Platform;
+use crate::transfer::sender::Sender;
+use crate::transfer::{Counters, TransferError};
+
+/// Something that cannot be done to a base image.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// Its name.
+    #[error("{0}")]
+    Name(String),
+    /// The image file.
+    #[error("base image {path}: {source}")]
+    Image {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] chunkstore::StoreError),
+    /// Reading the image into the store.
+    #[error("adding {path}: {source}")]
+    Ingest {
+        /// Which.
+        path: String,
+        /// Why.
+        source: chunkstore::IngestError,
+    },
+    /// The peer.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The transfer.
+    #[error("pushing base '{name}' to '{peer}': {source}")]
+    Transfer {
+        /// Which.
+        name: String,
+        /// Whereto.
+        peer: String,
+        /// Why.
+        source: TransferError,
+    },
+    /// A part of our own ended without a word.
+    #[error("a worker ended unexpectedly")]
+    Worker,
+    /// A person.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// A base image as it is listed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Of those neither hole nor zero.
+    pub data_bytes: u64,
+    /// Its chunks.
+    pub chunks: u64,
+    /// Its root.
+    pub root: chunkstore::ImageRoot,
+}
+
+/// All base images.
+pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
+    let mut listed = Vec::new();
+    for name in platform.store().names()? {
+        let manifest = platform.store().manifest(&name)?;
+        let Manifest { size, root, .. } = manifest;
+        let (data_bytes, chunks) = (manifest.data_bytes(), manifest.chunks().count() as u64);
+        listed.push(Listed { name, size, data_bytes, chunks, root });
+    }
+    Ok(listed)
+}
+
+/// Begins to add an image as base `name`; it replaces one of that name.
+pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, BaseError> {
+    files::check_name("base image", name).map_err(BaseError::Name)?;
+    let path = image.display().to_string();
+    let image =
+        RawImage::open_read(image).map_err(|source| BaseError::Image { path: path.clone(), source })?;
+    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseAdd, name, None);
+    handle.update(|report| report.image_bytes = image.size());
+    let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
+    tokio::task::spawn_blocking(move || {
+        handle.phase("ingest");
+        let outcome = ingest(&platform, &handle, &image, &path, &name);
+        handle.finish(outcome.map_err(|error| error.to_string()));
+    });
+    Ok(id)
+}
+
+fn ingest(
+    platform: &Platform,
+    handle: &JobHandle,
+    image: &RawImage,
+    path: &str,
+    name: &str,
+) -> Result<String, BaseError> {
+    let counters = handle.counters();
+    let store = platform.store();
+    let pin = store.pin();
+    let manifest = chunkstore::ingest(store, image, &|bytes| Counters::add(&counters.scanned, bytes))
+        .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
+    Counters::add(&counters.data, manifest.data_bytes());
+    store.publish(name, &manifest)?;
+    drop(pin);
+    Ok(format!("base '{name}': {} chunks, {} bytes of data", manifest.chunks().count(), manifest.data_bytes()))
+}
+
+/// Begins to push base `name` to peers, one after the other.
+pub fn push(platform: &Arc<Platform>, name: &str, peers: Vec<String>) -> Result<JobId, BaseError> {
+    for peer in &peers {
+        platform.peers.get(peer).map_err(NetError::from)?;
+    }
+    let manifest = platform.store().manifest(name)?;
+    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
+    handle.update(|report| report.image_bytes = manifest.size * peers.len() as u64);
+    let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
+    tokio::spawn(async move {
+        let pushing = push_to_all(&platform, &handle, &name, &manifest, &peers);
+        let outcome = tokio::select! {
+            outcome = pushing => outcome,
+            () = handle.cancelled() => Err(BaseError::Cancelled),
+        };
+        handle.finish(outcome.map_err(|error| error.to_string()));
+    });
+    Ok(id)
+}
+
+async fn push_to_all(
+    platform: &Platform,
+    handle: &JobHandle,
+    name: &str,
+    manifest: &Manifest,
+    peers: &[String],
+) -> Result<String, BaseError> {
+    let store = platform.store().clone();
+    let pin = tokio::task::spawn_blocking(move || store.pin()).await.map_err(|_| BaseError::Worker)?;
+    for peer in peers {
+        handle.phase(&format!("push to {peer}"));
+        let transfer = |source| BaseError::Transfer { name: name.to_owned(), peer: peer.clone(), source };
+        let connection = platform.network.dial(peer).await?;
+        let target = Target::Base { name: name.to_owned() };
+        let settings = platform.transfer_settings();
+        let (mut sender, _) = Sender::open(&connection, target, manifest.size, settings, handle.counters())
+            .await
+            .map_err(transfer)?;
+        sender.manifest(platform.store().clone(), manifest.clone()).await.map_err(transfer)?;
+        sender.commit(manifest.root, 0, jobs::unix_ms()).await.map_err(transfer)?;
+    }
+    drop(pin);
+    Ok(format!("base '{name}' is on {}", peers.join(", ")))
+}

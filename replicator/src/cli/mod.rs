@@ -1,0 +1,407 @@
+//! The command line: flags in, a parsed request out, before anything is done; then one call to the daemon, and its
+//! answer shown. Everything it can do can be done with `curl` on the control socket as well.
+
+mod client;
+mod probe;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::config::{Config, Layout};
+use crate::control;
+use crate::daemon;
+use crate::identity::Identity;
+use client::{Client, ClientError};
+
+/// Moves running virtual machines between sites that share no storage, and keeps warm copies of their disks.
+#[derive(Parser)]
+#[command(name = "longhaul", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    /// Where this platform keeps everything, instead of /etc/longhaul, /var/lib/longhaul and /run/longhaul
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Print one JSON object on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 it failed, and what it touched is as before; 2 the command line is wrong; 3 no daemon answers;
+4 the VM or replica is busy with another job (for cron: try again later).";
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_NO_DAEMON: u8 = 3;
+const EXIT_BUSY: u8 = 4;
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service
+    Daemon,
+    /// Show who this platform is; makes its key when there is none
+    Identity,
+    /// Whom this platform trusts
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Base images in the chunk store
+    #[command(subcommand)]
+    Base(BaseCommand),
+    /// Single images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// One warm pass of a VM's disks to a peer, for cron
+    Replicate {
+        /// The VM
+        vm: String,
+        /// The peer
+        #[arg(long)]
+        to: String,
+    },
+    /// Replicas that this platform keeps
+    #[command(subcommand)]
+    Replica(ReplicaCommand),
+    /// Move a running VM to a peer
+    Migrate(MigrateArgs),
+    /// Jobs
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// What a job did, beside the paper's Table 1
+    Report {
+        /// The job's id
+        job: String,
+    },
+    /// The chunk store
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// The paper's UDP tool: a packet of 210 bytes every 20 ms, and what became of them
+    #[command(subcommand)]
+    Probe(probe::ProbeCommand),
+    /// Print a commented configuration file
+    ExampleConfig,
+}
+
+#[derive(Subcommand)]
+enum PeerCommand {
+    /// Trust a platform, by the fingerprint that `longhaul identity` prints there
+    Add {
+        /// Its name here
+        name: String,
+        /// HOST:PORT
+        address: String,
+        /// 64 hexadecimal digits
+        fingerprint: String,
+    },
+    /// List them
+    List,
+    /// Ask one how it is
+    Ask {
+        /// Its name
+        name: String,
+    },
+    /// Trust it no longer
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum BaseCommand {
+    /// Add a raw image or block device as a base image
+    Add {
+        /// The base's name
+        name: String,
+        /// The image
+        image: PathBuf,
+    },
+    /// List them
+    List,
+    /// Put a base on other platforms; what they hold is not sent
+    Push {
+        /// The base
+        name: String,
+        /// The peers
+        #[arg(required = true)]
+        peers: Vec<String>,
+    },
+    /// Remove one; `store gc` gives the room back
+    Remove {
+        /// The base
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// Copy an image to a peer, incrementally and verified
+    Send {
+        /// A raw image or block device that nobody writes to
+        image: PathBuf,
+        /// PEER or PEER:NAME
+        target: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum VmCommand {
+    /// Describe a VM, from a definition file
+    Define {
+        /// The file
+        file: PathBuf,
+    },
+    /// List them
+    List,
+    /// Start one
+    Start {
+        /// The VM
+        name: String,
+    },
+    /// Power one down
+    Stop {
+        /// The VM
+        name: String,
+        /// At once, like pulling the plug
+        #[arg(long)]
+        kill: bool,
+    },
+}
+
+#[derive(Args)]
+struct MigrateArgs {
+    /// The VM
+    vm: String,
+    /// The peer
+    #[arg(long)]
+    to: String,
+    /// Switch over once the guest is predicted to stand still for no longer than this, as `300ms` or `2s`
+    #[arg(long, value_name = "DURATION", value_parser = milliseconds)]
+    max_downtime: Option<u64>,
+    /// Show what would be done and sent
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Subcommand)]
+enum ReplicaCommand {
+    /// List them
+    List,
+    /// Copy a replica's image to a new file
+    Restore {
+        /// The VM, or the image's name
+        name: String,
+        /// The new file
+        path: PathBuf,
+        /// Which disk, when there are several
+        #[arg(long)]
+        disk: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum JobCommand {
+    /// List them
+    List,
+    /// Show one
+    Show {
+        /// Its id
+        job: String,
+    },
+    /// Follow one until it ends
+    Watch {
+        /// Its id
+        job: String,
+    },
+    /// Stop one; what it touched is as before
+    Cancel {
+        /// Its id
+        job: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// What it holds
+    Stats,
+    /// Read everything and check it
+    Verify,
+    /// Give back the room of chunks that no base needs
+    Gc,
+}
+
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let factor = match unit {
+        "ms" => 1.0,
+        "s" => 1000.0,
+        _ => return Err("write it as 300ms or 2s".to_owned()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if (1.0..=60_000.0).contains(&(number * factor)) => Ok((number * factor) as u64),
+        _ => Err("it must be within 1ms and 60s".to_owned()),
+    }
+}
+
+/// Parses the command line, does it, and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_FAILED),
+        Err(error) => {
+            eprintln!("longhaul: {error:#}");
+            ExitCode::from(match error.downcast_ref::<ClientError>() {
+                Some(ClientError::NoDaemon { .. }) => EXIT_NO_DAEMON,
+                Some(ClientError::Refused { message, .. }) if message.contains("busy with job") => EXIT_BUSY,
+                _ => EXIT_FAILED,
+            })
+        }
+    }
+}
+
+/// False when a job failed, which has then been shown.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    let layout = Layout::new(cli.root.as_deref());
+    let json = cli.json;
+    match cli.command {
+        Command::Daemon => {
+            let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            daemon::run(layout)?;
+            Ok(true)
+        }
+        Command::Identity => {
+            let config = Config::load(&layout.config())?;
+            let identity = Identity::load_or_create(&layout.identity())?;
+            let value = json!({ "name": config.name, "fingerprint": identity.fingerprint() });
+            show::value(&value, json);
+            Ok(true)
+        }
+        Command::ExampleConfig => {
+            print!("{}", crate::config::EXAMPLE);
+            Ok(true)
+        }
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                if let Command::Probe(probe) = command {
+                    return probe::run(probe, json).await;
+                }
+                let mut client = Client::connect(&layout.control_socket()).await?;
+                talk(&mut client, command, json).await
+            })
+        }
+    }
+}
+
+async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Result<bool> {
+    match request(command)? {
+        Request::Get(path) => show::value(&client.get(&path).await?, json),
+        Request::Delete(path) => show::value(&client.delete(&path).await?, json),
+        Request::Post(path, body) => show::value(&client.post(&path, &body).await?, json),
+        Request::Job(path, body) => {
+            let answer = client.post(&path, &body).await?;
+            let id = answer["job"].as_str().context("the daemon named no job")?.to_owned();
+            return watch(client, &id, json, false).await;
+        }
+        Request::Watch(id) => return watch(client, &id, json, true).await,
+        Request::Report(id) => {
+            let report = client.get(&format!("/v1/jobs/{id}")).await?;
+            if json { show::value(&report, true) } else { show::report(&serde_json::from_value(report)?) }
+        }
+    }
+    Ok(true)
+}
+
+async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow::Result<bool> {
+    let mut progress = show::Progress::new();
+    let last = client.watch(id, |report| progress.report(report)).await?;
+    progress.end();
+    let done = last.state == crate::jobs::JobState::Done;
+    if json {
+        show::value(&serde_json::to_value(&last)?, true);
+    } else if long || last.downtime_ms.is_some() {
+        show::report(&last);
+    } else {
+        show::outcome(&last);
+    }
+    Ok(done)
+}
+
+enum Request {
+    Get(String),
+    Delete(String),
+    Post(String, Value),
+    /// Begins a job, which is then watched.
+    Job(String, Value),
+    Watch(String),
+    Report(String),
+}
+
+fn request(command: Command) -> anyhow::Result<Request> {
+    use Request::{Delete, Get, Job, Post, Report, Watch};
+    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| path.display().to_string());
+    Ok(match command {
+        Command::Peer(PeerCommand::Add { name, address, fingerprint }) => {
+            Post("/v1/peers".into(), json!({ "name": name, "address": address, "fingerprint": fingerprint }))
+        }
+        Command::Peer(PeerCommand::List) => Get("/v1/peers".into()),
+        Command::Peer(PeerCommand::Ask { name }) => Get(format!("/v1/peers/{name}")),
+        Command::Peer(PeerCommand::Remove { name }) => Delete(format!("/v1/peers/{name}")),
+        Command::Base(BaseCommand::Add { name, image }) => {
+            Job("/v1/bases".into(), json!({ "name": name, "image": absolute(image)? }))
+        }
+        Command::Base(BaseCommand::List) => Get("/v1/bases".into()),
+        Command::Base(BaseCommand::Push { name, peers }) => {
+            Job(format!("/v1/bases/{name}/push"), json!({ "peers": peers }))
+        }
+        Command::Base(BaseCommand::Remove { name }) => Delete(format!("/v1/bases/{name}")),
+        Command::Image(ImageCommand::Send { image, target }) => {
+            let image = absolute(image)?;
+            let stem = image.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image").to_lowercase();
+            let (peer, name) = target.split_once(':').unwrap_or((&target, &stem));
+            Job("/v1/images/send".into(), json!({ "image": image, "peer": peer, "name": name }))
+        }
+        Command::Vm(VmCommand::Define { file }) => Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?),
+        Command::Vm(VmCommand::List) => Get("/v1/vms".into()),
+        Command::Vm(VmCommand::Start { name }) => Post(format!("/v1/vms/{name}/start"), json!({})),
+        Command::Vm(VmCommand::Stop { name, kill }) => Post(format!("/v1/vms/{name}/stop"), json!({ "kill": kill })),
+        Command::Replicate { vm, to } => Job(format!("/v1/vms/{vm}/replicate"), json!({ "to": to })),
+        Command::Migrate(MigrateArgs { vm, to, max_downtime, dry_run }) => {
+            let body = json!({ "to": to, "max_downtime_ms": max_downtime, "dry_run": dry_run });
+            let path = format!("/v1/vms/{vm}/migrate");
+            if dry_run { Post(path, body) } else { Job(path, body) }
+        }
+        Command::Replica(ReplicaCommand::List) => Get("/v1/replicas".into()),
+        Command::Replica(ReplicaCommand::Restore { name, path, disk }) => {
+            Post(format!("/v1/replicas/{name}/restore"), json!({ "path": absolute(path)?, "disk": disk }))
+        }
+        Command::Job(JobCommand::List) => Get("/v1/jobs".into()),
+        Command::Job(JobCommand::Show { job }) => Get(format!("/v1/jobs/{job}")),
+        Command::Job(JobCommand::Watch { job }) => Watch(job),
+        Command::Job(JobCommand::Cancel { job }) => Post(format!("/v1/jobs/{job}/cancel"), json!({})),
+        Command::Report { job } => Report(job),
+        Command::Store(StoreCommand::Stats) => Get("/v1/store".into()),
+        Command::Store(StoreCommand::Verify) => Post("/v1/store/verify".into(), json!({})),
+        Command::Store(StoreCommand::Gc) => Post("/v1/store/gc".into(), json!({})),
+        Command::Daemon | Command::Identity | Command::ExampleConfig | Command::Probe(_) => {
+            anyhow::bail!("this command needs no daemon")
+        }
+    })
+}

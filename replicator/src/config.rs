@@ -1,0 +1,255 @@
+//! Where a platform keeps its things, and the configuration file. Reads files; opens no socket.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// A unix socket's path has room for 107 bytes; the longest name below the run directory is that of a VM's socket.
+const LONGEST_SOCKET_BELOW_RUN: usize = "/vm/".len() + 64 + "/mem.sock".len();
+const UNIX_PATH_BYTES: usize = 107;
+
+/// The example that `--help` and the README point to; it is parsed by a test, so it stays true.
+pub const EXAMPLE: &str = include_str!("../longhaul.example.toml");
+
+/// The directories of a platform.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    etc: PathBuf,
+    var: PathBuf,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// Everything below `root`, or in the system's own places when there is none.
+    pub fn new(root: Option<&Path>) -> Self {
+        match root {
+            Some(root) => {
+                let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+                Layout { etc: root.clone(), run: root.join("run"), var: root }
+            }
+            None => Layout {
+                etc: "/etc/longhaul".into(),
+                var: "/var/lib/longhaul".into(),
+                run: "/run/longhaul".into(),
+            },
+        }
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.etc.join("longhaul.toml")
+    }
+
+    /// The key and the list of peers.
+    pub fn identity(&self) -> PathBuf {
+        self.var.join("identity")
+    }
+
+    /// The chunk store.
+    pub fn store(&self) -> PathBuf {
+        self.var.join("store")
+    }
+
+    /// Images of VMs that came here: `images/VM/DISK.raw`.
+    pub fn image(&self, vm: &str, disk: &str) -> PathBuf {
+        self.var.join("images").join(vm).join(format!("{disk}.raw"))
+    }
+
+    /// Replicas: `replicas/VM/DISK/`.
+    pub fn replicas(&self) -> PathBuf {
+        self.var.join("replicas")
+    }
+
+    /// Journals and reports of jobs.
+    pub fn journal(&self) -> PathBuf {
+        self.var.join("journal")
+    }
+
+    /// VM definitions: `vms/NAME.toml`.
+    pub fn vms(&self) -> PathBuf {
+        self.var.join("vms")
+    }
+
+    /// Scratch files that have no name: the overlays of running jobs.
+    pub fn scratch(&self) -> PathBuf {
+        self.var.join("scratch")
+    }
+
+    /// Sockets and pid files.
+    pub fn run(&self) -> PathBuf {
+        self.run.clone()
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run.join("longhaul.sock")
+    }
+
+    /// Creates the directories a daemon needs.
+    pub fn create(&self) -> Result<(), ConfigError> {
+        let run_bytes = self.run.as_os_str().len();
+        let longest = UNIX_PATH_BYTES - LONGEST_SOCKET_BELOW_RUN;
+        if run_bytes > longest {
+            return Err(ConfigError::PathTooLong { path: self.run.clone(), longest });
+        }
+        let dirs = [
+            self.identity(),
+            self.store(),
+            self.replicas(),
+            self.journal(),
+            self.vms(),
+            self.scratch(),
+            self.run.join("vm"),
+            self.var.join("images"),
+        ];
+        for dir in dirs {
+            std::fs::create_dir_all(&dir).map_err(|source| ConfigError::Io { path: dir.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// The configuration file, all of it optional. See `longhaul.example.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What this platform calls itself.
+    pub name: String,
+    /// Where it listens for its peers (UDP).
+    pub listen: SocketAddr,
+    /// zstd level for what goes over the wire.
+    pub compression_level: i32,
+    /// Congestion controller: CUBIC for clean paths, BBR where packets are lost at random.
+    pub congestion: Congestion,
+    /// Bytes of image data that may be under way in one transfer.
+    pub window_bytes: usize,
+    /// Silence after which a connection is given up, in seconds.
+    pub idle_timeout_s: u64,
+}
+
+/// A QUIC congestion controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// RFC 9438.
+    Cubic,
+    /// BBR, experimental in quinn.
+    Bbr,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            name: host_name(),
+            listen: SocketAddr::from(([0; 8], 4433)),
+            compression_level: 1,
+            congestion: Congestion::Cubic,
+            window_bytes: 64 << 20,
+            idle_timeout_s: 10,
+        }
+    }
+}
+
+impl Config {
+    /// The file's settings, or the defaults when there is no file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
+            Err(source) => return Err(ConfigError::Io { path: path.to_owned(), source }),
+        };
+        let config: Config = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let range = 1 << 20..=1 << 30;
+        if !range.contains(&config.window_bytes) {
+            let what = format!("window_bytes = {} is not within 1 MiB to 1 GiB", config.window_bytes);
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
+        if !(-7..=19).contains(&config.compression_level) {
+            let what = format!("compression_level = {} is not within -7 to 19", config.compression_level);
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
+        if !(1..=600).contains(&config.idle_timeout_s) {
+            let what = format!("idle_timeout_s = {} is not within 1 to 600", config.idle_timeout_s);
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
+        Ok(config)
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "longhaul".to_owned(), |name| name.trim().to_owned())
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file or directory is out of reach.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a key that is not known.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// A value out of bounds.
+    #[error("{path}: {what}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which value, and its bounds.
+        what: String,
+    },
+    /// Sockets below it could not be named.
+    #[error("{path}: this path has more than {longest} bytes, too long for the unix sockets below it; use a shorter --root")]
+    PathTooLong {
+        /// The run directory.
+        path: PathBuf,
+        /// The most it may have.
+        longest: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("longhaul.toml");
+        std::fs::write(&path, EXAMPLE).unwrap();
+        let example = Config::load(&path).unwrap();
+        let default = Config::default();
+        assert_eq!(example.listen, default.listen);
+        assert_eq!(example.window_bytes, default.window_bytes);
+        assert_eq!(example.congestion, default.congestion);
+        assert_eq!(example.compression_level, default.compression_level);
+        assert_eq!(example.idle_timeout_s, default.idle_timeout_s);
+    }
+
+    #[test]
+    fn an_unknown_key_names_file_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("longhaul.toml");
+        std::fs::write(&path, "name = \"a\"\nlisen = \"[::]:1\"\n").unwrap();
+        let message = Config::load(&path).unwrap_err().to_string();
+        assert!(message.contains("longhaul.toml") && message.contains("lisen") && message.contains('2'), "{message}");
+    }
+
+    #[test]
+    fn a_long_root_is_refused_before_any_socket() {
+        let layout = Layout::new(Some(Path::new(&format!("/tmp/{}", "x".repeat(80)))));
+        assert!(matches!(layout.create(), Err(ConfigError::PathTooLong { .. })));
+    }
+}

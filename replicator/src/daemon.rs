@@ -1,0 +1,73 @@
+//! The daemon: puts the platform together, takes up what a crash left, and serves until it is told to end. Guests go on
+//! without it.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use chunkstore::{Seeds, Store};
+use migrate_driver::Qemu;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, Layout};
+use crate::identity::Identity;
+use crate::jobs::Jobs;
+use crate::migrate::Handoffs;
+use crate::net::Network;
+use crate::peers::Peers;
+use crate::platform::Platform;
+use crate::replicas::Replicas;
+use crate::transfer::sink::Holdings;
+use crate::vms::Vms;
+use crate::warm::WarmStates;
+use crate::{control, migrate, serve};
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(layout: Layout) -> anyhow::Result<()> {
+    let config = Config::load(&layout.config())?;
+    layout.create()?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve_until_told(layout, config))
+}
+
+async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> {
+    // The store's lock is also what keeps two daemons from one root, so it comes before everything that changes anything.
+    let store = Store::open(layout.store()).context("opening the chunk store")?;
+    let identity = Identity::load_or_create(&layout.identity())?;
+    let peers = Arc::new(Peers::load(&layout.identity())?);
+    let seeds = Arc::new(Seeds::new());
+    let replicas = Replicas::load(&layout.replicas(), seeds.clone()).context("opening the replicas")?;
+    let vms = Arc::new(Vms::load(&layout.vms())?);
+    let jobs = Arc::new(Jobs::load(&layout.journal()).context("reading the reports of earlier jobs")?);
+    let (network, dialled) = Network::open(&config, identity.clone(), peers.clone())?;
+    let platform = Arc::new(Platform {
+        hypervisor: Arc::new(Qemu::new(layout.run().join("vm"))),
+        holdings: Holdings { store: Arc::new(store), seeds },
+        handoffs: Handoffs::default(),
+        warm: WarmStates::default(),
+        layout,
+        config,
+        identity,
+        peers,
+        network,
+        replicas,
+        vms,
+        jobs,
+    });
+    migrate::recover_all(&platform).await?;
+    let control = control::listen(&platform.layout.control_socket())?;
+    tracing::info!(
+        "platform '{}' with key {} listens on {} (UDP)",
+        platform.config.name,
+        platform.identity.fingerprint(),
+        platform.config.listen
+    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        () = serve::serve(platform.clone(), dialled) => {}
+        served = control::serve(platform.clone(), control) => served?,
+        _ = terminate.recv() => tracing::info!("told to end"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+    }
+    platform.network.close().await;
+    let _ = std::fs::remove_file(platform.layout.control_socket());
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! What a migration would send: the plan for `--dry-run`. Asks the peer, changes nothing on either side.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use chunkstore::RawImage;
+use longhaul_proto::wire::Target;
+use serde::Serialize;
+
+use crate::migrate::source::{MigrateError, plan};
+use crate::net::NetError;
+use crate::platform::Platform;
+use crate::transfer::sender::Sender;
+use crate::transfer::{Counters, TransferError};
+
+/// An estimate that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EstimateError {
+    /// The plan.
+    #[error(transparent)]
+    Plan(#[from] MigrateError),
+    /// The peer.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// Asking it.
+    #[error("asking what the peer lacks of disk '{disk}': {source}")]
+    Transfer {
+        /// Which.
+        disk: String,
+        /// Why.
+        source: TransferError,
+    },
+}
+
+/// What a migration would do and send.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    /// The VM.
+    pub vm: String,
+    /// Whereto.
+    pub to: String,
+    /// Its epoch there.
+    pub epoch: u64,
+    /// What would happen, in order.
+    pub phases: Vec<&'static str>,
+    /// Guest memory, all of which may be sent.
+    pub memory_bytes: u64,
+    /// A line for each disk.
+    pub disks: Vec<DiskEstimate>,
+}
+
+/// What would be sent of a disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskEstimate {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Of those neither hole nor zero.
+    pub data_bytes: u64,
+    /// Data the peer holds.
+    pub held_bytes: u64,
+    /// Data that would be sent, before compression; and what the guest writes meanwhile.
+    pub to_send_bytes: u64,
+}
+
+/// Scans the VM's disks and asks `peer` what it lacks.
+pub async fn estimate(platform: &Platform, vm: &str, peer: &str) -> Result<Estimate, EstimateError> {
+    let epoch = platform.vms.owned(vm).map_err(MigrateError::from)?.next().0;
+    let plan = plan(platform, vm)?;
+    let connection = platform.network.dial(peer).await?;
+    let mut disks = Vec::new();
+    for (disk, definition) in plan.disks.iter().zip(&plan.definition.disks) {
+        let failed = |source| EstimateError::Transfer { disk: disk.name.clone(), source };
+        let path = definition.path.display().to_string();
+        let image = RawImage::open_read(&definition.path)
+            .map_err(|source| failed(TransferError::Image { image: path.clone(), source }))?;
+        let counters = Arc::new(Counters::default());
+        let target = Target::Estimate { vm: vm.to_owned(), disk: disk.name.clone() };
+        let settings = platform.transfer_settings();
+        let (mut sender, _) =
+            Sender::open(&connection, target, disk.size, settings, counters.clone()).await.map_err(failed)?;
+        sender.estimate(Arc::new(image), &path).await.map_err(failed)?;
+        let get = |counter: &AtomicU64| Counters::get(counter);
+        let (data_bytes, held_bytes) = (get(&counters.data), get(&counters.dedup));
+        let to_send_bytes = data_bytes - held_bytes;
+        disks.push(DiskEstimate { name: disk.name.clone(), size: disk.size, data_bytes, held_bytes, to_send_bytes });
+    }
+    let memory_bytes = u64::from(plan.definition.memory_mib) << 20;
+    let phases = vec!["prepare", "bulk", "precopy", "memory", "switchover", "release", "resume", "rebind", "done"];
+    Ok(Estimate { vm: vm.to_owned(), to: peer.to_owned(), epoch, phases, memory_bytes, disks })
+}

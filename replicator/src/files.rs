@@ -1,0 +1,35 @@
+//! Small things about files that several modules need: atomic writes, names that are safe in paths, free space.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Replaces the file by these bytes: after a crash it is the old or the new one, whole.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A name that is safe as one part of a path, the same on both platforms: 1 to 64 of `a-z 0-9 _ - .`, not led by a dot.
+pub fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-' | '.');
+    if (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.') {
+        return Ok(());
+    }
+    Err(format!("'{name}' cannot be the name of a {what}: use 1 to 64 of a-z, 0-9, '_', '-' and '.', no dot first"))
+}
+
+/// Bytes that an unprivileged writer could still write where `path` is.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

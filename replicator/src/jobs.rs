@@ -1,0 +1,405 @@
+//! Jobs: everything that takes long. A job is a snapshot that changes until it ends, can be watched and cancelled, and is
+//! kept as a report afterwards. A hand-off's journal is another thing (`journal`): this one never decides anything.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use longhaul_proto::JobId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::files;
+use crate::transfer::Counters;
+
+/// Reports kept, the latest ones.
+const MAX_REPORTS: usize = 1000;
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// `base add`
+    BaseAdd,
+    /// `base push`
+    BasePush,
+    /// `image send`
+    ImageSend,
+    /// `replicate`
+    Replicate,
+    /// `replica restore`
+    ReplicaRestore,
+    /// `migrate`, at the source.
+    MigrateOut,
+    /// A peer's `migrate`, at the destination.
+    MigrateIn,
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It goes on.
+    Running,
+    /// It did what it was for.
+    Done,
+    /// It did not, and what it touched is as before.
+    Failed,
+}
+
+/// A phase of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// Its name, in the words of the hand-off.
+    pub name: String,
+    /// How long it took, in milliseconds.
+    pub ms: f64,
+    /// Bytes on the wire meanwhile, disk and memory.
+    pub wire_bytes: u64,
+}
+
+/// A job, as it stands and as it is reported.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its id.
+    pub job: String,
+    /// What it is for.
+    pub kind: JobKind,
+    /// The VM, base or image it works on.
+    pub subject: String,
+    /// The other platform.
+    pub peer: Option<String>,
+    /// How it stands.
+    pub state: JobState,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// One line that says what came of it.
+    pub summary: Option<String>,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub started_unix_ms: u64,
+    /// How long it has taken, in milliseconds.
+    pub total_ms: f64,
+    /// Its phases so far; the last one is the current one.
+    pub phases: Vec<PhaseReport>,
+    /// Size of the images, in bytes.
+    pub image_bytes: u64,
+    /// Of those looked at so far.
+    pub scanned_bytes: u64,
+    /// Of those neither hole nor zero.
+    pub data_bytes: u64,
+    /// Disk bytes on the wire, both directions, framing included.
+    pub wire_bytes_disk: u64,
+    /// Memory bytes on the wire.
+    pub wire_bytes_memory: u64,
+    /// Rounds of dirty blocks.
+    pub rounds: u32,
+    /// Data bytes that were not sent because the other side held them.
+    pub dedup_saved_bytes: u64,
+    /// Bytes that compression took off what was sent.
+    pub compression_saved_bytes: u64,
+    /// How long the guest stood still, in milliseconds: from its pause here to its start there, as far as the source
+    /// can tell (one message's way included).
+    pub downtime_ms: Option<f64>,
+    /// The disk's part of that: last blocks sent, applied, durable and compared.
+    pub disk_switchover_ms: Option<f64>,
+    /// What a migration left out.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    fn new(job: JobId, kind: JobKind, subject: &str, peer: Option<&str>) -> Self {
+        Report {
+            job: job.to_string(),
+            kind,
+            subject: subject.to_owned(),
+            peer: peer.map(str::to_owned),
+            state: JobState::Running,
+            error: None,
+            summary: None,
+            started_unix_ms: unix_ms(),
+            total_ms: 0.0,
+            phases: Vec::new(),
+            image_bytes: 0,
+            scanned_bytes: 0,
+            data_bytes: 0,
+            wire_bytes_disk: 0,
+            wire_bytes_memory: 0,
+            rounds: 0,
+            dedup_saved_bytes: 0,
+            compression_saved_bytes: 0,
+            downtime_ms: None,
+            disk_switchover_ms: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A new id, random.
+pub fn new_id() -> JobId {
+    let mut bytes = [0; 16];
+    // The kernel's generator does not fail once the system has started; an id of zeros would be refused as taken.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    JobId(bytes)
+}
+
+struct Job {
+    report: watch::Sender<Report>,
+    counters: Arc<Counters>,
+    memory: std::sync::atomic::AtomicU64,
+    clock: Mutex<Clock>,
+    cancel: Notify,
+    cancellable: bool,
+}
+
+struct Clock {
+    started: Instant,
+    phase_started: Instant,
+    phase_wire: u64,
+}
+
+/// A running job's own hold on its report.
+#[derive(Clone)]
+pub struct JobHandle {
+    id: JobId,
+    job: Arc<Job>,
+    jobs: Arc<Jobs>,
+}
+
+impl JobHandle {
+    /// The job's id.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// The transfers' counters, which the report is made from.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.job.counters.clone()
+    }
+
+    /// Counts memory bytes on the wire.
+    pub fn add_memory(&self, bytes: u64) {
+        self.job.memory.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Ends the current phase and begins another.
+    pub fn phase(&self, name: &str) {
+        tracing::info!(job = %self.id, "{name}");
+        self.close_phase();
+        self.job.report.send_modify(|report| {
+            report.phases.push(PhaseReport { name: name.to_owned(), ms: 0.0, wire_bytes: 0 });
+        });
+    }
+
+    /// Changes the report; watchers see it.
+    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+        self.job.report.send_modify(change);
+    }
+
+    /// Brings the counters into the report.
+    pub fn refresh(&self) {
+        self.job.refresh();
+    }
+
+    /// Resolves when somebody cancels the job.
+    pub async fn cancelled(&self) {
+        self.job.cancel.notified().await;
+    }
+
+    /// Ends the job and keeps its report.
+    pub fn finish(&self, outcome: Result<String, String>) -> Report {
+        self.close_phase();
+        self.job.report.send_modify(|report| match outcome {
+            Ok(summary) => {
+                report.state = JobState::Done;
+                report.summary = Some(summary);
+            }
+            Err(error) => {
+                tracing::warn!(job = %self.id, "failed: {error}");
+                report.state = JobState::Failed;
+                report.error = Some(error);
+            }
+        });
+        let report = self.job.report.borrow().clone();
+        self.jobs.ended(self.id, &report);
+        report
+    }
+
+    fn close_phase(&self) {
+        self.job.refresh();
+        let mut clock = self.job.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let wire = self.job.wire();
+        let (ms, bytes) = (millis(clock.phase_started), wire - clock.phase_wire);
+        (clock.phase_started, clock.phase_wire) = (Instant::now(), wire);
+        drop(clock);
+        self.job.report.send_modify(|report| {
+            if let Some(phase) = report.phases.last_mut() {
+                (phase.ms, phase.wire_bytes) = (ms, bytes);
+            }
+        });
+    }
+}
+
+impl Job {
+    fn wire(&self) -> u64 {
+        Counters::get(&self.counters.wire) + Counters::get(&self.memory)
+    }
+
+    fn refresh(&self) {
+        let counters = &self.counters;
+        let total_ms = millis(self.clock.lock().unwrap_or_else(PoisonError::into_inner).started);
+        self.report.send_modify(|report| {
+            report.total_ms = total_ms;
+            report.scanned_bytes = Counters::get(&counters.scanned);
+            report.data_bytes = Counters::get(&counters.data);
+            report.wire_bytes_disk = Counters::get(&counters.wire);
+            report.wire_bytes_memory = Counters::get(&self.memory);
+            let (plain, packed) = (Counters::get(&counters.sent_plain), Counters::get(&counters.sent_packed));
+            report.dedup_saved_bytes = Counters::get(&counters.dedup);
+            report.compression_saved_bytes = plain.saturating_sub(packed);
+        });
+    }
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// All jobs of a platform.
+pub struct Jobs {
+    dir: PathBuf,
+    running: Mutex<HashMap<JobId, Arc<Job>>>,
+    reports: Mutex<HashMap<JobId, Report>>,
+}
+
+/// A job that is not there, or will not.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// No job of that id.
+    #[error("there is no job {0}; `longhaul job list` shows those there are")]
+    Unknown(JobId),
+    /// It has ended.
+    #[error("job {0} has ended already")]
+    Ended(JobId),
+    /// It cannot be stopped half-way.
+    #[error("job {0} cannot be cancelled: it is the other platform's; cancel it there")]
+    NotCancellable(JobId),
+}
+
+impl Jobs {
+    /// The reports kept in `dir`.
+    pub fn load(dir: &Path) -> std::io::Result<Self> {
+        let mut reports = HashMap::new();
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let parsed = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
+            match parsed.and_then(|report| Some((report.job.parse().ok()?, report))) {
+                Some((id, report)) => drop(reports.insert(id, report)),
+                None => tracing::warn!("{} is no report; left alone", path.display()),
+            }
+        }
+        Ok(Jobs { dir: dir.to_owned(), running: Mutex::default(), reports: Mutex::new(reports) })
+    }
+
+    /// Begins a job.
+    pub fn begin(
+        self: &Arc<Self>,
+        id: JobId,
+        kind: JobKind,
+        subject: &str,
+        peer: Option<&str>,
+    ) -> JobHandle {
+        let now = Instant::now();
+        let job = Arc::new(Job {
+            report: watch::Sender::new(Report::new(id, kind, subject, peer)),
+            counters: Arc::default(),
+            memory: Default::default(),
+            clock: Mutex::new(Clock { started: now, phase_started: now, phase_wire: 0 }),
+            cancel: Notify::new(),
+            cancellable: kind != JobKind::MigrateIn,
+        });
+        self.running().insert(id, job.clone());
+        JobHandle { id, job, jobs: self.clone() }
+    }
+
+    /// A job's report as it stands.
+    pub fn report(&self, id: JobId) -> Result<Report, JobError> {
+        let running = self.running().get(&id).cloned();
+        if let Some(job) = running {
+            job.refresh();
+            return Ok(job.report.borrow().clone());
+        }
+        self.reports().get(&id).cloned().ok_or(JobError::Unknown(id))
+    }
+
+    /// A running job's report, as it changes; `None` when the job has ended.
+    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Report>> {
+        self.running().get(&id).map(|job| job.report.subscribe())
+    }
+
+    /// All jobs known, oldest first.
+    pub fn list(&self) -> Vec<Report> {
+        let mut all: HashMap<JobId, Report> = self.reports().clone();
+        let running: Vec<_> = self.running().iter().map(|(id, job)| (*id, job.clone())).collect();
+        for (id, job) in running {
+            job.refresh();
+            all.insert(id, job.report.borrow().clone());
+        }
+        let mut all: Vec<_> = all.into_values().collect();
+        all.sort_by_key(|report| report.started_unix_ms);
+        all
+    }
+
+    /// Asks a job to end; it goes back to how things were.
+    pub fn cancel(&self, id: JobId) -> Result<(), JobError> {
+        match self.running().get(&id) {
+            Some(job) if job.cancellable => {
+                job.cancel.notify_one();
+                Ok(())
+            }
+            Some(_) => Err(JobError::NotCancellable(id)),
+            None if self.reports().contains_key(&id) => Err(JobError::Ended(id)),
+            None => Err(JobError::Unknown(id)),
+        }
+    }
+
+    fn ended(&self, id: JobId, report: &Report) {
+        let saved = serde_json::to_vec_pretty(report)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| files::write_atomic(&self.report_path(id), &bytes));
+        if let Err(error) = saved {
+            tracing::warn!(job = %id, "its report cannot be kept: {error}");
+        }
+        let mut reports = self.reports();
+        reports.insert(id, report.clone());
+        if reports.len() > MAX_REPORTS {
+            let oldest = reports.iter().min_by_key(|(_, report)| report.started_unix_ms).map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                reports.remove(&oldest);
+                let _ = std::fs::remove_file(self.report_path(oldest));
+            }
+        }
+        drop(reports);
+        self.running().remove(&id);
+    }
+
+    fn report_path(&self, id: JobId) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Arc<Job>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reports(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

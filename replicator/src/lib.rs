@@ -1,0 +1,28 @@
+//! `longhaul`: moves running virtual machines between sites that share no storage, and keeps warm copies of their disks.
+//!
+//! The daemon puts three pillars under one roof: what is on the disk (`chunkstore`), where the VM runs
+//! (`migrate_driver`), where it is reached (`mobility`). What two platforms say to each other, and who may run a VM
+//! when, is decided in the pure crate `longhaul_proto`; this crate has the sockets, the files and the clock.
+
+pub mod bases;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod estimate;
+pub mod failpoint;
+pub mod files;
+pub mod identity;
+pub mod incoming;
+pub mod jobs;
+pub mod journal;
+pub mod migrate;
+pub mod net;
+pub mod outgoing;
+pub mod peers;
+pub mod platform;
+pub mod replicas;
+pub mod serve;
+pub mod transfer;
+pub mod vms;
+pub mod warm;

@@ -1,0 +1,123 @@
+//! After a restart: every hand-off goes on from its journal, and a peer that asks about an ended one is answered from
+//! its journal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longhaul_proto::JobId;
+use longhaul_proto::wire::Open;
+use longhaul_proto::handoff::{
+    Destination, DestinationInput, Limits, Message, Output, Record, Source, SourceInput,
+};
+use migrate_driver::VmName;
+use quinn::Connection;
+
+use super::{destination, source};
+use crate::journal::{self, JournalFile, JournalFileError};
+use crate::net;
+use crate::platform::Platform;
+
+/// Takes note of every journal's claim and goes on with what has not ended. Nothing may be started before this returns.
+pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileError> {
+    let journals = journal::load_all(&platform.layout.journal())?;
+    for (job, journal) in &journals {
+        platform.vms.note(*job, journal.records());
+    }
+    for (job, journal) in journals {
+        if has_ended(journal.records()) {
+            continue;
+        }
+        let outcome = match journal.records().first().cloned() {
+            Some(Record::Started { vm, peer, .. }) => {
+                tracing::info!(%job, "VM '{vm}': going on with its migration to '{peer}'");
+                match VmName::new(vm) {
+                    Ok(vm) => source::resume(platform, job, journal, vm, &peer).map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            Some(Record::Accepted { vm, peer, .. }) => {
+                tracing::info!(%job, "VM '{vm}': going on with its migration from '{peer}'");
+                destination::resume(platform, job, journal).map_err(|error| error.to_string())
+            }
+            // A crash before the first record: nothing had been touched.
+            _ => Ok(()),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%job, "cannot go on with it: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn has_ended(records: &[Record]) -> bool {
+    matches!(
+        records.last(),
+        None | Some(Record::Retired | Record::RolledBack { .. } | Record::Discarded { .. } | Record::Rebound)
+    )
+}
+
+/// Answers a message of a job that is not running, as its journal has it.
+pub async fn answer_from_journal(
+    platform: &Platform,
+    job: JobId,
+    peer: &str,
+    message: Message,
+    connection: &Connection,
+) {
+    let path = platform.layout.journal().join(format!("{job}.journal"));
+    let answers = match JournalFile::open(&path) {
+        Ok(journal) if with_peer(journal.records(), peer) => answers(journal.records(), message),
+        _ => unknown_job(job, &message),
+    };
+    for message in answers {
+        reply(connection, job, message).await;
+    }
+}
+
+/// Sends a message of a hand-off that no owner task runs.
+pub async fn reply(connection: &Connection, job: JobId, message: Message) {
+    let Ok(mut stream) = connection.open_uni().await else { return };
+    if net::send(&mut stream, &Open::Handoff { job, message }).await.is_ok() {
+        let _ = stream.finish();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.stopped()).await;
+    }
+}
+
+fn with_peer(records: &[Record], peer: &str) -> bool {
+    match records.first() {
+        Some(Record::Started { peer: other, .. } | Record::Accepted { peer: other, .. }) => other == peer,
+        _ => false,
+    }
+}
+
+fn unknown_job(job: JobId, message: &Message) -> Vec<Message> {
+    match message {
+        Message::Query => vec![Message::Unknown],
+        // What only a source says: it must not wait for us.
+        Message::StartMemory | Message::Final { .. } => {
+            vec![Message::Abort { reason: format!("the destination does not know job {job}") }]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What the ended machine has to say; it does nothing else any more.
+fn answers(records: &[Record], message: Message) -> Vec<Message> {
+    let mut answers = Vec::new();
+    if let Some(mut machine) = Source::recover(records, Limits::default()) {
+        machine.handle_input(Duration::ZERO, SourceInput::Message(message));
+        while let Some(output) = machine.poll_output() {
+            if let Output::Transmit(message) = output {
+                answers.push(message);
+            }
+        }
+    } else if let Some(mut machine) = Destination::recover(records) {
+        machine.handle_input(Duration::ZERO, DestinationInput::Message(message));
+        while let Some(output) = machine.poll_output() {
+            if let Output::Transmit(message) = output {
+                answers.push(message);
+            }
+        }
+    }
+    answers
+}

@@ -1,0 +1,315 @@
+//! The outgoing side of a migration's data: taps on the guest's disks, the transfers, the memory relay. Each method is one
+//! action of the hand-off; what follows from its outcome is the hand-off's to say.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chunkstore::{ImageTree, RawImage, ReadImage};
+use longhaul_proto::handoff::{Limits, Root};
+use longhaul_proto::wire::{Open, Target};
+use migrate_driver::nbd::{NbdServer, Overlay};
+use migrate_driver::{DriverError, GuestStatus, MemoryParams, StopHow, TapKind, VmName};
+use tokio::io::AsyncReadExt;
+
+use crate::jobs::JobHandle;
+use crate::migrate::link::Link;
+use crate::migrate::{Plan, PlanDisk};
+use crate::net::{self, NetError};
+use crate::platform::Platform;
+use crate::transfer::sender::Sender;
+use crate::transfer::{FINAL_MARK, TransferError};
+
+/// Read from the hypervisor's memory stream at once.
+const RELAY_BYTES: usize = 256 << 10;
+
+/// Why an action failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OutgoingError {
+    /// The hypervisor.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A transfer.
+    #[error("disk '{disk}': {source}")]
+    Transfer {
+        /// Which disk.
+        disk: String,
+        /// Why.
+        source: TransferError,
+    },
+    /// The connection.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A file or socket of ours.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, to what.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The guest's writes could not be kept track of.
+    #[error("disk '{disk}': the guest's writes could not be recorded: {reason}; make room in the scratch directory")]
+    Overlay {
+        /// Which disk.
+        disk: String,
+        /// Why.
+        reason: String,
+    },
+    /// After a restart there is nothing to go on with.
+    #[error("the disks of this migration are not open")]
+    NotOpen,
+}
+
+/// An overlay, read as an image: what the guest has written since its tap.
+pub struct OverlayImage(pub Arc<Overlay>);
+
+impl ReadImage for OverlayImage {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+}
+
+struct Disk {
+    name: String,
+    image: Arc<RawImage>,
+    overlay: Arc<Overlay>,
+    tree: Arc<Mutex<ImageTree>>,
+    sender: Sender,
+}
+
+/// The data of one outgoing migration.
+pub struct Outgoing {
+    platform: Arc<Platform>,
+    handle: JobHandle,
+    vm: VmName,
+    link: Arc<Link>,
+    disks: Vec<(PlanDisk, std::path::PathBuf)>,
+    limits: Limits,
+    open: tokio::sync::Mutex<Vec<Disk>>,
+    server: Mutex<Option<NbdServer>>,
+}
+
+impl Outgoing {
+    /// For the disks of `plan`; without one only [`Outgoing::roll_back`] and [`Outgoing::retire`] work.
+    pub fn new(
+        platform: Arc<Platform>,
+        handle: JobHandle,
+        vm: VmName,
+        link: Arc<Link>,
+        plan: Option<&Plan>,
+        limits: Limits,
+    ) -> Self {
+        let disks = plan.map_or_else(Vec::new, |plan| {
+            let paths = plan.definition.disks.iter().map(|disk| disk.path.clone());
+            plan.disks.iter().cloned().zip(paths).collect()
+        });
+        let (open, server) = Default::default();
+        Outgoing { platform, handle, vm, link, disks, limits, open, server }
+    }
+
+    /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
+    pub async fn copy_disks(&self) -> Result<u64, OutgoingError> {
+        let connection = self.link.connection().await?;
+        let overlays = self.tap_disks().await?;
+        let mut open = self.open.lock().await;
+        for (index, ((disk, path), overlay)) in self.disks.iter().zip(overlays).enumerate() {
+            let image = RawImage::open_read(path)
+                .map_err(|source| OutgoingError::Io { what: format!("opening {}", path.display()), source })?;
+            let target = Target::Migration { job: self.handle.id(), disk: index as u32 };
+            let settings = self.platform.transfer_settings();
+            let (sender, _) = Sender::open(&connection, target, disk.size, settings, self.handle.counters())
+                .await
+                .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
+            let mut tree = ImageTree::new(disk.size);
+            tree.mark_all();
+            let tree = Arc::new(Mutex::new(tree));
+            open.push(Disk { name: disk.name.clone(), image: Arc::new(image), overlay, tree, sender });
+        }
+        for disk in open.iter_mut() {
+            let hashed = refresh(disk);
+            let scanned = async {
+                disk.sender.scan(disk.image.clone(), &disk.image.path().display().to_string()).await?;
+                disk.sender.sync(0).await
+            };
+            let (hashed, scanned) = tokio::join!(hashed, scanned);
+            scanned.map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
+            hashed?;
+        }
+        self.handle.refresh();
+        dirty_bytes(&open)
+    }
+
+    async fn tap_disks(&self) -> Result<Vec<Arc<Overlay>>, OutgoingError> {
+        let scratch = self.platform.layout.scratch();
+        let mut exports = Vec::new();
+        for (disk, _) in &self.disks {
+            let overlay = Overlay::new(disk.size, &scratch)
+                .map_err(|source| OutgoingError::Io { what: format!("scratch file in {}", scratch.display()), source })?;
+            exports.push((disk.name.clone(), Arc::new(overlay)));
+        }
+        let socket = self.platform.layout.run().join("vm").join(self.vm.as_str()).join("nbd.sock");
+        let server = NbdServer::start(&socket, exports.clone())
+            .map_err(|source| OutgoingError::Io { what: format!("NBD server on {}", socket.display()), source })?;
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        for (disk, _) in &self.disks {
+            self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, TapKind::Mirror).await?;
+        }
+        Ok(exports.into_iter().map(|(_, overlay)| overlay).collect())
+    }
+
+    /// Sends the blocks written since the last round. Returns their bytes, the time, and the bytes written meanwhile.
+    pub async fn run_round(&self) -> Result<(u64, Duration, u64), OutgoingError> {
+        let started = Instant::now();
+        let mut open = self.open.lock().await;
+        let mut sent = 0;
+        for disk in open.iter_mut() {
+            sent += send_dirty(disk).await?;
+        }
+        if sent > 0 {
+            for disk in open.iter_mut() {
+                let hashed = refresh(disk);
+                let synced = disk.sender.sync(1);
+                let (hashed, synced) = tokio::join!(hashed, synced);
+                synced.map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
+                hashed?;
+            }
+        }
+        self.handle.refresh();
+        Ok((sent, started.elapsed(), dirty_bytes(&open)?))
+    }
+
+    /// Starts the memory stream, relays it, and returns once the guest is paused.
+    pub async fn send_memory(&self) -> Result<(), OutgoingError> {
+        let connection = self.link.connection().await?;
+        let params = MemoryParams { max_downtime: self.limits.max_downtime, max_bandwidth_bytes_s: None };
+        let mut memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
+        let mut stream = connection.open_uni().await.map_err(NetError::from)?;
+        net::send(&mut stream, &Open::Memory { job: self.handle.id() }).await?;
+        let handle = self.handle.clone();
+        // Ends by itself: with the hypervisor's stream, or with the connection, of which the link tells.
+        tokio::spawn(async move {
+            let mut buffer = vec![0; RELAY_BYTES];
+            loop {
+                match memory.read(&mut buffer).await {
+                    Ok(0) => break,
+                    Ok(length) => {
+                        if stream.write_chunk(Bytes::copy_from_slice(&buffer[..length])).await.is_err() {
+                            return;
+                        }
+                        handle.add_memory(length as u64);
+                    }
+                    Err(error) => {
+                        tracing::warn!("the memory stream broke: {error}");
+                        return; // dropped unfinished: the other side must not take it for whole
+                    }
+                }
+            }
+            let _ = stream.finish();
+            let _ = stream.stopped().await;
+        });
+        self.platform.hypervisor.wait_paused(&self.vm).await?;
+        Ok(())
+    }
+
+    /// With the guest paused: every write it was promised is in the overlays.
+    pub async fn drain_disks(&self) -> Result<(), OutgoingError> {
+        for (disk, _) in &self.disks {
+            self.platform.hypervisor.drain(&self.vm, &disk.name).await?;
+        }
+        dirty_bytes(&*self.open.lock().await).map(drop)
+    }
+
+    /// Sends the last blocks and computes the roots from the source's own images.
+    pub async fn send_final(&self) -> Result<Vec<Root>, OutgoingError> {
+        let mut open = self.open.lock().await;
+        if open.is_empty() && !self.disks.is_empty() {
+            return Err(OutgoingError::NotOpen);
+        }
+        let mut roots = Vec::new();
+        for disk in open.iter_mut() {
+            send_dirty(disk).await?;
+            disk.sender
+                .mark(FINAL_MARK)
+                .await
+                .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
+        }
+        for disk in open.iter_mut() {
+            refresh(disk).await?;
+            let root = disk.tree.lock().unwrap_or_else(PoisonError::into_inner).root();
+            roots.push(*root.as_bytes());
+        }
+        Ok(roots)
+    }
+
+    /// Lets the hypervisor send its last state; the guest then only exists on the other side, not running.
+    pub async fn finish_memory(&self) -> Result<(), OutgoingError> {
+        Ok(self.platform.hypervisor.finish_memory(&self.vm).await?)
+    }
+
+    /// Undoes everything; the guest runs here.
+    pub async fn roll_back(&self) -> Result<(), OutgoingError> {
+        let status = self.platform.hypervisor.rollback(&self.vm).await?;
+        self.close().await;
+        if status != GuestStatus::Running {
+            let note = format!("the guest is {status} here: it ended by itself; start it with `longhaul vm start`");
+            self.handle.update(|report| report.notes.push(note));
+        }
+        Ok(())
+    }
+
+    /// The VM runs elsewhere: ends what is left of it here. Its disks stay, as the start of a way back.
+    pub async fn retire(&self) -> Result<(), OutgoingError> {
+        self.platform.hypervisor.stop(&self.vm, StopHow::Kill).await?;
+        self.close().await;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.open.lock().await.clear();
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+async fn send_dirty(disk: &mut Disk) -> Result<u64, OutgoingError> {
+    let ranges: Vec<Range<u64>> = disk.overlay.take_dirty();
+    if ranges.is_empty() {
+        return Ok(0);
+    }
+    {
+        let mut tree = disk.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.iter().for_each(|range| tree.mark(range.clone()));
+    }
+    disk.sender
+        .delta(Arc::new(OverlayImage(disk.overlay.clone())), ranges)
+        .await
+        .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })
+}
+
+/// Hashes again what was written, on a blocking thread. What is written meanwhile is marked again by a later round.
+fn refresh(disk: &Disk) -> impl Future<Output = Result<(), OutgoingError>> + use<> {
+    let (image, tree) = (disk.image.clone(), disk.tree.clone());
+    let hashed = tokio::task::spawn_blocking(move || {
+        tree.lock().unwrap_or_else(PoisonError::into_inner).refresh(&*image).map(drop)
+    });
+    let name = disk.name.clone();
+    async move {
+        let io = |source| OutgoingError::Io { what: format!("hashing disk '{name}'"), source };
+        hashed.await.map_err(|error| io(std::io::Error::other(error)))?.map_err(io)
+    }
+}
+
+/// Bytes written and not sent; an overlay that lost a write ends the migration.
+fn dirty_bytes(disks: &[Disk]) -> Result<u64, OutgoingError> {
+    for disk in disks {
+        if let Some(reason) = disk.overlay.failed() {
+            return Err(OutgoingError::Overlay { disk: disk.name.clone(), reason });
+        }
+    }
+    Ok(disks.iter().map(|disk| disk.overlay.dirty_bytes()).sum())
+}

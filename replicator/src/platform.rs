@@ -1,0 +1,57 @@
+//! Everything a platform has, in one place: what the jobs and the control API work with.
+
+use std::sync::Arc;
+
+use chunkstore::Store;
+use migrate_driver::Hypervisor;
+
+use crate::config::{Config, Layout};
+use crate::identity::Identity;
+use crate::jobs::Jobs;
+use crate::migrate::Handoffs;
+use crate::net::Network;
+use crate::peers::Peers;
+use crate::replicas::Replicas;
+use crate::transfer::sink::Holdings;
+use crate::vms::Vms;
+use crate::warm::WarmStates;
+
+/// A platform, while its daemon runs.
+pub struct Platform {
+    /// Where its things are.
+    pub layout: Layout,
+    /// How it is configured.
+    pub config: Config,
+    /// Who it is.
+    pub identity: Identity,
+    /// Whom it trusts.
+    pub peers: Arc<Peers>,
+    /// How it reaches them.
+    pub network: Network,
+    /// Its chunks.
+    pub holdings: Holdings,
+    /// Its replicas of others' disks.
+    pub replicas: Replicas,
+    /// Its VMs.
+    pub vms: Arc<Vms>,
+    /// What runs them.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Its jobs.
+    pub jobs: Arc<Jobs>,
+    /// Its hand-offs.
+    pub handoffs: Handoffs,
+    /// What it knows of its VMs' replicas elsewhere.
+    pub warm: WarmStates,
+}
+
+impl Platform {
+    /// The chunk store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.holdings.store
+    }
+
+    /// What a transfer is set to: compression level and window in bytes.
+    pub fn transfer_settings(&self) -> (i32, usize) {
+        (self.config.compression_level, self.config.window_bytes)
+    }
+}

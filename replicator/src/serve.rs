@@ -1,0 +1,198 @@
+//! What peers may ask of this platform: every stream they open is looked at here and given to whom it concerns. Only
+//! connections past the handshake get here, so the peer is known; what it says is still judged.
+
+use std::sync::Arc;
+
+use longhaul_proto::JobId;
+use longhaul_proto::handoff::{DestinationInput, Message};
+use longhaul_proto::wire::{self, Open, PeerStatus, Refusal, RefusalKind, Target, TargetStatus};
+use quinn::{Connection, RecvStream, SendStream};
+
+use crate::files;
+use crate::incoming;
+use crate::migrate::{self, destination};
+use crate::net::{self, Dialled, NetError};
+use crate::platform::Platform;
+use crate::transfer::receiver;
+use crate::transfer::sink::{BaseSink, EstimateSink, Sink};
+
+/// Serves every connection, from either side, until the endpoint is closed.
+pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
+    loop {
+        tokio::select! {
+            incoming = platform.network.accept() => match incoming {
+                Some(incoming) => drop(tokio::spawn(admit(platform.clone(), incoming))),
+                None => return,
+            },
+            Some((peer, connection)) = dialled.recv() => {
+                tokio::spawn(serve_connection(platform.clone(), peer, connection));
+            }
+        }
+    }
+}
+
+async fn admit(platform: Arc<Platform>, incoming: quinn::Incoming) {
+    let address = incoming.remote_address();
+    match platform.network.admit(incoming).await {
+        Ok((peer, connection)) => serve_connection(platform, peer, connection).await,
+        Err(error) => tracing::info!("{address} did not get in: {error}"),
+    }
+}
+
+async fn serve_connection(platform: Arc<Platform>, peer: String, connection: Connection) {
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let (platform, peer) = (platform.clone(), peer.clone());
+                    tokio::spawn(async move { told(&peer, serve_bi(&platform, &peer, send, recv).await) });
+                }
+                Err(_) => return,
+            },
+            stream = connection.accept_uni() => match stream {
+                Ok(recv) => {
+                    let (platform, peer, connection) = (platform.clone(), peer.clone(), connection.clone());
+                    tokio::spawn(async move { told(&peer, serve_uni(&platform, &peer, &connection, recv).await) });
+                }
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+fn told(peer: &str, outcome: Result<(), NetError>) {
+    if let Err(error) = outcome {
+        tracing::info!("a stream of peer '{peer}' ended: {error}");
+    }
+}
+
+async fn serve_uni(
+    platform: &Arc<Platform>,
+    peer: &str,
+    connection: &Connection,
+    mut recv: RecvStream,
+) -> Result<(), NetError> {
+    match net::expect::<Open>(&mut recv).await? {
+        Open::Handoff { job, message } => handoff(platform, peer, connection, job, message).await,
+        Open::Memory { job } => {
+            let Some((port, incoming)) = platform.handoffs.incoming(job, peer) else {
+                return Err(NetError::Lost(format!("it sends memory for job {job}, which is not going on here")));
+            };
+            let input = match incoming.load_memory(recv, |bytes| port.count_memory(bytes)).await {
+                Ok(()) => DestinationInput::MemoryLoaded,
+                Err(error) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
+            };
+            port.input(input);
+        }
+        other => return Err(NetError::Lost(format!("it opened a one-way stream for {other:?}"))),
+    }
+    Ok(())
+}
+
+async fn handoff(platform: &Arc<Platform>, peer: &str, connection: &Connection, job: JobId, message: Message) {
+    if platform.handoffs.deliver(job, peer, message.clone(), connection) {
+        return;
+    }
+    let answer = match message {
+        Message::Offer { vm, epoch, plan } => {
+            match destination::offered(platform, job, peer, connection, (vm, epoch, plan)) {
+                Ok(()) => return,
+                Err(error) => Message::Abort { reason: format!("'{}' refused: {error}", platform.config.name) },
+            }
+        }
+        message => return migrate::answer_from_journal(platform, job, peer, message, connection).await,
+    };
+    migrate::reply(connection, job, answer).await;
+}
+
+async fn serve_bi(
+    platform: &Arc<Platform>,
+    peer: &str,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Result<(), NetError> {
+    match net::expect::<Open>(&mut recv).await? {
+        Open::Transfer { target, size } => {
+            let migration = match &target {
+                Target::Migration { job, .. } => platform.handoffs.incoming(*job, peer).map(|(port, _)| port),
+                _ => None,
+            };
+            let (opening, asked) = (platform.clone(), target.clone());
+            let owner = peer.to_owned();
+            let opened = tokio::task::spawn_blocking(move || open_target(&opening, &owner, &asked, size)).await;
+            let opened = opened.unwrap_or_else(|_| Err(refusal(RefusalKind::Failed, "the receiver broke")));
+            let (status, sink) = match opened {
+                Ok(opened) => opened,
+                Err(refusal) => {
+                    tracing::info!("a transfer of peer '{peer}' is refused: {refusal}");
+                    receiver::refuse_transfer(send, recv, refusal).await;
+                    return Ok(());
+                }
+            };
+            if let Err(error) = receiver::receive(send, recv, status, size, sink).await {
+                tracing::info!("a transfer from peer '{peer}' ended early: {error}");
+                if let Some(port) = migration {
+                    port.input(DestinationInput::Failed { reason: format!("at the destination: {error}") });
+                }
+            }
+        }
+        Open::Status => {
+            let free_bytes = files::free_bytes(&platform.layout.store()).unwrap_or(0);
+            let name = platform.config.name.clone();
+            let version = env!("CARGO_PKG_VERSION").to_owned();
+            net::send(&mut send, &PeerStatus { name, version, free_bytes }).await?;
+            let _ = send.finish();
+        }
+        other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),
+    }
+    Ok(())
+}
+
+type Opened = (TargetStatus, Box<dyn Sink>);
+
+fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> Result<Opened, Refusal> {
+    if size == 0 || size > wire::MAX_IMAGE_BYTES {
+        return Err(refusal(RefusalKind::Protocol, format!("an image of {size} bytes")));
+    }
+    let name = |what: &str, name: &str| {
+        files::check_name(what, name).map_err(|reason| refusal(RefusalKind::Protocol, reason))
+    };
+    match target {
+        Target::Base { name: base } => {
+            name("base image", base)?;
+            let status = TargetStatus { generation: 0, root: None };
+            Ok((status, Box::new(BaseSink::new(platform.store().clone(), base.clone(), size))))
+        }
+        Target::Replica { vm, disk } => {
+            name("replica", vm)?;
+            name("disk", disk)?;
+            let sink = platform.replicas.sink(vm, disk, size, peer, platform.holdings.clone());
+            match sink {
+                Ok(sink) => Ok((platform.replicas.status(vm, disk), Box::new(sink))),
+                Err(error @ chunkstore::ReplicaError::Busy { .. }) => {
+                    Err(refusal(RefusalKind::Busy, error.to_string()))
+                }
+                Err(error) => Err(refusal(RefusalKind::Failed, error.to_string())),
+            }
+        }
+        Target::Migration { job, disk } => {
+            let (_, incoming) = platform.handoffs.incoming(*job, peer).ok_or_else(|| {
+                refusal(RefusalKind::Unknown, format!("job {job} is not going on here, or its disks are not ready"))
+            })?;
+            let sink = incoming.sink(*disk, size);
+            let sink = sink.map_err(|error| refusal(RefusalKind::Unknown, error.to_string()))?;
+            Ok((TargetStatus { generation: 0, root: None }, Box::new(sink)))
+        }
+        Target::Estimate { vm, disk } => {
+            name("VM", vm)?;
+            name("disk", disk)?;
+            let start = incoming::existing_image(platform, vm, disk);
+            let sink = EstimateSink::new(platform.holdings.clone(), start);
+            Ok((platform.replicas.status(vm, disk), Box::new(sink)))
+        }
+    }
+}
+
+fn refusal(kind: RefusalKind, reason: impl Into<String>) -> Refusal {
+    Refusal { kind, reason: reason.into() }
+}

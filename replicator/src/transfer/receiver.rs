@@ -1,0 +1,258 @@
+//! The receiving end: judges every message before it touches anything, asks for what its sink lacks, verifies what
+//! comes, and applies everything in the order it was sent.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use chunkstore::{ChunkId, MAX_CHUNK_BYTES};
+use longhaul_proto::wire::{self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender};
+use quinn::{RecvStream, SendStream, VarInt};
+use tokio::sync::mpsc;
+
+use super::sink::Sink;
+use super::{FINAL_MARK, TransferError, id, refuse, unpack};
+use crate::net::{self, NetError};
+
+/// Messages read ahead of the worker; a message holds a few MiB at most.
+const READ_AHEAD: usize = 32;
+
+/// Receives one image into `sink`, until the sender ends it. `size` in bytes, already checked against
+/// [`wire::MAX_IMAGE_BYTES`].
+pub async fn receive(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    status: TargetStatus,
+    size: u64,
+    sink: Box<dyn Sink>,
+) -> Result<(), TransferError> {
+    net::send(&mut send, &ToSender::Accepted(status)).await?;
+    let (messages, work) = mpsc::channel(READ_AHEAD);
+    let (answers, mut outgoing) = mpsc::channel(READ_AHEAD);
+    let worker = tokio::task::spawn_blocking(move || work_off(Receiver::new(size, sink), work, &answers));
+    let reader = async {
+        let messages = messages;
+        while let Some(message) = net::receive::<ToReceiver>(&mut recv).await? {
+            if messages.send(message).await.is_err() {
+                break; // the worker has refused
+            }
+        }
+        Ok::<_, NetError>(())
+    };
+    let writer = async {
+        while let Some(answer) = outgoing.recv().await {
+            net::send(&mut send, &answer).await?;
+        }
+        let _ = send.finish();
+        Ok::<_, NetError>(())
+    };
+    // The writer ends with the worker, and the reader must not outlive it: a refused sender may go on for long.
+    let link = {
+        tokio::pin!(reader);
+        tokio::pin!(writer);
+        let mut link = None;
+        loop {
+            tokio::select! {
+                read = &mut reader, if link.is_none() => link = Some(read),
+                written = &mut writer => {
+                    written?;
+                    break link;
+                }
+            }
+        }
+    };
+    let outcome = worker.await.map_err(|_| TransferError::Worker)?;
+    let _ = recv.stop(VarInt::from_u32(0));
+    // A link that broke is why the worker was left without an end.
+    if let Some(Err(error)) = link {
+        return Err(error.into());
+    }
+    Ok(outcome?)
+}
+
+/// Tells a sender that it will not be.
+pub async fn refuse_transfer(mut send: SendStream, mut recv: RecvStream, refusal: Refusal) {
+    let _ = net::send(&mut send, &ToSender::Refused(refusal)).await;
+    let _ = send.finish();
+    let _ = recv.stop(VarInt::from_u32(0));
+}
+
+/// On a blocking thread: the messages one by one. A refusal is sent and returned.
+fn work_off(
+    mut receiver: Receiver,
+    mut work: mpsc::Receiver<ToReceiver>,
+    answers: &mpsc::Sender<ToSender>,
+) -> Result<(), Refusal> {
+    while let Some(message) = work.blocking_recv() {
+        match receiver.handle(message) {
+            Ok(None) => {}
+            Ok(Some(answer)) => {
+                if answers.blocking_send(answer).is_err() {
+                    return Ok(()); // the link is gone; the reader tells
+                }
+            }
+            Err(refusal) => {
+                let _ = answers.blocking_send(ToSender::Refused(refusal.clone()));
+                return Err(refusal);
+            }
+        }
+    }
+    receiver.ended()
+}
+
+/// A chunk that was asked for: its length, and where it is to stand.
+struct Pending {
+    len: u32,
+    offsets: Vec<u64>,
+}
+
+struct Receiver {
+    size: u64,
+    sink: Box<dyn Sink>,
+    next_batch: u32,
+    /// Up to where the extents reach.
+    covered: u64,
+    /// The asked places: the chunk expected there.
+    asked: HashMap<(u32, u32), ChunkId>,
+    pending: HashMap<ChunkId, Pending>,
+    finished: bool,
+}
+
+impl Receiver {
+    fn new(size: u64, sink: Box<dyn Sink>) -> Self {
+        Receiver {
+            size,
+            sink,
+            next_batch: 0,
+            covered: 0,
+            asked: HashMap::new(),
+            pending: HashMap::new(),
+            finished: false,
+        }
+    }
+
+    fn handle(&mut self, message: ToReceiver) -> Result<Option<ToSender>, Refusal> {
+        if self.finished {
+            return Err(protocol("something follows the end of the image".to_owned()));
+        }
+        match message {
+            ToReceiver::Extents { batch, extents } => self.extents(batch, &extents).map(Some),
+            ToReceiver::Chunk { batch, index, data } => self.chunk(batch, index, data).map(|()| None),
+            ToReceiver::Delta { runs, data } => self.delta(&runs, data).map(|()| None),
+            ToReceiver::Sync { mark } => {
+                self.nothing_pending()?;
+                self.finished = mark == FINAL_MARK;
+                self.sink.sync(mark)?;
+                Ok(Some(ToSender::Synced { mark }))
+            }
+            ToReceiver::Commit { root, after, taken_unix_ms } => {
+                self.nothing_pending()?;
+                self.finished = true;
+                let generation = self.sink.commit(root, after, taken_unix_ms, self.covered == self.size)?;
+                Ok(Some(ToSender::Committed { generation }))
+            }
+        }
+    }
+
+    /// The stream has ended. Only after its last message may it.
+    fn ended(self) -> Result<(), Refusal> {
+        if self.finished { Ok(()) } else { Err(refuse(RefusalKind::Failed, "the sender broke off")) }
+    }
+
+    fn extents(&mut self, batch: u32, extents: &[Extent]) -> Result<ToSender, Refusal> {
+        if batch != self.next_batch || extents.is_empty() || extents.len() > wire::MAX_BATCH_EXTENTS {
+            return Err(protocol(format!("batch {batch} of {} extents, expected {}", extents.len(), self.next_batch)));
+        }
+        self.next_batch += 1;
+        let mut indices = Vec::new();
+        for (index, extent) in (0u32..).zip(extents) {
+            let (offset, len) = (self.covered, extent.len());
+            if len == 0 || len > self.size - offset {
+                return Err(protocol(format!("an extent of {len} bytes at {offset} leaves the image")));
+            }
+            self.covered += len;
+            match *extent {
+                Extent::Hole { len } => self.sink.hole(offset, len)?,
+                Extent::Chunk { len, .. } if len as usize > MAX_CHUNK_BYTES => {
+                    return Err(protocol(format!("a chunk of {len} bytes")));
+                }
+                Extent::Chunk { len, name } => {
+                    if self.lacks(offset, len, id(name))? {
+                        self.asked.insert((batch, index), id(name));
+                        indices.push(index);
+                    }
+                }
+            }
+        }
+        Ok(ToSender::Want { batch, indices })
+    }
+
+    /// Whether the chunk must be asked for. A chunk that is under way already is only noted.
+    fn lacks(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
+        if let Some(pending) = self.pending.get_mut(&name) {
+            if pending.len != len {
+                return Err(protocol(format!("chunk {name} has two lengths")));
+            }
+            pending.offsets.push(offset);
+            self.sink.expect(offset, len, name);
+            return Ok(false);
+        }
+        if self.sink.place(offset, len, name)? {
+            return Ok(false);
+        }
+        self.sink.expect(offset, len, name);
+        self.pending.insert(name, Pending { len, offsets: vec![offset] });
+        Ok(true)
+    }
+
+    fn chunk(&mut self, batch: u32, index: u32, data: Packed) -> Result<(), Refusal> {
+        let name = self
+            .asked
+            .remove(&(batch, index))
+            .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
+        let Some(pending) = self.pending.remove(&name) else { return Ok(()) };
+        let encoded = unpack(data)?;
+        let plain = encoded.decode(MAX_CHUNK_BYTES).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
+        if plain.len() != pending.len as usize || ChunkId::of(&plain) != name {
+            return Err(protocol(format!("chunk {name} arrived with other content")));
+        }
+        self.sink.chunk(name, &encoded, &plain, &pending.offsets)
+    }
+
+    fn delta(&mut self, runs: &[Run], data: Packed) -> Result<(), Refusal> {
+        self.nothing_pending()?;
+        if runs.is_empty() || runs.len() > wire::MAX_BATCH_EXTENTS {
+            return Err(protocol(format!("a delta of {} runs", runs.len())));
+        }
+        let plain: Bytes = unpack(data)?
+            .decode(wire::MAX_DELTA_BYTES)
+            .map_err(|error| protocol(format!("a delta: {error}")))?;
+        let mut rest = &plain[..];
+        for run in runs {
+            let len = u64::from(run.len);
+            if len == 0 || run.offset > self.size || len > self.size - run.offset {
+                return Err(protocol(format!("a run of {len} bytes at {} leaves the image", run.offset)));
+            }
+            if run.zero {
+                self.sink.hole(run.offset, len)?;
+                continue;
+            }
+            let Some((bytes, after)) = rest.split_at_checked(run.len as usize) else {
+                return Err(protocol("a delta has fewer bytes than its runs".to_owned()));
+            };
+            self.sink.write(run.offset, bytes)?;
+            rest = after;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(protocol("a delta has more bytes than its runs".to_owned())) }
+    }
+
+    fn nothing_pending(&self) -> Result<(), Refusal> {
+        if self.pending.is_empty() && (self.covered == 0 || self.covered == self.size) {
+            return Ok(());
+        }
+        Err(protocol("chunks or extents are missing before this message".to_owned()))
+    }
+}
+
+fn protocol(reason: String) -> Refusal {
+    refuse(RefusalKind::Protocol, reason)
+}

@@ -1,0 +1,23 @@
+//! The harness of the system tests: a lab with real guests, platforms running the real daemon, links that fail on
+//! demand, and the proof that what a guest had acknowledged is on a disk.
+//!
+//! It stands outside the product: nothing in the product depends on it, and it reaches the daemon only as a user does,
+//! through the command line. It never uses KVM and never touches a process that it did not start.
+
+pub mod collector;
+pub mod files;
+pub mod guest;
+pub mod lab;
+pub mod plain;
+pub mod platform;
+pub mod relay;
+pub mod shell;
+pub mod verify;
+
+pub use collector::Collector;
+pub use guest::Guest;
+pub use lab::Lab;
+pub use plain::PlainGuest;
+pub use platform::{Platform, pair, pair_over};
+pub use relay::{LinkSettings, Relay};
+pub use verify::{RecordReport, verify_records};

@@ -1,0 +1,48 @@
+//! `cargo xtask`: the project's own tasks. Each is a module; this file only reads the command line. Nothing here is
+//! part of the product.
+
+mod demo;
+mod tasks;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask TASK
+
+  demo [--json FILE] [--no-preseed] [--runs N]
+             a real guest on a real disk moves between two platforms, with proof; installs and builds what it needs
+  test       all tests, the ones with real guests included; installs and builds what it needs
+  ci         what CI runs: formatting, tidy, clippy, documentation, test
+  tidy       the rules of this source tree that no compiler checks
+  setup      installs the Debian packages that demo and test need (by apt, as root), and nothing else
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["demo", rest @ ..] => demo::run(&demo::Options::parse(rest)?),
+        ["test"] => tasks::test(),
+        ["ci"] => tasks::ci(),
+        ["tidy"] => tasks::tidy(),
+        ["setup"] => harness::lab::apt::setup(),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("there is no task `{}`\n\n{USAGE}", words.join(" ")),
+    }
+}

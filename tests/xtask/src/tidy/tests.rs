@@ -1,0 +1,59 @@
+use toml::Table;
+
+use super::*;
+
+fn table(text: &str) -> Table {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_source_file_says_what_it_is_for_and_leaves_nothing_behind() {
+    let good = "//! What this is for.\nfn main() {}\n";
+    assert!(sources::check("a/src/main.rs", good).is_empty());
+    assert!(sources::check("a/src/tests.rs", "use super::*;\n").is_empty());
+    assert_eq!(sources::check("a/src/lib.rs", "use x;\n").len(), 1);
+    let leftover = format!("{good}// {}: later\n    {}x);\n", concat!("TO", "DO"), concat!("db", "g!("));
+    let broken = sources::check("a/src/lib.rs", &leftover);
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(broken[0].starts_with("a/src/lib.rs:3: "));
+    assert_eq!(sources::check("a.rs", &format!("//! x\n{}", "\n".repeat(800))).len(), 1);
+}
+
+#[test]
+fn pure_crates_use_little_and_ban_the_world() {
+    let manifest =
+        table("[dependencies]\nserde = \"1\"\ntokio.workspace = true\n[dev-dependencies]\nproptest = \"1\"");
+    assert_eq!(
+        crates::pure_dependencies("p", &manifest),
+        ["p/Cargo.toml: a pure crate may not depend on tokio"]
+    );
+    let renamed = table("[dependencies]\nserde = { package = \"mio\", version = \"1\" }");
+    assert_eq!(crates::pure_dependencies("p", &renamed).len(), 1);
+    let hidden = table("[target.'cfg(unix)'.dependencies]\nlibc = \"1\"");
+    assert_eq!(crates::pure_dependencies("p", &hidden).len(), 1);
+    assert_eq!(crates::pure_bans("p", "").len(), 5);
+    let own = read(&harness::lab::workspace().join("mobility/proto/clippy.toml")).unwrap();
+    assert!(crates::pure_bans("p", &own).is_empty());
+}
+
+#[test]
+fn pillars_stand_apart_and_nothing_uses_the_tests() {
+    let manifest =
+        table("[dependencies]\nmobility-proto.workspace = true\nchunkstore.workspace = true\nserde = \"1\"");
+    assert_eq!(crates::pillar("mobility", &manifest, &["mobility-proto"]).len(), 1);
+    let testing = table("[dev-dependencies]\nharness.workspace = true");
+    assert_eq!(crates::no_tests("chunkstore", &testing).len(), 1);
+    assert_eq!(crates::pillar("chunkstore", &testing, &[]).len(), 1);
+}
+
+#[test]
+fn documents_follow_the_code() {
+    assert_eq!(documents::document_version("# Wire\n\nVersion: 3\n"), Some(3));
+    assert_eq!(documents::document_version("Version three\n"), None);
+    let code = "//! x\npub const PROTOCOL_VERSION: u16 = 3;\npub const OTHER: u16 = 4;\n";
+    assert_eq!(documents::constant_versions(code, "PROTOCOL_VERSION"), [3]);
+    assert_eq!(documents::compare("D.md", Some(3), "V", &[3]), None);
+    for (written, coded) in [(None, &[3][..]), (Some(3), &[]), (Some(3), &[4]), (Some(3), &[3, 3])] {
+        assert!(documents::compare("D.md", written, "V", coded).is_some());
+    }
+}
