@@ -141,8 +141,8 @@ impl RawImage {
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_range(offset, len)?;
         let end = offset + len;
-        match self.next_data(offset)? {
-            Some(data) if data.start < end => self.punch(data.start, end),
+        match self.data_start(offset)? {
+            Some(start) if start < end => self.punch(start, end),
             _ => Ok(()),
         }
     }
@@ -200,6 +200,20 @@ impl RawImage {
         }
     }
 
+    /// Where data begins at or after `offset`.
+    fn data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        if offset >= self.size {
+            return Ok(None);
+        }
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(start) => Ok(Some(start).filter(|start| *start < self.size)),
+            Err(Errno::NXIO) => self.check_not_shrunk().map(|()| None),
+            // A device or file system that cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Seeking finds no data behind the end of a file, as it does in a hole: a file that was cut must not be taken
     /// for one that ends in zeroes.
     fn check_not_shrunk(&self) -> io::Result<()> {
@@ -237,24 +251,12 @@ impl ReadImage for RawImage {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        if offset >= self.size {
-            return Ok(None);
+        let Some(start) = self.data_start(offset)? else { return Ok(None) };
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(end) => Ok(Some(start..end.min(self.size))),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(start..self.size)),
+            Err(errno) => Err(errno.into()),
         }
-        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => {
-                self.check_not_shrunk()?;
-                return Ok(None);
-            }
-            // A device or file system that cannot tell.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..self.size)),
-            Err(errno) => return Err(errno.into()),
-        };
-        if start >= self.size {
-            return Ok(None);
-        }
-        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
-        Ok(Some(start..end.min(self.size)))
     }
 }
 

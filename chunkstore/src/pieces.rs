@@ -24,7 +24,7 @@ pub const AVERAGE_CHUNK_BYTES: usize = 64 * 1024;
 /// Zeroes become a hole from this length on; shorter runs are part of the data around them.
 pub const MIN_HOLE_BYTES: u64 = 65536;
 
-/// Bytes read at once.
+/// Bytes read at once: more is slower, since they leave the cache before they are hashed.
 const WINDOW_BYTES: u64 = 1 << 20;
 
 /// FastCDC's masks for [`AVERAGE_CHUNK_BYTES`] at normalisation level 1: one bit more below the average, one less
@@ -53,7 +53,7 @@ pub enum PieceData {
     Chunk {
         /// Its name.
         id: ChunkId,
-        /// Its bytes: a slice of the window (up to some 4.3 MiB) they were read in, which stays in memory as long as
+        /// Its bytes: a slice of the window (up to 1.4 MiB) they were read in, which stays in memory as long as
         /// one slice of it does. Copy what is kept for long.
         bytes: Bytes,
     },
@@ -182,6 +182,9 @@ struct Cuts<'a> {
     zeroes_from: Option<u64>,
     window: Bytes,
     window_at: u64,
+    /// The data that the image told of last. Asking for every window anew would take some file systems through the
+    /// whole file each time.
+    data: Range<u64>,
     /// An error to come next.
     failed: Option<io::Error>,
     done: bool,
@@ -200,6 +203,7 @@ impl<'a> Cuts<'a> {
             zeroes_from: None,
             window: Bytes::new(),
             window_at: at,
+            data: at..at,
             failed: None,
             done: false,
         }
@@ -317,7 +321,7 @@ impl<'a> Cuts<'a> {
     }
 
     /// Where to stop reading: at the end of the data, or across short holes as far as a window reaches.
-    fn read_end(&self, data_end: u64) -> io::Result<u64> {
+    fn read_end(&mut self, data_end: u64) -> io::Result<u64> {
         let reach = self.scanned - self.scanned % BLOCK_BYTES + WINDOW_BYTES;
         let limit = self.end.min(reach);
         let mut read_end = data_end;
@@ -332,12 +336,16 @@ impl<'a> Cuts<'a> {
     }
 
     /// The next data at or after `offset`, in whole blocks; empty, at the range's end, when there is none.
-    fn data_from(&self, offset: u64) -> io::Result<Range<u64>> {
-        let Some(data) = self.image.next_data(offset)? else { return Ok(self.end..self.end) };
-        let start = (data.start - data.start % BLOCK_BYTES).clamp(offset, self.end);
-        let least = (start - start % BLOCK_BYTES).saturating_add(BLOCK_BYTES).min(self.end);
-        let end = data.end.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(self.end).clamp(least, self.end);
-        Ok(start..end)
+    fn data_from(&mut self, offset: u64) -> io::Result<Range<u64>> {
+        if !self.data.contains(&offset) {
+            self.data = self.image.next_data(offset)?.map_or(self.end..self.end, |data| {
+                let start = (data.start - data.start % BLOCK_BYTES).clamp(offset, self.end);
+                let least = (start - start % BLOCK_BYTES).saturating_add(BLOCK_BYTES).min(self.end);
+                let end = data.end.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(self.end);
+                start..end.clamp(least, self.end)
+            });
+        }
+        Ok(self.data.start.max(offset)..self.data.end.max(offset))
     }
 
     fn window_end(&self) -> u64 {

@@ -120,7 +120,11 @@ fn ingest(
     Counters::add(&counters.data, manifest.data_bytes());
     store.publish(name, &manifest)?;
     drop(pin);
-    Ok(format!("base '{name}': {} chunks, {} bytes of data", manifest.chunks().count(), manifest.data_bytes()))
+    Ok(format!(
+        "base '{name}': {} chunks, {} bytes of data",
+        manifest.chunks().count(),
+        manifest.data_bytes()
+    ))
 }
 
 /// Begins to push base `name` to peers, one after the other.

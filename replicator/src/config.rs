@@ -211,7 +211,9 @@ pub enum ConfigError {
         what: String,
     },
     /// Sockets below it could not be named.
-    #[error("{path}: this path has more than {longest} bytes, too long for the unix sockets below it; use a shorter --root")]
+    #[error(
+        "{path}: this path has more than {longest} bytes, too long for the unix sockets below it; use a shorter --root"
+    )]
     PathTooLong {
         /// The run directory.
         path: PathBuf,
@@ -244,7 +246,10 @@ mod tests {
         let path = dir.path().join("longhaul.toml");
         std::fs::write(&path, "name = \"a\"\nlisen = \"[::]:1\"\n").unwrap();
         let message = Config::load(&path).unwrap_err().to_string();
-        assert!(message.contains("longhaul.toml") && message.contains("lisen") && message.contains('2'), "{message}");
+        assert!(
+            message.contains("longhaul.toml") && message.contains("lisen") && message.contains('2'),
+            "{message}"
+        );
     }
 
     #[test]

@@ -25,7 +25,10 @@ use crate::{control, migrate, serve};
 pub fn run(layout: Layout) -> anyhow::Result<()> {
     let config = Config::load(&layout.config())?;
     layout.create()?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve_until_told(layout, config))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve_until_told(layout, config))
 }
 
 async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> {

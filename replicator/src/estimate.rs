@@ -84,9 +84,16 @@ pub async fn estimate(platform: &Platform, vm: &str, peer: &str) -> Result<Estim
         let get = |counter: &AtomicU64| Counters::get(counter);
         let (data_bytes, held_bytes) = (get(&counters.data), get(&counters.dedup));
         let to_send_bytes = data_bytes - held_bytes;
-        disks.push(DiskEstimate { name: disk.name.clone(), size: disk.size, data_bytes, held_bytes, to_send_bytes });
+        disks.push(DiskEstimate {
+            name: disk.name.clone(),
+            size: disk.size,
+            data_bytes,
+            held_bytes,
+            to_send_bytes,
+        });
     }
     let memory_bytes = u64::from(plan.definition.memory_mib) << 20;
-    let phases = vec!["prepare", "bulk", "precopy", "memory", "switchover", "release", "resume", "rebind", "done"];
+    let phases =
+        vec!["prepare", "bulk", "precopy", "memory", "switchover", "release", "resume", "rebind", "done"];
     Ok(Estimate { vm: vm.to_owned(), to: peer.to_owned(), epoch, phases, memory_bytes, disks })
 }

@@ -25,7 +25,9 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     if (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.') {
         return Ok(());
     }
-    Err(format!("'{name}' cannot be the name of a {what}: use 1 to 64 of a-z, 0-9, '_', '-' and '.', no dot first"))
+    Err(format!(
+        "'{name}' cannot be the name of a {what}: use 1 to 64 of a-z, 0-9, '_', '-' and '.', no dot first"
+    ))
 }
 
 /// Bytes that an unprivileged writer could still write where `path` is.

@@ -43,7 +43,9 @@ impl From<Fingerprint> for String {
 
 /// A text that is no fingerprint.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' is no key fingerprint: give the 64 hexadecimal digits that `longhaul identity` prints on the peer")]
+#[error(
+    "'{0}' is no key fingerprint: give the 64 hexadecimal digits that `longhaul identity` prints on the peer"
+)]
 pub struct BadFingerprint(String);
 
 impl FromStr for Fingerprint {
@@ -131,7 +133,9 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// The file is no key.
-    #[error("the platform's key {path} cannot be used ({why}); restore it, or remove it to get a new identity, which every peer must then be told")]
+    #[error(
+        "the platform's key {path} cannot be used ({why}); restore it, or remove it to get a new identity, which every peer must then be told"
+    )]
     Key {
         /// Which.
         path: PathBuf,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageTree, RawImage, ReadImage};
-use longhaul_proto::handoff::Root;
 use longhaul_proto::Epoch;
+use longhaul_proto::handoff::Root;
 use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
 use mobility::{Rebind, RebindError, Rebinder, Unconfigured};
 use quinn::RecvStream;
@@ -54,7 +54,9 @@ pub enum IncomingError {
     #[error(transparent)]
     Rebind(#[from] RebindError),
     /// No room.
-    #[error("{path} has {free} bytes free, and the VM's disks need {needed}: make room there, then try again")]
+    #[error(
+        "{path} has {free} bytes free, and the VM's disks need {needed}: make room there, then try again"
+    )]
     NoSpace {
         /// Where.
         path: PathBuf,
@@ -64,7 +66,9 @@ pub enum IncomingError {
         needed: u64,
     },
     /// What arrived is not what the source has.
-    #[error("disk '{disk}' is not what the source has after the last block (root {found}, expected {expected})")]
+    #[error(
+        "disk '{disk}' is not what the source has after the last block (root {found}, expected {expected})"
+    )]
     Root {
         /// Which.
         disk: String,
@@ -123,11 +127,21 @@ impl Incoming {
             let vm = definition.name.to_string();
             let mut disks = Vec::new();
             for (disk, planned) in definition.disks.iter().zip(&plan.disks) {
-                disks.push(prepare_disk(&platform, &vm, &planned.name, &disk.path, planned.size, planned.data_bytes)?);
+                disks.push(prepare_disk(
+                    &platform,
+                    &vm,
+                    &planned.name,
+                    &disk.path,
+                    planned.size,
+                    planned.data_bytes,
+                )?);
             }
             Ok(Incoming { platform, definition, disks })
         });
-        prepared.await.map_err(|error| IncomingError::Io { path: PathBuf::from("images"), source: io::Error::other(error) })?
+        prepared.await.map_err(|error| IncomingError::Io {
+            path: PathBuf::from("images"),
+            source: io::Error::other(error),
+        })?
     }
 
     /// A sink for a disk's transfer; each disk has one.
@@ -147,7 +161,11 @@ impl Incoming {
     }
 
     /// Feeds the memory stream to the hypervisor until it is loaded. A broken stream is an error.
-    pub async fn load_memory(&self, mut stream: RecvStream, count: impl Fn(u64)) -> Result<(), IncomingError> {
+    pub async fn load_memory(
+        &self,
+        mut stream: RecvStream,
+        count: impl Fn(u64),
+    ) -> Result<(), IncomingError> {
         let name = &self.definition.name;
         let mut memory = self.platform.hypervisor.open_incoming(name).await?;
         let broken = |source| IncomingError::Io { path: PathBuf::from("memory stream"), source };
@@ -180,7 +198,11 @@ impl Incoming {
             let found = sealed.await.map_err(|error| io(io::Error::other(error)))?.map_err(io)?;
             if found.as_bytes() != &expected {
                 let expected = chunkstore::ImageRoot::from_bytes(expected).to_string();
-                return Err(IncomingError::Root { disk: disk.name.clone(), found: found.to_string(), expected });
+                return Err(IncomingError::Root {
+                    disk: disk.name.clone(),
+                    found: found.to_string(),
+                    expected,
+                });
             }
         }
         Ok(())
@@ -287,7 +309,12 @@ pub async fn resume(platform: &Platform, plan: &Plan) -> Result<bool, IncomingEr
 }
 
 /// Lets the VM's address follow it. Gives what was done, in a sentence.
-pub async fn rebind(platform: &Platform, plan: &Plan, from: &str, epoch: Epoch) -> Result<String, IncomingError> {
+pub async fn rebind(
+    platform: &Platform,
+    plan: &Plan,
+    from: &str,
+    epoch: Epoch,
+) -> Result<String, IncomingError> {
     let vm = plan.definition.name.to_string();
     let rebind = Rebind { vm, from: from.to_owned(), to: platform.config.name.clone(), epoch: epoch.0 };
     Ok(Unconfigured.rebind(&rebind).await?.note)

@@ -300,7 +300,8 @@ impl Jobs {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let parsed = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
+            let parsed =
+                std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
             match parsed.and_then(|report| Some((report.job.parse().ok()?, report))) {
                 Some((id, report)) => drop(reports.insert(id, report)),
                 None => tracing::warn!("{} is no report; left alone", path.display()),
@@ -310,13 +311,7 @@ impl Jobs {
     }
 
     /// Begins a job.
-    pub fn begin(
-        self: &Arc<Self>,
-        id: JobId,
-        kind: JobKind,
-        subject: &str,
-        peer: Option<&str>,
-    ) -> JobHandle {
+    pub fn begin(self: &Arc<Self>, id: JobId, kind: JobKind, subject: &str, peer: Option<&str>) -> JobHandle {
         let now = Instant::now();
         let job = Arc::new(Job {
             report: watch::Sender::new(Report::new(id, kind, subject, peer)),

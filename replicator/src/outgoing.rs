@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
-use longhaul_proto::wire::{Open, Target};
+use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{DriverError, GuestStatus, MemoryParams, StopHow, TapKind, VmName};
+use quinn::VarInt;
 use tokio::io::AsyncReadExt;
 
 use crate::jobs::JobHandle;
@@ -18,8 +19,8 @@ use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
 use crate::net::{self, NetError};
 use crate::platform::Platform;
+use crate::transfer::TransferError;
 use crate::transfer::sender::Sender;
-use crate::transfer::{FINAL_MARK, TransferError};
 
 /// Read from the hypervisor's memory stream at once.
 const RELAY_BYTES: usize = 256 << 10;
@@ -50,7 +51,9 @@ pub enum OutgoingError {
         source: std::io::Error,
     },
     /// The guest's writes could not be kept track of.
-    #[error("disk '{disk}': the guest's writes could not be recorded: {reason}; make room in the scratch directory")]
+    #[error(
+        "disk '{disk}': the guest's writes could not be recorded: {reason}; make room in the scratch directory"
+    )]
     Overlay {
         /// Which disk.
         disk: String,
@@ -119,8 +122,10 @@ impl Outgoing {
         let overlays = self.tap_disks().await?;
         let mut open = self.open.lock().await;
         for (index, ((disk, path), overlay)) in self.disks.iter().zip(overlays).enumerate() {
-            let image = RawImage::open_read(path)
-                .map_err(|source| OutgoingError::Io { what: format!("opening {}", path.display()), source })?;
+            let image = RawImage::open_read(path).map_err(|source| OutgoingError::Io {
+                what: format!("opening {}", path.display()),
+                source,
+            })?;
             let target = Target::Migration { job: self.handle.id(), disk: index as u32 };
             let settings = self.platform.transfer_settings();
             let (sender, _) = Sender::open(&connection, target, disk.size, settings, self.handle.counters())
@@ -149,13 +154,17 @@ impl Outgoing {
         let scratch = self.platform.layout.scratch();
         let mut exports = Vec::new();
         for (disk, _) in &self.disks {
-            let overlay = Overlay::new(disk.size, &scratch)
-                .map_err(|source| OutgoingError::Io { what: format!("scratch file in {}", scratch.display()), source })?;
+            let overlay = Overlay::new(disk.size, &scratch).map_err(|source| OutgoingError::Io {
+                what: format!("scratch file in {}", scratch.display()),
+                source,
+            })?;
             exports.push((disk.name.clone(), Arc::new(overlay)));
         }
         let socket = self.platform.layout.run().join("vm").join(self.vm.as_str()).join("nbd.sock");
-        let server = NbdServer::start(&socket, exports.clone())
-            .map_err(|source| OutgoingError::Io { what: format!("NBD server on {}", socket.display()), source })?;
+        let server = NbdServer::start(&socket, exports.clone()).map_err(|source| OutgoingError::Io {
+            what: format!("NBD server on {}", socket.display()),
+            source,
+        })?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         for (disk, _) in &self.disks {
             self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, TapKind::Mirror).await?;
@@ -206,7 +215,9 @@ impl Outgoing {
                     }
                     Err(error) => {
                         tracing::warn!("the memory stream broke: {error}");
-                        return; // dropped unfinished: the other side must not take it for whole
+                        // The other side must not take what it has for the whole.
+                        let _ = stream.reset(VarInt::from_u32(1));
+                        return;
                     }
                 }
             }
@@ -257,7 +268,8 @@ impl Outgoing {
         let status = self.platform.hypervisor.rollback(&self.vm).await?;
         self.close().await;
         if status != GuestStatus::Running {
-            let note = format!("the guest is {status} here: it ended by itself; start it with `longhaul vm start`");
+            let note =
+                format!("the guest is {status} here: it ended by itself; start it with `longhaul vm start`");
             self.handle.update(|report| report.notes.push(note));
         }
         Ok(())

@@ -46,7 +46,9 @@ impl Peers {
             return Err(PeersError::Address(peer.address));
         }
         self.change(|peers| {
-            if let Some((other, _)) = peers.iter().find(|(n, p)| *n != name && p.fingerprint == peer.fingerprint) {
+            if let Some((other, _)) =
+                peers.iter().find(|(n, p)| *n != name && p.fingerprint == peer.fingerprint)
+            {
                 return Err(PeersError::SameKey { name: name.to_owned(), other: other.clone() });
             }
             peers.insert(name.to_owned(), peer);
@@ -133,7 +135,9 @@ pub enum PeersError {
     #[error("'{0}' is no address: give HOST:PORT, for example 192.0.2.7:4433 or [2001:db8::7]:4433")]
     Address(String),
     /// Nobody of that name.
-    #[error("there is no peer '{name}' (known: {known}); add it with `longhaul peer add {name} ADDRESS FINGERPRINT`")]
+    #[error(
+        "there is no peer '{name}' (known: {known}); add it with `longhaul peer add {name} ADDRESS FINGERPRINT`"
+    )]
     Unknown {
         /// The name asked for.
         name: String,

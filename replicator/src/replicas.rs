@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chunkstore::{
-    ChunkId, Encoded, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
+    ChunkId, Encoded, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError,
+    Seeds,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
@@ -115,13 +116,14 @@ impl Replicas {
         let pass = kept.replica.begin(size)?;
         let mut known = kept.tree.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: it belongs to the pass, and comes back only when the pass is committed.
-        let tree = known.take().filter(|tree| tree.size() == size && pass.base().is_some()).unwrap_or_else(|| {
-            let mut tree = ImageTree::new(size);
-            if pass.base().is_some() {
-                tree.mark_all();
-            }
-            tree
-        });
+        let tree =
+            known.take().filter(|tree| tree.size() == size && pass.base().is_some()).unwrap_or_else(|| {
+                let mut tree = ImageTree::new(size);
+                if pass.base().is_some() {
+                    tree.mark_all();
+                }
+                tree
+            });
         drop(known);
         let generation = pass.base().map_or(0, |base| base.number);
         let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings);
@@ -232,7 +234,13 @@ impl Sink for ReplicaSink {
         self.assembly()?.hole(offset, len)
     }
 
-    fn chunk(&mut self, name: ChunkId, _encoded: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(
+        &mut self,
+        name: ChunkId,
+        _encoded: &Encoded,
+        plain: &Bytes,
+        offsets: &[u64],
+    ) -> Result<(), Refusal> {
         self.assembly()?.chunk(name, plain, offsets)
     }
 

@@ -76,7 +76,9 @@ async fn serve_uni(
         Open::Handoff { job, message } => handoff(platform, peer, connection, job, message).await,
         Open::Memory { job } => {
             let Some((port, incoming)) = platform.handoffs.incoming(job, peer) else {
-                return Err(NetError::Lost(format!("it sends memory for job {job}, which is not going on here")));
+                return Err(NetError::Lost(format!(
+                    "it sends memory for job {job}, which is not going on here"
+                )));
             };
             let input = match incoming.load_memory(recv, |bytes| port.count_memory(bytes)).await {
                 Ok(()) => DestinationInput::MemoryLoaded,
@@ -89,7 +91,13 @@ async fn serve_uni(
     Ok(())
 }
 
-async fn handoff(platform: &Arc<Platform>, peer: &str, connection: &Connection, job: JobId, message: Message) {
+async fn handoff(
+    platform: &Arc<Platform>,
+    peer: &str,
+    connection: &Connection,
+    job: JobId,
+    message: Message,
+) {
     if platform.handoffs.deliver(job, peer, message.clone(), connection) {
         return;
     }
@@ -97,7 +105,9 @@ async fn handoff(platform: &Arc<Platform>, peer: &str, connection: &Connection, 
         Message::Offer { vm, epoch, plan } => {
             match destination::offered(platform, job, peer, connection, (vm, epoch, plan)) {
                 Ok(()) => return,
-                Err(error) => Message::Abort { reason: format!("'{}' refused: {error}", platform.config.name) },
+                Err(error) => {
+                    Message::Abort { reason: format!("'{}' refused: {error}", platform.config.name) }
+                }
             }
         }
         message => return migrate::answer_from_journal(platform, job, peer, message, connection).await,
@@ -119,7 +129,8 @@ async fn serve_bi(
             };
             let (opening, asked) = (platform.clone(), target.clone());
             let owner = peer.to_owned();
-            let opened = tokio::task::spawn_blocking(move || open_target(&opening, &owner, &asked, size)).await;
+            let opened =
+                tokio::task::spawn_blocking(move || open_target(&opening, &owner, &asked, size)).await;
             let opened = opened.unwrap_or_else(|_| Err(refusal(RefusalKind::Failed, "the receiver broke")));
             let (status, sink) = match opened {
                 Ok(opened) => opened,
@@ -177,7 +188,10 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         }
         Target::Migration { job, disk } => {
             let (_, incoming) = platform.handoffs.incoming(*job, peer).ok_or_else(|| {
-                refusal(RefusalKind::Unknown, format!("job {job} is not going on here, or its disks are not ready"))
+                refusal(
+                    RefusalKind::Unknown,
+                    format!("job {job} is not going on here, or its disks are not ready"),
+                )
             })?;
             let sink = incoming.sink(*disk, size);
             let sink = sink.map_err(|error| refusal(RefusalKind::Unknown, error.to_string()))?;

@@ -23,7 +23,9 @@ pub enum VmError {
         known: String,
     },
     /// Another job has hold of it.
-    #[error("VM '{vm}' is busy with job {job} ({what}); wait for it or cancel it with `longhaul job cancel {job}`")]
+    #[error(
+        "VM '{vm}' is busy with job {job} ({what}); wait for it or cancel it with `longhaul job cancel {job}`"
+    )]
     Busy {
         /// The VM.
         vm: String,
@@ -53,7 +55,9 @@ pub enum VmError {
         peer: String,
     },
     /// It is ours already.
-    #[error("VM '{vm}' is defined on this platform too and belongs to it (epoch {epoch}); rename one of them")]
+    #[error(
+        "VM '{vm}' is defined on this platform too and belongs to it (epoch {epoch}); rename one of them"
+    )]
     Ours {
         /// The VM.
         vm: String,
@@ -152,7 +156,8 @@ impl Vms {
 
     /// The definition of `vm`.
     pub fn definition(&self, vm: &str) -> Result<VmDefinition, VmError> {
-        lock(&self.definitions).get(vm).cloned().ok_or_else(|| self.unknown(vm))
+        let known = lock(&self.definitions).get(vm).cloned();
+        known.ok_or_else(|| self.unknown(vm))
     }
 
     /// All definitions, by name.
@@ -165,7 +170,8 @@ impl Vms {
     /// Keeps a definition; it replaces one of the same name.
     pub fn define(&self, definition: VmDefinition) -> Result<(), VmError> {
         let path = self.dir.join(format!("{}.toml", definition.name));
-        files::write_atomic(&path, definition.to_toml()?.as_bytes()).map_err(|source| VmError::Io { path, source })?;
+        files::write_atomic(&path, definition.to_toml()?.as_bytes())
+            .map_err(|source| VmError::Io { path, source })?;
         lock(&self.definitions).insert(definition.name.to_string(), definition);
         Ok(())
     }

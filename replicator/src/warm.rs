@@ -51,7 +51,9 @@ pub enum WarmError {
         source: io::Error,
     },
     /// The moment the pass shows was lost.
-    #[error("disk '{disk}': what the guest overwrote could not be kept ({reason}); make room in the scratch directory")]
+    #[error(
+        "disk '{disk}': what the guest overwrote could not be kept ({reason}); make room in the scratch directory"
+    )]
     Overlay {
         /// Which disk.
         disk: String,
@@ -137,7 +139,13 @@ impl Pass {
             ways.push(way);
         }
         self.handle.refresh();
-        Ok(format!("VM '{}' replicated to '{}': {} ({})", self.vm, self.peer, generations.join(", "), ways.join(", ")))
+        Ok(format!(
+            "VM '{}' replicated to '{}': {} ({})",
+            self.vm,
+            self.peer,
+            generations.join(", "),
+            ways.join(", ")
+        ))
     }
 
     /// One disk. Gives its new generation at the peer and how it was found what to send.
@@ -203,7 +211,10 @@ impl Pass {
         let ranges = overlay.take_dirty();
         let whole_leaves = ranges.iter().all(|range| overlay.covers(leaves(range, image.size())));
         if !whole_leaves {
-            tracing::warn!("disk '{}': the hypervisor's dirty blocks are smaller than ours; scanning", disk.name);
+            tracing::warn!(
+                "disk '{}': the hypervisor's dirty blocks are smaller than ours; scanning",
+                disk.name
+            );
             return Ok(None);
         }
         let blocks: Arc<dyn ReadImage> = Arc::new(OverlayImage(overlay));
@@ -282,12 +293,16 @@ impl Pass {
         kind: TapKind,
     ) -> Result<(Arc<Overlay>, NbdServer), WarmError> {
         let scratch = self.platform.layout.scratch();
-        let overlay = Overlay::new(size, &scratch)
-            .map_err(|source| WarmError::Io { what: format!("scratch file in {}", scratch.display()), source })?;
+        let overlay = Overlay::new(size, &scratch).map_err(|source| WarmError::Io {
+            what: format!("scratch file in {}", scratch.display()),
+            source,
+        })?;
         let overlay = Arc::new(overlay);
         let socket = self.platform.layout.run().join("vm").join(self.vm.as_str()).join("nbd.sock");
-        let server = NbdServer::start(&socket, vec![(disk.name.clone(), overlay.clone())])
-            .map_err(|source| WarmError::Io { what: format!("NBD server on {}", socket.display()), source })?;
+        let server =
+            NbdServer::start(&socket, vec![(disk.name.clone(), overlay.clone())]).map_err(|source| {
+                WarmError::Io { what: format!("NBD server on {}", socket.display()), source }
+            })?;
         self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, kind).await?;
         Ok((overlay, server))
     }
@@ -357,7 +372,12 @@ fn flatten<T>(joined: Result<io::Result<T>, tokio::task::JoinError>, what: &str)
 }
 
 /// Begins to copy a raw image or a block device to a peer, where it is kept as the replica `name`.
-pub fn send_image(platform: &Arc<Platform>, image: &Path, peer: &str, name: &str) -> Result<JobId, WarmError> {
+pub fn send_image(
+    platform: &Arc<Platform>,
+    image: &Path,
+    peer: &str,
+    name: &str,
+) -> Result<JobId, WarmError> {
     platform.peers.get(peer).map_err(NetError::from)?;
     let open = RawImage::open_read(image)
         .map_err(|source| WarmError::Io { what: format!("opening {}", image.display()), source })?;
@@ -409,7 +429,9 @@ async fn send_one(
         if source.is_divergence() {
             return WarmError::Io {
                 what: format!("sending {path}"),
-                source: io::Error::other("the image changed while it was read; stop whoever writes to it, or `replicate` its VM"),
+                source: io::Error::other(
+                    "the image changed while it was read; stop whoever writes to it, or `replicate` its VM",
+                ),
             };
         }
         transfer(source)

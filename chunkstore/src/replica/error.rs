@@ -35,6 +35,16 @@ pub enum ReplicaError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A file of it has a format that this version does not know.
+    #[error(
+        "{path} was written by another version of longhaul: use that one, or remove the replica's directory and run a \
+         full pass",
+        path = .path.display()
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+    },
     /// A generation that cannot follow the one there is.
     #[error("generation {number} cannot be committed: {reason}")]
     BadGeneration {

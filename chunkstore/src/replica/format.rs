@@ -27,6 +27,12 @@ pub(super) const MAX_GENERATION_BYTES: usize = 8 + 8 + 32 + 8 + 2 + MAX_SOURCE_B
 /// Longest state file.
 pub(super) const MAX_STATE_BYTES: usize = 8 + MAX_GENERATION_BYTES + 32;
 
+/// Begins like a state file or a redo log, but of another version.
+pub(super) fn is_other_version(bytes: &[u8]) -> bool {
+    let other = |magic: &[u8; 8]| bytes.starts_with(&magic[..6]) && !bytes.starts_with(magic);
+    bytes.len() >= 8 && (other(STATE_MAGIC) || other(LOG_MAGIC))
+}
+
 fn encode_generation(generation: &Generation) -> Vec<u8> {
     let source = generation.source.as_bytes();
     let mut bytes = Vec::with_capacity(MAX_GENERATION_BYTES);

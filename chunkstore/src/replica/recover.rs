@@ -38,8 +38,13 @@ pub(super) fn recover(dir: &Path) -> Result<Option<Generation>, ReplicaError> {
     let log_path = dir.join(LOG);
     match File::open(&log_path) {
         Ok(log) => {
-            let committed = format::read_log(&mut BufReader::with_capacity(1 << 20, &log))
-                .map_err(FileError::at("read the redo log", &log_path))?;
+            let reading = || FileError::at("read the redo log", &log_path);
+            let mut magic = [0; 8];
+            if log.read_at(&mut magic, 0).map_err(reading())? == 8 && format::is_other_version(&magic) {
+                return Err(ReplicaError::OtherVersion { path: log_path });
+            }
+            let committed =
+                format::read_log(&mut BufReader::with_capacity(1 << 20, &log)).map_err(reading())?;
             // A log that starts from another generation has been applied already.
             match committed {
                 Some(committed) if committed.header.base == generation.number => {
@@ -63,6 +68,9 @@ fn read_state(path: &Path) -> Result<Option<Generation>, ReplicaError> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Vec::new(),
         Err(error) => return Err(FileError::at("read", path)(error).into()),
     };
+    if format::is_other_version(&bytes) {
+        return Err(ReplicaError::OtherVersion { path: path.to_owned() });
+    }
     let damaged = || ReplicaError::Damaged { path: path.to_owned(), reason: "is not a state file" };
     format::parse_state(&bytes).map(Some).ok_or_else(damaged)
 }

@@ -162,7 +162,7 @@ impl Store {
                 self.append_record(&mut lock(&self.writer), &bytes, entry)
             }
             _ => {
-                let _forgotten = self.damaged(id, location, pack);
+                self.forget(id, location);
                 Ok(())
             }
         }

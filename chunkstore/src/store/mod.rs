@@ -295,13 +295,17 @@ impl Store {
         Ok((*location, pack))
     }
 
-    /// Forgets a chunk whose bytes are bad, so that the next put stores it anew.
     fn damaged(&self, id: &ChunkId, location: Location, pack: &Pack) -> StoreError {
+        self.forget(id, location);
+        StoreError::Damaged { id: *id, path: pack.path.clone() }
+    }
+
+    /// Forgets a chunk whose bytes are bad, so that the next put stores it anew.
+    fn forget(&self, id: &ChunkId, location: Location) {
         let mut index = write(&self.index);
         if index.get(id) == Some(&location) {
             index.remove(id);
         }
-        StoreError::Damaged { id: *id, path: pack.path.clone() }
     }
 }
 

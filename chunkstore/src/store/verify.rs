@@ -46,7 +46,10 @@ impl Store {
         for (id, location) in chunks {
             match self.get(&id) {
                 Ok(_) => {}
-                Err(StoreError::Damaged { .. } | StoreError::File(_)) => report.damaged.push(id),
+                Err(StoreError::Damaged { .. } | StoreError::File(_)) => {
+                    self.forget(&id, location);
+                    report.damaged.push(id);
+                }
                 Err(error) => return Err(error),
             }
             report.chunks += 1;

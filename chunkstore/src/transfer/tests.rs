@@ -22,6 +22,12 @@ fn ingested() -> (tempfile::TempDir, Store, RawImage, Manifest) {
 }
 
 #[test]
+fn everything_may_cross_threads() {
+    fn crosses<T: Send + Sync + 'static>() {}
+    crosses::<(Store, Seeds, RawImage, crate::Replica, crate::Pass, ImageTree, crate::Pin)>();
+}
+
+#[test]
 fn an_image_goes_in_and_comes_out_sparse() {
     let (dir, store, image, manifest) = ingested();
     let mut tree = ImageTree::new(image.size());

@@ -240,10 +240,7 @@ impl Bits {
             let before = self.words[index].fetch_or(mask, Ordering::AcqRel);
             newly += u64::from((mask & !before).count_ones());
             // Word before summary: a taker that misses the summary bit leaves it to the next taker.
-            let (at, bit) = (index / 64, 1 << (index % 64));
-            if self.summary[at].load(Ordering::Acquire) & bit == 0 || mask & !before != 0 {
-                self.summary[at].fetch_or(bit, Ordering::AcqRel);
-            }
+            self.summary[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
         }
         newly
     }

@@ -134,7 +134,14 @@ pub(super) async fn add_target(
         "reconnect-delay": 0,
         "discard": "unmap",
     });
-    s.run("blockdev-add", node).await.map(drop)
+    match s.try_run("blockdev-add", node).await {
+        Ok(_) => Ok(()),
+        Err(QmpError::Refused { message, .. }) => {
+            let reason = format!("QEMU cannot open the export {export:?} on {path}: {message}");
+            Err(s.tap_error(&names.disk, reason))
+        }
+        Err(error) => Err(s.error(error)),
+    }
 }
 
 /// A block job of ours at one moment. Ours are not dismissed by QEMU itself, so that a result can always be asked for.
@@ -262,14 +269,17 @@ pub(super) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverErr
 pub(super) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverError> {
     cancel_job(s, &names.target).await?;
     let nodes = Nodes::query(s).await?;
-    if nodes.has(&names.filter) {
-        // The guest's device back onto its disk; harmless when it is there.
-        set_device_node(s, names, &names.disk).await?;
+    if nodes.has(&names.snapshot) {
+        delete_node(s, &names.snapshot).await?;
     }
-    for node in [&names.snapshot, &names.filter, &names.target] {
-        if nodes.has(node) {
-            delete_node(s, node).await?;
-        }
+    if nodes.has(&names.filter) {
+        // The guest's device back onto its disk; harmless when it is there. While the snapshot node holds the filter,
+        // QEMU refuses this.
+        set_device_node(s, names, &names.disk).await?;
+        delete_node(s, &names.filter).await?;
+    }
+    if nodes.has(&names.target) {
+        delete_node(s, &names.target).await?;
     }
     if nodes.bitmap(&names.disk, NEXT_BITMAP).is_some() {
         remove_bitmap(s, &names.disk, NEXT_BITMAP).await?;

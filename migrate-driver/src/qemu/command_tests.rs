@@ -21,7 +21,7 @@ fn the_whole_line() {
         -chardev socket,id=qmp0,path=/run/web/qmp.sock,server=on,wait=off -mon chardev=qmp0,mode=control \
         -blockdev driver=file,node-name=root-file,filename=/img/a.raw,cache.direct=off,cache.no-flush=off,discard=unmap \
         -blockdev driver=raw,node-name=root,file=root-file,cache.direct=off,cache.no-flush=off,discard=unmap \
-        -device virtio-blk-pci,drive=root,id=root-dev,bootindex=0 -kernel /k -append";
+        -device virtio-blk-pci,drive=root,id=root-dev,bootindex=1 -kernel /k -append";
     let got = line(&definition("/img/a.raw"), "/run/web", Purpose::Boot);
     let append = got.iter().position(|arg| arg == "-append").unwrap();
     assert_eq!(got[..=append].join(" "), expected);

@@ -9,17 +9,17 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Slots that the guest writes in turn.
-pub const SLOTS: u64 = 1024;
+pub(crate) const SLOTS: u64 = 1024;
 /// Size of a slot, and of each write.
-pub const SLOT_BYTES: u64 = 4096;
+pub(crate) const SLOT_BYTES: u64 = 4096;
 /// Where the slots begin.
-pub const AREA_START: u64 = 1 << 20;
+pub(crate) const AREA_START: u64 = 1 << 20;
 /// The whole disk: no multiple of 64 KiB or 4 KiB, to meet the edges.
-pub const DISK_BYTES: u64 = AREA_START + SLOTS * SLOT_BYTES + 512;
+pub(crate) const DISK_BYTES: u64 = AREA_START + SLOTS * SLOT_BYTES + 512;
 
 /// How long the guest waits after each write: reads of I/O port 0x80, about a microsecond each.
 #[derive(Debug, Clone, Copy)]
-pub enum Pace {
+pub(crate) enum Pace {
     /// As fast as it can, thousands of writes a second.
     Full,
     /// Some hundreds of writes a second.
@@ -71,7 +71,7 @@ const CODE: [u8; 173] = [
 const PACE_AT: usize = 0x99;
 
 /// A new disk that boots the guest.
-pub fn create_disk(path: &Path, pace: Pace) {
+pub(crate) fn create_disk(path: &Path, pace: Pace) {
     let file = fs::File::create_new(path).unwrap();
     file.set_len(DISK_BYTES).unwrap();
     let mut sector = [0; 512];
@@ -87,16 +87,16 @@ pub fn create_disk(path: &Path, pace: Pace) {
 
 /// What the guest has said so far.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// Counters whose write was acknowledged, in order.
-    pub acknowledged: Vec<u32>,
+    pub(crate) acknowledged: Vec<u32>,
     /// Lines about writes that failed.
-    pub errors: usize,
+    pub(crate) errors: usize,
 }
 
 impl Heard {
     /// Reads a serial log.
-    pub fn read(log: &Path) -> Heard {
+    pub(crate) fn read(log: &Path) -> Heard {
         let mut heard = Heard::default();
         let text = fs::read(log).unwrap_or_default();
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -114,13 +114,13 @@ impl Heard {
     }
 
     /// The last acknowledged counter, 0 before the first.
-    pub fn last(&self) -> u32 {
+    pub(crate) fn last(&self) -> u32 {
         self.acknowledged.last().copied().unwrap_or(0)
     }
 }
 
 /// Checks that the disk holds every write up to `acknowledged`, and nothing but whole pages. Returns the newest counter.
-pub fn check_disk(image: &[u8], acknowledged: u32) -> u32 {
+pub(crate) fn check_disk(image: &[u8], acknowledged: u32) -> u32 {
     let mut newest = 0;
     for slot in 0..SLOTS as u32 {
         let at = (AREA_START + u64::from(slot) * SLOT_BYTES) as usize;

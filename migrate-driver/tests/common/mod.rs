@@ -1,6 +1,6 @@
 //! Two hosts on one machine for tests with a real QEMU, and what a daemon would do between them.
 
-pub mod guest;
+pub(crate) mod guest;
 
 use std::fs;
 use std::ops::Range;
@@ -11,31 +11,34 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use migrate_driver::nbd::{NbdServer, Overlay};
+use migrate_driver::qmp::Qmp;
 use migrate_driver::{
     DiskDefinition, DriverError, GuestStatus, Hypervisor, MemoryParams, Qemu, QemuDefinition, TapKind,
     VmDefinition, VmName,
 };
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use guest::{Heard, Pace};
 
 /// Most waits here are over in milliseconds; this only ends a test that would hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The disk's name in every test.
-pub const DISK: &str = "root";
+pub(crate) const DISK: &str = "root";
 
 /// One host: a run directory, an image, a driver. Dropping it kills its VM.
-pub struct Host {
+pub(crate) struct Host {
     dir: tempfile::TempDir,
-    pub qemu: Qemu,
-    pub def: VmDefinition,
+    /// Only the trait: what is tested here holds for every hypervisor.
+    pub(crate) driver: Arc<dyn Hypervisor>,
+    pub(crate) def: VmDefinition,
 }
 
 impl Host {
     /// A host with an empty image directory.
-    pub fn new() -> Host {
+    pub(crate) fn new() -> Host {
         let dir = tempfile::Builder::new().prefix("lh").tempdir().unwrap();
-        let qemu = Qemu::new(dir.path().join("run"));
+        let driver = Arc::new(Qemu::new(dir.path().join("run")));
         let disk = DiskDefinition { name: DISK.into(), path: dir.path().join("root.raw") };
         let def = VmDefinition {
             name: VmName::new("guest").unwrap(),
@@ -45,57 +48,59 @@ impl Host {
             qemu: QemuDefinition::default(),
         };
         require_qemu(&def.qemu.binary);
-        Host { dir, qemu, def }
+        Host { dir, driver, def }
     }
 
     /// A host whose guest runs and has written something.
-    pub async fn with_guest(pace: Pace) -> Host {
-        let host = Host::new();
+    pub(crate) async fn with_guest(pace: Pace) -> Host {
+        let mut host = Host::new();
+        host.add_monitor();
         guest::create_disk(&host.image_path(), pace);
-        host.qemu.start(&host.def).await.unwrap();
+        host.driver.start(&host.def).await.unwrap();
         host.wait_for_writes(3).await;
         host
     }
 
     /// A host with an all-zero image and an empty VM that waits for memory.
-    pub async fn waiting() -> Host {
-        let host = Host::new();
+    pub(crate) async fn waiting() -> Host {
+        let mut host = Host::new();
+        host.add_monitor();
         fs::File::create_new(host.image_path()).unwrap().set_len(guest::DISK_BYTES).unwrap();
-        host.qemu.start_incoming(&host.def).await.unwrap();
+        host.driver.start_incoming(&host.def).await.unwrap();
         host
     }
 
     /// The same host after its daemon was killed and started again.
-    pub fn restart_daemon(&mut self) {
-        self.qemu = Qemu::new(self.dir.path().join("run"));
+    pub(crate) fn restart_daemon(&mut self) {
+        self.driver = Arc::new(Qemu::new(self.dir.path().join("run")));
     }
 
-    pub fn vm(&self) -> &VmName {
+    pub(crate) fn vm(&self) -> &VmName {
         &self.def.name
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn image_path(&self) -> PathBuf {
+    pub(crate) fn image_path(&self) -> PathBuf {
         self.def.disks[0].path.clone()
     }
 
-    pub fn image(&self) -> Vec<u8> {
+    pub(crate) fn image(&self) -> Vec<u8> {
         fs::read(self.image_path()).unwrap()
     }
 
-    pub fn heard(&self) -> Heard {
-        Heard::read(&self.qemu.serial_log(self.vm()))
+    pub(crate) fn heard(&self) -> Heard {
+        Heard::read(&self.path().join("run/guest/serial.log"))
     }
 
-    pub async fn status(&self) -> GuestStatus {
-        self.qemu.status(self.vm()).await.unwrap()
+    pub(crate) async fn status(&self) -> GuestStatus {
+        self.driver.status(self.vm()).await.unwrap()
     }
 
     /// Waits until the guest has acknowledged `count` more writes; fails on a write error the guest saw.
-    pub async fn wait_for_writes(&self, count: usize) {
+    pub(crate) async fn wait_for_writes(&self, count: usize) {
         let before = self.heard().acknowledged.len();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -111,29 +116,54 @@ impl Host {
     }
 
     /// Fails when the guest writes within a moment.
-    pub async fn assert_still(&self) {
+    pub(crate) async fn assert_still(&self) {
         let before = self.heard();
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(self.heard(), before, "the guest runs");
     }
 
     /// Puts a tap with an overlay of its own on the disk.
-    pub async fn tap(&self, kind: TapKind) -> Tap {
+    pub(crate) async fn tap(&self, kind: TapKind) -> Tap {
         self.try_tap(kind).await.unwrap()
     }
 
-    pub async fn try_tap(&self, kind: TapKind) -> Result<Tap, DriverError> {
+    pub(crate) async fn try_tap(&self, kind: TapKind) -> Result<Tap, DriverError> {
         let tap = Tap::new(self);
-        self.qemu.tap(self.vm(), DISK, tap.server.socket(), "disk", kind).await?;
+        self.driver.tap(self.vm(), DISK, tap.server.socket(), "disk", kind).await?;
         Ok(tap)
     }
 
     /// Starts sending memory with a bound that a guest of 16 MiB always meets.
-    pub async fn send_memory(&self) -> tokio::net::UnixStream {
-        self.qemu.send_memory(self.vm(), &memory_params()).await.unwrap()
+    pub(crate) async fn send_memory(&self) -> tokio::net::UnixStream {
+        self.driver.send_memory(self.vm(), &memory_params()).await.unwrap()
     }
 
-    pub fn pid(&self) -> i32 {
+    /// A second monitor, for what a test wants to see or do behind the driver's back. Needs [`Host::add_monitor`].
+    pub(crate) async fn monitor(&self) -> Qmp {
+        Qmp::connect(&self.path().join("spy.sock"), PATIENCE, PATIENCE).await.unwrap()
+    }
+
+    /// Before the start: gives the VM a second monitor.
+    pub(crate) fn add_monitor(&mut self) {
+        let socket = self.path().join("spy.sock");
+        let chardev = format!("socket,id=spy,path={},server=on,wait=off", socket.display());
+        self.def.qemu.args =
+            ["-chardev", &chardev, "-mon", "chardev=spy,mode=control"].map(String::from).into();
+    }
+
+    /// Fails when any node or job of ours is left in QEMU.
+    pub(crate) async fn assert_no_trace(&self, monitor: &Qmp) {
+        let nodes = monitor.execute("query-named-block-nodes", Some(json!({"flat": true}))).await.unwrap();
+        let jobs = monitor.execute("query-jobs", None).await.unwrap();
+        let text = format!("{nodes} {jobs}");
+        assert!(!text.contains("longhaul"), "{text}");
+        let path = format!("/machine/peripheral/{DISK}-dev/virtio-backend");
+        let node =
+            monitor.execute("qom-get", Some(json!({"path": path, "property": "drive"}))).await.unwrap();
+        assert_eq!(node, DISK);
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
         fs::read_to_string(self.path().join("run/guest/pid")).unwrap().trim().parse().unwrap()
     }
 }
@@ -150,7 +180,7 @@ impl Drop for Host {
     }
 }
 
-pub fn memory_params() -> MemoryParams {
+pub(crate) fn memory_params() -> MemoryParams {
     MemoryParams { max_downtime: Duration::from_millis(300), max_bandwidth_bytes_s: None }
 }
 
@@ -163,13 +193,13 @@ fn require_qemu(binary: &str) {
 static TAPS: AtomicU32 = AtomicU32::new(0);
 
 /// An overlay with its server.
-pub struct Tap {
-    pub overlay: Arc<Overlay>,
-    pub server: NbdServer,
+pub(crate) struct Tap {
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) server: NbdServer,
 }
 
 impl Tap {
-    pub fn new(host: &Host) -> Tap {
+    pub(crate) fn new(host: &Host) -> Tap {
         let size = fs::metadata(host.image_path()).unwrap().len();
         let overlay = Arc::new(Overlay::new(size, host.path()).unwrap());
         let socket = host.path().join(format!("nbd{}.sock", TAPS.fetch_add(1, Ordering::Relaxed)));
@@ -178,7 +208,7 @@ impl Tap {
     }
 
     /// Writes everything dirty into an image, as the far end of a round would.
-    pub fn apply(&self, image: &Path) -> Vec<Range<u64>> {
+    pub(crate) fn apply(&self, image: &Path) -> Vec<Range<u64>> {
         let file = fs::File::options().write(true).open(image).unwrap();
         let ranges = self.overlay.take_dirty();
         for range in &ranges {
@@ -192,13 +222,13 @@ impl Tap {
 }
 
 /// Copies one image over another, in place: QEMU has the target open.
-pub fn copy_image(from: &Path, to: &Path) {
+pub(crate) fn copy_image(from: &Path, to: &Path) {
     let data = fs::read(from).unwrap();
     fs::File::options().write(true).open(to).unwrap().write_all_at(&data, 0).unwrap();
 }
 
 /// What the daemons do with the memory stream.
-pub fn relay(mut from: tokio::net::UnixStream, mut to: tokio::net::UnixStream) -> JoinHandle<u64> {
+pub(crate) fn relay(mut from: tokio::net::UnixStream, mut to: tokio::net::UnixStream) -> JoinHandle<u64> {
     tokio::spawn(async move {
         let bytes = tokio::io::copy(&mut from, &mut to).await.unwrap_or(0);
         let _ = tokio::io::AsyncWriteExt::shutdown(&mut to).await;
@@ -207,6 +237,6 @@ pub fn relay(mut from: tokio::net::UnixStream, mut to: tokio::net::UnixStream) -
 }
 
 /// Fails a test that hangs, saying where.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} hangs"))
 }

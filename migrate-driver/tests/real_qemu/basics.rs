@@ -11,16 +11,16 @@ use crate::common::{Host, soon};
 async fn a_guest_lives_from_start_to_stop() {
     let mut host = Host::with_guest(Pace::Steady).await;
     assert_eq!(host.status().await, GuestStatus::Running);
-    let error = host.qemu.start(&host.def).await.unwrap_err();
+    let error = host.driver.start(&host.def).await.unwrap_err();
     assert!(matches!(error, DriverError::AlreadyRunning { .. }), "{error}");
 
     for _ in 0..2 {
-        host.qemu.pause(host.vm()).await.unwrap();
+        host.driver.pause(host.vm()).await.unwrap();
         assert_eq!(host.status().await, GuestStatus::Paused);
     }
     host.assert_still().await;
     for _ in 0..2 {
-        host.qemu.resume(host.vm()).await.unwrap();
+        host.driver.resume(host.vm()).await.unwrap();
         assert_eq!(host.status().await, GuestStatus::Running);
     }
     host.wait_for_writes(3).await;
@@ -28,18 +28,18 @@ async fn a_guest_lives_from_start_to_stop() {
     host.restart_daemon();
     assert_eq!(host.status().await, GuestStatus::Running);
     host.wait_for_writes(3).await;
-    assert_eq!(host.qemu.rollback(host.vm()).await.unwrap(), GuestStatus::Running);
+    assert_eq!(host.driver.rollback(host.vm()).await.unwrap(), GuestStatus::Running);
 
     for _ in 0..2 {
-        host.qemu.stop(host.vm(), StopHow::Kill).await.unwrap();
+        host.driver.stop(host.vm(), StopHow::Kill).await.unwrap();
         assert_eq!(host.status().await, GuestStatus::Stopped);
     }
-    assert_eq!(host.qemu.rollback(host.vm()).await.unwrap(), GuestStatus::Stopped);
+    assert_eq!(host.driver.rollback(host.vm()).await.unwrap(), GuestStatus::Stopped);
     check_disk(&host.image(), host.heard().last());
-    let error = host.qemu.pause(host.vm()).await.unwrap_err();
+    let error = host.driver.pause(host.vm()).await.unwrap_err();
     assert!(matches!(error, DriverError::NotRunning { .. }), "{error}");
 
-    host.qemu.start(&host.def).await.unwrap();
+    host.driver.start(&host.def).await.unwrap();
     host.wait_for_writes(3).await;
 }
 
@@ -47,7 +47,7 @@ async fn a_guest_lives_from_start_to_stop() {
 async fn a_guest_that_ignores_its_power_button_is_reported() {
     let host = Host::with_guest(Pace::Steady).await;
     let how = StopHow::Powerdown(Duration::from_millis(300));
-    let error = host.qemu.stop(host.vm(), how).await.unwrap_err();
+    let error = host.driver.stop(host.vm(), how).await.unwrap_err();
     assert!(matches!(error, DriverError::Timeout { .. }), "{error}");
     assert_eq!(host.status().await, GuestStatus::Running);
 }
@@ -55,11 +55,11 @@ async fn a_guest_that_ignores_its_power_button_is_reported() {
 #[tokio::test]
 async fn a_start_that_fails_says_why() {
     let mut host = Host::new();
-    let error = host.qemu.start(&host.def).await.unwrap_err().to_string();
+    let error = host.driver.start(&host.def).await.unwrap_err().to_string();
     assert!(error.contains("root.raw") && error.contains("No such file"), "{error}");
     assert_eq!(host.status().await, GuestStatus::Stopped);
     host.def.qemu.binary = "/nonexistent/qemu".into();
-    let error = host.qemu.start(&host.def).await.unwrap_err().to_string();
+    let error = host.driver.start(&host.def).await.unwrap_err().to_string();
     assert!(error.contains("/nonexistent/qemu"), "{error}");
 }
 
@@ -68,7 +68,7 @@ async fn an_image_in_use_is_refused() {
     let host = Host::with_guest(Pace::Steady).await;
     let mut other = Host::new();
     other.def.disks[0].path = host.image_path();
-    let error = other.qemu.start(&other.def).await.unwrap_err().to_string();
+    let error = other.driver.start(&other.def).await.unwrap_err().to_string();
     assert!(error.contains("lock"), "{error}");
 }
 
@@ -86,7 +86,7 @@ async fn the_end_of_qemu_is_an_error_with_its_last_words() {
     // Nobody reads the stream, so this wait lasts until QEMU is gone.
     let _stream = host.send_memory().await;
     let pid = rustix::process::Pid::from_raw(host.pid()).unwrap();
-    let (waited, ()) = tokio::join!(host.qemu.wait_paused(host.vm()), async {
+    let (waited, ()) = tokio::join!(host.driver.wait_paused(host.vm()), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     });

@@ -2,19 +2,19 @@
 
 use std::time::Instant;
 
-use migrate_driver::{DriverError, GuestStatus, Hypervisor, StopHow, TapKind};
+use migrate_driver::{DriverError, GuestStatus, StopHow, TapKind};
 
 use crate::common::guest::{Pace, check_disk};
 use crate::common::{DISK, Host, Tap, copy_image, relay, soon};
 
 /// Everything up to the moment both guests are paused, the destination loaded and its disk complete.
-async fn switch_over(source: &Host, target: &Host) -> Tap {
+pub(crate) async fn switch_over(source: &Host, target: &Host) -> Tap {
     let tap = source.tap(TapKind::Mirror).await;
     copy_image(&source.image_path(), &target.image_path());
     source.wait_for_writes(20).await;
     tap.apply(&target.image_path());
 
-    let incoming = target.qemu.open_incoming(target.vm()).await.unwrap();
+    let incoming = target.driver.open_incoming(target.vm()).await.unwrap();
     let relayed = relay(source.send_memory().await, incoming);
     let mut times = Vec::new();
     let mut clock = Instant::now();
@@ -22,18 +22,18 @@ async fn switch_over(source: &Host, target: &Host) -> Tap {
         times.push(format!("{what} {:.2}", clock.elapsed().as_secs_f64() * 1e3));
         clock = Instant::now();
     };
-    soon("wait_paused", source.qemu.wait_paused(source.vm())).await.unwrap();
+    soon("wait_paused", source.driver.wait_paused(source.vm())).await.unwrap();
     lap("wait_paused");
     assert_eq!(source.status().await, GuestStatus::PreSwitchover);
     assert_eq!(target.status().await, GuestStatus::Incoming);
     lap("(two status)");
-    soon("drain", source.qemu.drain(source.vm(), DISK)).await.unwrap();
+    soon("drain", source.driver.drain(source.vm(), DISK)).await.unwrap();
     lap("drain");
     tap.apply(&target.image_path());
     lap("(apply)");
-    soon("finish_memory", source.qemu.finish_memory(source.vm())).await.unwrap();
+    soon("finish_memory", source.driver.finish_memory(source.vm())).await.unwrap();
     lap("finish_memory");
-    soon("incoming_loaded", target.qemu.incoming_loaded(target.vm())).await.unwrap();
+    soon("incoming_loaded", target.driver.incoming_loaded(target.vm())).await.unwrap();
     lap("incoming_loaded");
     assert_eq!(source.status().await, GuestStatus::PostMigrate);
     assert_eq!(target.status().await, GuestStatus::Paused);
@@ -51,22 +51,22 @@ async fn a_guest_moves_and_runs_on() {
     switch_over(&source, &target).await;
     let last = source.heard().last();
     let clock = Instant::now();
-    target.qemu.resume(target.vm()).await.unwrap();
+    target.driver.resume(target.vm()).await.unwrap();
     eprintln!("switchover, ms: resume {:.2}", clock.elapsed().as_secs_f64() * 1e3);
     assert_eq!(target.status().await, GuestStatus::Running);
     target.wait_for_writes(50).await;
     assert!(target.heard().acknowledged[0] <= last + 1, "the guest skipped writes");
     source.assert_still().await;
-    source.qemu.stop(source.vm(), StopHow::Kill).await.unwrap();
+    source.driver.stop(source.vm(), StopHow::Kill).await.unwrap();
     target.wait_for_writes(50).await;
-    target.qemu.pause(target.vm()).await.unwrap();
+    target.driver.pause(target.vm()).await.unwrap();
     check_disk(&target.image(), target.heard().last());
 
     // And it can go on from there: the next migration starts where this one ended.
-    target.qemu.resume(target.vm()).await.unwrap();
+    target.driver.resume(target.vm()).await.unwrap();
     let third = Host::waiting().await;
     switch_over(&target, &third).await;
-    third.qemu.resume(third.vm()).await.unwrap();
+    third.driver.resume(third.vm()).await.unwrap();
     third.wait_for_writes(50).await;
 }
 
@@ -79,27 +79,27 @@ async fn the_source_takes_its_guest_and_disk_back_from_postmigrate() {
         // While the source has given its disk up, nobody locks it.
         let mut other = Host::new();
         other.def.disks[0].path = source.image_path();
-        other.qemu.start_incoming(&other.def).await.unwrap();
-        other.qemu.stop(other.vm(), StopHow::Kill).await.unwrap();
-        target.qemu.stop(target.vm(), StopHow::Kill).await.unwrap();
+        other.driver.start_incoming(&other.def).await.unwrap();
+        other.driver.stop(other.vm(), StopHow::Kill).await.unwrap();
+        target.driver.stop(target.vm(), StopHow::Kill).await.unwrap();
         if restarted {
             drop(tap);
             source.restart_daemon();
             assert_eq!(source.status().await, GuestStatus::PostMigrate);
-            assert_eq!(source.qemu.rollback(source.vm()).await.unwrap(), GuestStatus::Running);
+            assert_eq!(source.driver.rollback(source.vm()).await.unwrap(), GuestStatus::Running);
         } else {
-            source.qemu.resume(source.vm()).await.unwrap();
+            source.driver.resume(source.vm()).await.unwrap();
         }
         source.wait_for_writes(50).await;
-        let error = other.qemu.start(&other.def).await.unwrap_err().to_string();
+        let error = other.driver.start(&other.def).await.unwrap_err().to_string();
         assert!(error.contains("lock"), "{error}");
-        source.qemu.pause(source.vm()).await.unwrap();
+        source.driver.pause(source.vm()).await.unwrap();
         check_disk(&source.image(), source.heard().last());
-        source.qemu.resume(source.vm()).await.unwrap();
+        source.driver.resume(source.vm()).await.unwrap();
         // A second try goes through.
         let second = Host::waiting().await;
         let _tap = switch_over(&source, &second).await;
-        second.qemu.resume(second.vm()).await.unwrap();
+        second.driver.resume(second.vm()).await.unwrap();
         second.wait_for_writes(20).await;
     }
 }
@@ -110,32 +110,32 @@ async fn an_incoming_guest_never_runs_on_its_own() {
     let mut target = Host::waiting().await;
     for _ in 0..2 {
         assert_eq!(target.status().await, GuestStatus::Incoming);
-        assert_eq!(target.qemu.rollback(target.vm()).await.unwrap(), GuestStatus::Incoming);
-        let error = target.qemu.resume(target.vm()).await.unwrap_err();
+        assert_eq!(target.driver.rollback(target.vm()).await.unwrap(), GuestStatus::Incoming);
+        let error = target.driver.resume(target.vm()).await.unwrap_err();
         assert!(matches!(error, DriverError::WrongState { .. }), "{error}");
         target.restart_daemon();
     }
     let _tap = switch_over(&source, &target).await;
     for _ in 0..2 {
         target.restart_daemon();
-        assert_eq!(target.qemu.rollback(target.vm()).await.unwrap(), GuestStatus::Paused);
+        assert_eq!(target.driver.rollback(target.vm()).await.unwrap(), GuestStatus::Paused);
     }
     target.assert_still().await;
     // A destination that was released after its daemon's restart.
-    target.qemu.resume(target.vm()).await.unwrap();
+    target.driver.resume(target.vm()).await.unwrap();
     target.wait_for_writes(5).await;
-    assert_eq!(target.qemu.rollback(target.vm()).await.unwrap(), GuestStatus::Running);
+    assert_eq!(target.driver.rollback(target.vm()).await.unwrap(), GuestStatus::Running);
 }
 
 #[tokio::test]
 async fn a_bad_memory_stream_is_an_error_with_qemus_words() {
     let target = Host::waiting().await;
-    let mut stream = target.qemu.open_incoming(target.vm()).await.unwrap();
+    let mut stream = target.driver.open_incoming(target.vm()).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut stream, &[7; 4096]).await.unwrap();
-    let error = soon("the error", target.qemu.incoming_loaded(target.vm())).await.unwrap_err();
+    let error = soon("the error", target.driver.incoming_loaded(target.vm())).await.unwrap_err();
     assert!(matches!(error, DriverError::Died { .. }), "{error}");
     assert!(error.to_string().contains("Not a migration stream"), "{error}");
     assert_eq!(target.status().await, GuestStatus::Stopped);
-    target.qemu.start_incoming(&target.def).await.unwrap();
+    target.driver.start_incoming(&target.def).await.unwrap();
     assert_eq!(target.status().await, GuestStatus::Incoming);
 }

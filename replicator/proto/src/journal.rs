@@ -7,7 +7,7 @@
 //! | 8 | `LHJRNL` and the version, 1, as two bytes, little endian |
 //! | then, a record: 4 | length of the payload, little endian |
 //! | 8 | the first 8 bytes of BLAKE3 over the payload |
-//! | length | the payload: a [`Record`](crate::handoff::Record) in bincode 2's standard configuration |
+//! | length | the payload: a [`Record`] in bincode 2's standard configuration |
 //!
 //! A record is durable before the next is begun, so a crash leaves at most one that is not whole, at the end: it was
 //! never acknowledged to anybody, and is cut. Anything else that does not match its checksum is damage: it may hide that

@@ -74,7 +74,11 @@ impl Client {
     }
 
     /// Follows a job until it has ended. Gives its last report.
-    pub(super) async fn watch(&mut self, id: &str, mut seen: impl FnMut(&Report)) -> Result<Report, ClientError> {
+    pub(super) async fn watch(
+        &mut self,
+        id: &str,
+        mut seen: impl FnMut(&Report),
+    ) -> Result<Report, ClientError> {
         let mut response = self.send(Method::GET, &format!("/v1/jobs/{id}/watch"), Bytes::new()).await?;
         let mut pending = Vec::new();
         let mut last = None;

@@ -378,10 +378,14 @@ fn request(command: Command) -> anyhow::Result<Request> {
             let (peer, name) = target.split_once(':').unwrap_or((&target, &stem));
             Job("/v1/images/send".into(), json!({ "image": image, "peer": peer, "name": name }))
         }
-        Command::Vm(VmCommand::Define { file }) => Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?),
+        Command::Vm(VmCommand::Define { file }) => {
+            Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?)
+        }
         Command::Vm(VmCommand::List) => Get("/v1/vms".into()),
         Command::Vm(VmCommand::Start { name }) => Post(format!("/v1/vms/{name}/start"), json!({})),
-        Command::Vm(VmCommand::Stop { name, kill }) => Post(format!("/v1/vms/{name}/stop"), json!({ "kill": kill })),
+        Command::Vm(VmCommand::Stop { name, kill }) => {
+            Post(format!("/v1/vms/{name}/stop"), json!({ "kill": kill }))
+        }
         Command::Replicate { vm, to } => Job(format!("/v1/vms/{vm}/replicate"), json!({ "to": to })),
         Command::Migrate(MigrateArgs { vm, to, max_downtime, dry_run }) => {
             let body = json!({ "to": to, "max_downtime_ms": max_downtime, "dry_run": dry_run });

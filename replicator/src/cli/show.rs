@@ -63,9 +63,11 @@ fn cell(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => {
-            fields.iter().map(|(name, field)| format!("{name} {}", cell(field))).collect::<Vec<_>>().join(", ")
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, field)| format!("{name} {}", cell(field)))
+            .collect::<Vec<_>>()
+            .join(", "),
         other => other.to_string(),
     }
 }
@@ -136,7 +138,12 @@ pub(super) fn report(report: &Report) {
     for phase in &report.phases {
         println!("{:<14} {:>12.1} {:>16}", phase.name, phase.ms, phase.wire_bytes);
     }
-    println!("{:<14} {:>12.1} {:>16}", "in all", report.total_ms, report.wire_bytes_disk + report.wire_bytes_memory);
+    println!(
+        "{:<14} {:>12.1} {:>16}",
+        "in all",
+        report.total_ms,
+        report.wire_bytes_disk + report.wire_bytes_memory
+    );
     println!();
     println!("image {:.1} MiB, of it data {:.1} MiB", mib(report.image_bytes), mib(report.data_bytes));
     println!(
@@ -157,7 +164,9 @@ pub(super) fn report(report: &Report) {
 
 /// Beside the paper: its parts are all downtime, ours happen while the guest runs, but for the switchover.
 fn paper(report: &Report, downtime_ms: f64) {
-    let phase = |name: &str| report.phases.iter().filter(|phase| phase.name == name).map(|phase| phase.ms).sum::<f64>();
+    let phase = |name: &str| {
+        report.phases.iter().filter(|phase| phase.name == name).map(|phase| phase.ms).sum::<f64>()
+    };
     let disk = phase("bulk") + phase("precopy");
     let ours = [
         ("-", "nothing is saved to a file".to_owned()),

@@ -134,7 +134,9 @@ async fn remove_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) ->
 
 async fn ask_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
     let status = platform.network.ask_status(&name).await?;
-    Ok(Json(json!({ "name": name, "calls_itself": status.name, "version": status.version, "free_bytes": status.free_bytes })))
+    Ok(Json(
+        json!({ "name": name, "calls_itself": status.name, "version": status.version, "free_bytes": status.free_bytes }),
+    ))
 }
 
 async fn list_bases(State(platform): Shared) -> Answer {
@@ -161,7 +163,11 @@ struct PushBase {
     peers: Vec<String>,
 }
 
-async fn push_base(State(platform): Shared, UrlPath(name): UrlPath<String>, Json(push): Json<PushBase>) -> Answer {
+async fn push_base(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(push): Json<PushBase>,
+) -> Answer {
     job(bases::push(&platform, &name, push.peers)?)
 }
 
@@ -238,7 +244,11 @@ struct StopVm {
     kill: bool,
 }
 
-async fn stop_vm(State(platform): Shared, UrlPath(name): UrlPath<String>, Json(stop): Json<StopVm>) -> Answer {
+async fn stop_vm(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(stop): Json<StopVm>,
+) -> Answer {
     let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "stop")?;
     let definition = platform.vms.definition(&name)?;
     let how = if stop.kill { StopHow::Kill } else { StopHow::Powerdown(POWERDOWN) };
@@ -254,7 +264,11 @@ struct MigrateVm {
     dry_run: bool,
 }
 
-async fn migrate_vm(State(platform): Shared, UrlPath(name): UrlPath<String>, Json(migrate): Json<MigrateVm>) -> Answer {
+async fn migrate_vm(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(migrate): Json<MigrateVm>,
+) -> Answer {
     if migrate.dry_run {
         return Ok(Json(serde_json::to_value(estimate::estimate(&platform, &name, &migrate.to).await?)?));
     }
@@ -298,11 +312,18 @@ async fn restore_replica(
 ) -> Answer {
     let disks: Vec<_> = platform.replicas.list().into_iter().filter(|replica| replica.name == name).collect();
     let chosen = match (&restore.disk, &disks[..]) {
-        (_, []) => return Err(refused(format!("there is no replica '{name}'; `longhaul replica list` shows those there are"))),
+        (_, []) => {
+            return Err(refused(format!(
+                "there is no replica '{name}'; `longhaul replica list` shows those there are"
+            )));
+        }
         (None, [one]) => one.disk.clone(),
         (None, several) => {
             let names: Vec<_> = several.iter().map(|replica| replica.disk.as_str()).collect();
-            return Err(refused(format!("replica '{name}' has several disks: give --disk, one of {}", names.join(", "))));
+            return Err(refused(format!(
+                "replica '{name}' has several disks: give --disk, one of {}",
+                names.join(", ")
+            )));
         }
         (Some(disk), _) if disks.iter().any(|replica| replica.disk == *disk) => disk.clone(),
         (Some(disk), _) => return Err(refused(format!("replica '{name}' has no disk '{disk}'"))),
@@ -338,7 +359,11 @@ async fn watch_job(State(platform): Shared, UrlPath(id): UrlPath<String>) -> Res
                 return;
             }
             if let Some(mut watch) = platform.jobs.watch(id) {
-                let _ = tokio::time::timeout(WATCH_EVERY, watch.wait_for(|now| *now.phases != report.phases || now.state != report.state)).await;
+                let _ = tokio::time::timeout(
+                    WATCH_EVERY,
+                    watch.wait_for(|now| *now.phases != report.phases || now.state != report.state),
+                )
+                .await;
             }
             match platform.jobs.report(id) {
                 Ok(now) => report = now,

@@ -1,16 +1,19 @@
 //! The destination of a migration: the owner task that runs the hand-off's destination half, and the actions it asks for.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use longhaul_proto::handoff::{Destination, DestinationAction, DestinationInput, Event, Message, Output, Phase};
+use longhaul_proto::handoff::{
+    Destination, DestinationAction, DestinationInput, Event, Message, Output, Phase,
+};
 use longhaul_proto::{Epoch, JobId};
 use quinn::Connection;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::link::Link;
-use super::source::{phase_name, sleep_until};
+use super::source::{JOURNAL_RETRY, phase_name, sleep_until};
 use super::{Plan, Port};
 use crate::failpoint;
 use crate::incoming::{self, Incoming, IncomingError};
@@ -67,7 +70,9 @@ pub enum OfferError {
     #[error(transparent)]
     Journal(#[from] JournalFileError),
     /// An older owner.
-    #[error("VM '{vm}' is offered at epoch {offered}, but epoch {known} is known here; its owner is '{owner}'")]
+    #[error(
+        "VM '{vm}' is offered at epoch {offered}, but epoch {known} is known here; its owner is '{owner}'"
+    )]
     Stale {
         /// The VM.
         vm: String,
@@ -96,7 +101,9 @@ pub fn offered(
     match platform.vms.ownership(&vm) {
         None => {}
         Some(Claim::Theirs(known, _)) if known <= epoch => {}
-        Some(Claim::Theirs(known, owner)) => return Err(OfferError::Stale { vm, offered: epoch, known, owner }),
+        Some(Claim::Theirs(known, owner)) => {
+            return Err(OfferError::Stale { vm, offered: epoch, known, owner });
+        }
         Some(Claim::Ours(epoch)) => return Err(VmError::Ours { vm, epoch }.into()),
         Some(Claim::Undecided(_, peer)) => return Err(VmError::Undecided { vm, peer }.into()),
     }
@@ -127,7 +134,8 @@ fn parse_plan(vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
 /// Goes on with a hand-off that a crash interrupted.
 pub fn resume(platform: &Arc<Platform>, job: JobId, journal: JournalFile) -> Result<(), OfferError> {
     let Some(mut machine) = Destination::recover(journal.records()) else { return Ok(()) };
-    let Some(longhaul_proto::handoff::Record::Accepted { vm, peer, plan, .. }) = journal.records().first().cloned()
+    let Some(longhaul_proto::handoff::Record::Accepted { vm, peer, plan, .. }) =
+        journal.records().first().cloned()
     else {
         return Ok(());
     };
@@ -150,6 +158,7 @@ struct Owner {
     port: DestinationPort,
     inbox: mpsc::UnboundedReceiver<DestinationInput>,
     actions: JoinSet<()>,
+    running: HashMap<&'static str, AbortHandle>,
     origin: Instant,
     _hold: Hold,
 }
@@ -185,6 +194,7 @@ impl Owner {
             port,
             inbox,
             actions: JoinSet::new(),
+            running: HashMap::new(),
             origin: Instant::now(),
             _hold: hold,
         }
@@ -201,7 +211,10 @@ impl Owner {
                     None => Ok(format!("VM '{}' runs here", self.plan.definition.name)),
                 };
             }
-            let deadline = self.machine.deadline().map(|deadline| tokio::time::Instant::from_std(self.origin + deadline));
+            let deadline = self
+                .machine
+                .deadline()
+                .map(|deadline| tokio::time::Instant::from_std(self.origin + deadline));
             let input = tokio::select! {
                 Some(input) = self.inbox.recv() => input,
                 () = sleep_until(deadline) => DestinationInput::Tick,
@@ -222,7 +235,7 @@ impl Owner {
                 Output::Journal(record) => {
                     failpoint::reach("dest", "journal", record.label());
                     if let Err(error) = self.journal.append(&record) {
-                        self.journal_failed(error)?;
+                        self.journal_failed(error).await?;
                         continue;
                     }
                     self.platform.vms.note(self.handle.id(), self.journal.records());
@@ -237,19 +250,25 @@ impl Owner {
                     self.act(action).await;
                 }
                 Output::Event(Event::Phase(phase)) => self.enter(phase),
-                Output::Event(Event::Trouble(trouble)) => tracing::warn!(job = %self.handle.id(), "{trouble}"),
+                Output::Event(Event::Trouble(trouble)) => {
+                    tracing::warn!(job = %self.handle.id(), "{trouble}")
+                }
             }
         }
         Ok(())
     }
 
     /// A record that is certainly not in the journal did not happen: the hand-off is taken up again from those that are.
-    fn journal_failed(&mut self, error: JournalFileError) -> Result<(), JournalFileError> {
+    async fn journal_failed(&mut self, error: JournalFileError) -> Result<(), JournalFileError> {
+        if matches!(error, JournalFileError::Doubtful { .. }) {
+            self.platform.handoffs.doubt(self.handle.id());
+        }
         if matches!(error, JournalFileError::Doubtful { .. }) || self.journal.records().is_empty() {
             self.port.link.transmit(Message::Abort { reason: error.to_string() });
             return Err(error);
         }
         tracing::error!(job = %self.handle.id(), "{error}");
+        tokio::time::sleep(JOURNAL_RETRY).await;
         if let Some(mut machine) = Destination::recover(self.journal.records()) {
             machine.restart(self.origin.elapsed());
             self.machine = machine;
@@ -265,10 +284,13 @@ impl Owner {
         if action == DestinationAction::Discard {
             self.actions.shutdown().await;
         }
+        let label = action.label();
+        if self.running.get(label).is_some_and(|task| !task.is_finished()) {
+            return; // asked for twice, done once
+        }
         let (platform, plan, port) = (self.platform.clone(), self.plan.clone(), self.port.clone());
         let handle = self.handle.clone();
-        self.actions.spawn(async move {
-            let label = action.label();
+        let task = self.actions.spawn(async move {
             let input = match perform(&platform, &plan, &port, &handle, action).await {
                 Ok(input) => input,
                 Err(error) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
@@ -276,6 +298,7 @@ impl Owner {
             tracing::debug!(job = %handle.id(), "{label} ended");
             port.input(input);
         });
+        self.running.insert(label, task);
     }
 }
 

@@ -36,7 +36,8 @@ impl Link {
         lost: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (queue, messages) = mpsc::channel(MAX_QUEUED);
-        let link = Arc::new(Link { network, peer, connection: Mutex::default(), queue, lost: Box::new(lost) });
+        let link =
+            Arc::new(Link { network, peer, connection: Mutex::default(), queue, lost: Box::new(lost) });
         if let Some(connection) = connection {
             link.attach(connection);
         }
@@ -62,7 +63,11 @@ impl Link {
         if self.current().is_some_and(|current| current.stable_id() == stable_id) {
             return;
         }
-        *self.lock() = Some(connection.clone());
+        let before = self.lock().replace(connection.clone());
+        if before.is_some() {
+            // What was said on it may be lost, and nobody will see it end.
+            (self.lost)();
+        }
         let link = Arc::downgrade(self);
         tokio::spawn(async move {
             connection.closed().await;

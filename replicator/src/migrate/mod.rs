@@ -4,10 +4,10 @@
 
 pub mod destination;
 pub mod link;
-pub mod source;
 mod recover;
+pub mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -83,6 +83,8 @@ impl Port {
 #[derive(Default)]
 pub struct Handoffs {
     ports: Mutex<HashMap<JobId, Port>>,
+    /// Jobs whose journals may hold a record that is not durable: nobody is told anything of them before a restart.
+    doubtful: Mutex<HashSet<JobId>>,
 }
 
 impl Handoffs {
@@ -94,6 +96,15 @@ impl Handoffs {
             Port::Source { inbox, .. } => inbox.send(SourceInput::Message(message)).is_ok(),
             Port::Destination(port) => port.message(message),
         }
+    }
+
+    /// Whether this job's journal is not to be believed.
+    pub fn is_doubtful(&self, job: JobId) -> bool {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).contains(&job)
+    }
+
+    fn doubt(&self, job: JobId) {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).insert(job);
     }
 
     /// Whether the hand-off of this job is going on here.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longhaul_proto::JobId;
-use longhaul_proto::wire::Open;
 use longhaul_proto::handoff::{
     Destination, DestinationInput, Limits, Message, Output, Record, Source, SourceInput,
 };
+use longhaul_proto::wire::Open;
 use migrate_driver::VmName;
 use quinn::Connection;
 
@@ -31,7 +31,9 @@ pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileErro
             Some(Record::Started { vm, peer, .. }) => {
                 tracing::info!(%job, "VM '{vm}': going on with its migration to '{peer}'");
                 match VmName::new(vm) {
-                    Ok(vm) => source::resume(platform, job, journal, vm, &peer).map_err(|error| error.to_string()),
+                    Ok(vm) => {
+                        source::resume(platform, job, journal, vm, &peer).map_err(|error| error.to_string())
+                    }
                     Err(error) => Err(error.to_string()),
                 }
             }
@@ -64,10 +66,13 @@ pub async fn answer_from_journal(
     message: Message,
     connection: &Connection,
 ) {
+    if platform.handoffs.is_doubtful(job) {
+        return;
+    }
     let path = platform.layout.journal().join(format!("{job}.journal"));
     let answers = match JournalFile::open(&path) {
         Ok(journal) if with_peer(journal.records(), peer) => answers(journal.records(), message),
-        _ => unknown_job(job, &message),
+        _ => message.answer_for_unknown_job().into_iter().collect(),
     };
     for message in answers {
         reply(connection, job, message).await;
@@ -87,17 +92,6 @@ fn with_peer(records: &[Record], peer: &str) -> bool {
     match records.first() {
         Some(Record::Started { peer: other, .. } | Record::Accepted { peer: other, .. }) => other == peer,
         _ => false,
-    }
-}
-
-fn unknown_job(job: JobId, message: &Message) -> Vec<Message> {
-    match message {
-        Message::Query => vec![Message::Unknown],
-        // What only a source says: it must not wait for us.
-        Message::StartMemory | Message::Final { .. } => {
-            vec![Message::Abort { reason: format!("the destination does not know job {job}") }]
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The source of a migration: the owner task that runs the hand-off's source half, and the actions it asks for.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use longhaul_proto::JobId;
 use longhaul_proto::handoff::{Event, Limits, Message, Output, Phase, Source, SourceAction, SourceInput};
 use migrate_driver::{GuestStatus, VmName};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::link::Link;
 use super::{BootFile, Plan, PlanDisk, Port};
@@ -18,6 +19,9 @@ use crate::journal::{JournalFile, JournalFileError};
 use crate::outgoing::{Outgoing, OutgoingError};
 use crate::platform::Platform;
 use crate::vms::{Hold, VmError};
+
+/// How long a journal that cannot be written is left alone before the next try.
+pub(super) const JOURNAL_RETRY: Duration = Duration::from_millis(500);
 
 /// A migration that cannot even begin.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +36,9 @@ pub enum MigrateError {
     #[error(transparent)]
     Driver(#[from] migrate_driver::DriverError),
     /// The guest is in no state to be moved.
-    #[error("VM '{vm}' is {status}; a live migration wants it running: start it with `longhaul vm start {vm}`")]
+    #[error(
+        "VM '{vm}' is {status}; a live migration wants it running: start it with `longhaul vm start {vm}`"
+    )]
     NotRunning {
         /// The VM.
         vm: String,
@@ -122,7 +128,9 @@ pub fn resume(
     let Some(mut machine) = Source::recover(journal.records(), Limits::default()) else { return Ok(()) };
     let hold = platform.vms.hold(vm.as_str(), job, "recovery")?;
     let handle = platform.jobs.begin(job, JobKind::MigrateOut, vm.as_str(), Some(peer));
-    handle.update(|report| report.notes.push("recovered from its journal after the daemon was restarted".to_owned()));
+    handle.update(|report| {
+        report.notes.push("recovered from its journal after the daemon was restarted".to_owned())
+    });
     machine.restart(Duration::ZERO);
     let owner =
         Owner::new(platform.clone(), handle, journal, machine, vm, peer, hold, None, Limits::default());
@@ -148,6 +156,7 @@ struct Owner {
     inbox: mpsc::UnboundedReceiver<SourceInput>,
     inputs: mpsc::UnboundedSender<SourceInput>,
     actions: JoinSet<()>,
+    running: HashMap<&'static str, AbortHandle>,
     moments: Moments,
     origin: Instant,
     _hold: Hold,
@@ -186,6 +195,7 @@ impl Owner {
             inbox,
             inputs,
             actions: JoinSet::new(),
+            running: HashMap::new(),
             moments: Moments::default(),
             origin: Instant::now(),
             _hold: hold,
@@ -208,7 +218,10 @@ impl Owner {
                     None => Ok(self.summary()),
                 };
             }
-            let deadline = self.machine.deadline().map(|deadline| tokio::time::Instant::from_std(self.origin + deadline));
+            let deadline = self
+                .machine
+                .deadline()
+                .map(|deadline| tokio::time::Instant::from_std(self.origin + deadline));
             let input = tokio::select! {
                 Some(input) = self.inbox.recv() => input,
                 () = sleep_until(deadline) => SourceInput::Tick,
@@ -232,7 +245,7 @@ impl Owner {
                 Output::Journal(record) => {
                     failpoint::reach("source", "journal", record.label());
                     if let Err(error) = self.journal.append(&record) {
-                        self.journal_failed(error)?;
+                        self.journal_failed(error).await?;
                         continue;
                     }
                     self.platform.vms.note(self.handle.id(), self.journal.records());
@@ -247,18 +260,24 @@ impl Owner {
                     self.act(action).await;
                 }
                 Output::Event(Event::Phase(phase)) => self.enter(phase),
-                Output::Event(Event::Trouble(trouble)) => tracing::warn!(job = %self.handle.id(), "{trouble}"),
+                Output::Event(Event::Trouble(trouble)) => {
+                    tracing::warn!(job = %self.handle.id(), "{trouble}")
+                }
             }
         }
         Ok(())
     }
 
     /// A record that is certainly not in the journal did not happen: the hand-off is taken up again from those that are.
-    fn journal_failed(&mut self, error: JournalFileError) -> Result<(), JournalFileError> {
+    async fn journal_failed(&mut self, error: JournalFileError) -> Result<(), JournalFileError> {
+        if matches!(error, JournalFileError::Doubtful { .. }) {
+            self.platform.handoffs.doubt(self.handle.id());
+        }
         if matches!(error, JournalFileError::Doubtful { .. }) || self.journal.records().is_empty() {
             return Err(error);
         }
         tracing::error!(job = %self.handle.id(), "{error}");
+        tokio::time::sleep(JOURNAL_RETRY).await;
         if let Some(mut machine) = Source::recover(self.journal.records(), Limits::default()) {
             machine.restart(self.origin.elapsed());
             self.machine = machine;
@@ -271,14 +290,18 @@ impl Owner {
             // What is still under way must not get in the way of the end.
             self.actions.shutdown().await;
         }
+        if self.running.get(action.label()).is_some_and(|task| !task.is_finished()) {
+            return; // asked for twice, done once
+        }
         let (outgoing, inputs) = (self.outgoing.clone(), self.inputs.clone());
-        self.actions.spawn(async move {
+        let task = self.actions.spawn(async move {
             let input = match perform(&outgoing, action).await {
                 Ok(input) => input,
                 Err(error) => SourceInput::Failed { action, reason: error.to_string() },
             };
             let _ = inputs.send(input);
         });
+        self.running.insert(action.label(), task);
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -296,7 +319,11 @@ impl Owner {
             SourceInput::FinalSent { .. } => self.moments.final_sent = Some(Instant::now()),
             SourceInput::RoundDone { .. } => self.handle.update(|report| report.rounds += 1),
             SourceInput::Message(Message::Ready { sealed_us }) => {
-                let ours = self.moments.paused.zip(self.moments.final_sent).map(|(a, b)| (b - a).as_secs_f64() * 1e3);
+                let ours = self
+                    .moments
+                    .paused
+                    .zip(self.moments.final_sent)
+                    .map(|(a, b)| (b - a).as_secs_f64() * 1e3);
                 let both = ours.map(|ms| ms + *sealed_us as f64 / 1e3);
                 self.handle.update(|report| report.disk_switchover_ms = both);
             }

@@ -101,13 +101,17 @@ impl From<quinn::ReadError> for NetError {
 /// A connection's end in words that say what to do.
 fn explain(error: &quinn::ConnectionError) -> String {
     match error {
-        quinn::ConnectionError::TimedOut => "no answer (is the daemon running there, is UDP let through?)".to_owned(),
+        quinn::ConnectionError::TimedOut => {
+            "no answer (is the daemon running there, is UDP let through?)".to_owned()
+        }
         quinn::ConnectionError::ConnectionClosed(close) => {
             let text = close.to_string();
             // A TLS alert that concerns our key (RFC 8446, 6.2: 42 bad certificate to 46 unknown, 48, 49 access denied).
             let code: u64 = close.error_code.into();
             if (0x100 + 40..=0x100 + 49).contains(&code) {
-                return format!("it does not know this platform's key; add us there with `longhaul peer add` ({text})");
+                return format!(
+                    "it does not know this platform's key; add us there with `longhaul peer add` ({text})"
+                );
             }
             text
         }
@@ -157,7 +161,8 @@ impl Network {
     /// Finishes a handshake begun by the other side.
     pub async fn admit(&self, incoming: quinn::Incoming) -> Result<(String, Connection), NetError> {
         let connection = incoming.await?;
-        let keys = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let keys =
+            connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
         let fingerprint = keys.as_ref().and_then(|keys| keys.first()).map(Fingerprint::of);
         match fingerprint.and_then(|fingerprint| self.peers.name_of(fingerprint)) {
             Some(name) => Ok((name, connection)),
@@ -171,7 +176,8 @@ impl Network {
     /// A new connection to a peer; its key is checked, and that it accepts ours.
     pub async fn dial(&self, name: &str) -> Result<Connection, NetError> {
         let peer = self.peers.get(name)?;
-        let failed = |why: String| NetError::Dial { peer: name.to_owned(), address: peer.address.clone(), why };
+        let failed =
+            |why: String| NetError::Dial { peer: name.to_owned(), address: peer.address.clone(), why };
         match tokio::time::timeout(DIAL_TIMEOUT, self.connect(&peer)).await {
             Ok(Ok(connection)) => {
                 // Nobody serves while the daemon shuts down.
@@ -185,7 +191,8 @@ impl Network {
 
     async fn connect(&self, peer: &Peer) -> Result<Connection, String> {
         let tls = tls::client_config(&self.identity, peer.fingerprint).map_err(|error| error.to_string())?;
-        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
+        let tls =
+            quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(self.transport.clone());
         let addresses: Vec<SocketAddr> =
@@ -196,7 +203,9 @@ impl Network {
             .find(|address| address.is_ipv4() == ours.is_ipv4() || ours.is_ipv6())
             .ok_or_else(|| format!("no address of the kind we listen on ({ours})"))?;
         let address = match (address, ours) {
-            (SocketAddr::V4(v4), SocketAddr::V6(_)) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
+            (SocketAddr::V4(v4), SocketAddr::V6(_)) => {
+                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
+            }
             (address, _) => *address,
         };
         let connecting =

@@ -17,7 +17,9 @@ use crate::peers::Peers;
 /// A key that is not the one expected.
 #[derive(Debug, thiserror::Error)]
 enum KeyError {
-    #[error("the platform there has the key {found}, but {expected} was given for it with `longhaul peer add`")]
+    #[error(
+        "the platform there has the key {found}, but {expected} was given for it with `longhaul peer add`"
+    )]
     Wrong { expected: Fingerprint, found: Fingerprint },
     #[error("a platform with the unknown key {0} wants to connect")]
     Unknown(Fingerprint),
@@ -37,7 +39,10 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The accepting side: any peer in the list, nobody else.
-pub(super) fn server_config(identity: &Identity, peers: Arc<Peers>) -> Result<rustls::ServerConfig, rustls::Error> {
+pub(super) fn server_config(
+    identity: &Identity,
+    peers: Arc<Peers>,
+) -> Result<rustls::ServerConfig, rustls::Error> {
     let provider = provider();
     let verifier = Arc::new(KnownPeers { peers, provider: provider.clone() });
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -51,7 +56,10 @@ pub(super) fn server_config(identity: &Identity, peers: Arc<Peers>) -> Result<ru
 }
 
 /// The dialling side: exactly this key.
-pub(super) fn client_config(identity: &Identity, expected: Fingerprint) -> Result<rustls::ClientConfig, rustls::Error> {
+pub(super) fn client_config(
+    identity: &Identity,
+    expected: Fingerprint,
+) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = provider();
     let verifier = Arc::new(ThisKey { expected, provider: provider.clone() });
     let mut config = rustls::ClientConfig::builder_with_provider(provider)

@@ -13,9 +13,6 @@ use longhaul_proto::wire::{ChunkName, Packed, Refusal, RefusalKind};
 
 use crate::net::NetError;
 
-/// The mark of the last `Sync` of a migrated disk.
-pub const FINAL_MARK: u32 = u32::MAX;
-
 /// What a transfer has done so far, in bytes; read while it runs.
 #[derive(Debug, Default)]
 pub struct Counters {

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use chunkstore::{ChunkId, MAX_CHUNK_BYTES};
-use longhaul_proto::wire::{self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender};
+use longhaul_proto::wire::{
+    self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender,
+};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 
 use super::sink::Sink;
-use super::{FINAL_MARK, TransferError, id, refuse, unpack};
+use super::{TransferError, id, refuse, unpack};
 use crate::net::{self, NetError};
 
 /// Messages read ahead of the worker; a message holds a few MiB at most.
@@ -62,11 +64,13 @@ pub async fn receive(
     };
     let outcome = worker.await.map_err(|_| TransferError::Worker)?;
     let _ = recv.stop(VarInt::from_u32(0));
-    // A link that broke is why the worker was left without an end.
-    if let Some(Err(error)) = link {
-        return Err(error.into());
+    match (outcome, link) {
+        // What was to come has come: how the stream ended does not matter.
+        (Ok(()), _) => Ok(()),
+        // A link that broke is why the worker was left without an end.
+        (Err(_), Some(Err(error))) => Err(error.into()),
+        (Err(refusal), _) => Err(refusal.into()),
     }
-    Ok(outcome?)
 }
 
 /// Tells a sender that it will not be.
@@ -140,7 +144,7 @@ impl Receiver {
             ToReceiver::Delta { runs, data } => self.delta(&runs, data).map(|()| None),
             ToReceiver::Sync { mark } => {
                 self.nothing_pending()?;
-                self.finished = mark == FINAL_MARK;
+                self.finished = mark == wire::FINAL_MARK;
                 self.sink.sync(mark)?;
                 Ok(Some(ToSender::Synced { mark }))
             }
@@ -160,7 +164,11 @@ impl Receiver {
 
     fn extents(&mut self, batch: u32, extents: &[Extent]) -> Result<ToSender, Refusal> {
         if batch != self.next_batch || extents.is_empty() || extents.len() > wire::MAX_BATCH_EXTENTS {
-            return Err(protocol(format!("batch {batch} of {} extents, expected {}", extents.len(), self.next_batch)));
+            return Err(protocol(format!(
+                "batch {batch} of {} extents, expected {}",
+                extents.len(),
+                self.next_batch
+            )));
         }
         self.next_batch += 1;
         let mut indices = Vec::new();
@@ -211,7 +219,8 @@ impl Receiver {
             .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
         let Some(pending) = self.pending.remove(&name) else { return Ok(()) };
         let encoded = unpack(data)?;
-        let plain = encoded.decode(MAX_CHUNK_BYTES).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
+        let plain =
+            encoded.decode(MAX_CHUNK_BYTES).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
         if plain.len() != pending.len as usize || ChunkId::of(&plain) != name {
             return Err(protocol(format!("chunk {name} arrived with other content")));
         }
@@ -242,7 +251,11 @@ impl Receiver {
             self.sink.write(run.offset, bytes)?;
             rest = after;
         }
-        if rest.is_empty() { Ok(()) } else { Err(protocol("a delta has more bytes than its runs".to_owned())) }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(protocol("a delta has more bytes than its runs".to_owned()))
+        }
     }
 
     fn nothing_pending(&self) -> Result<(), Refusal> {

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chunkstore::{BLOCK_BYTES, ChunkId, Encoded, ImageRoot, Manifest, ManifestExtent, PieceData, ReadImage, Store};
+use chunkstore::{
+    BLOCK_BYTES, ChunkId, Encoded, ImageRoot, Manifest, ManifestExtent, PieceData, ReadImage, Store,
+};
 use longhaul_proto::wire::{self, Extent, Open, Run, Target, TargetStatus, ToReceiver, ToSender};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -75,7 +77,8 @@ impl Sender {
         let reader = tokio::spawn(read_answers(receive, sender));
         let (level, window_bytes) = settings;
         let window_batches = (window_bytes as u64 / BATCH_BYTES).max(2) as usize;
-        let mut this = Sender { send, answers, reader, counters, level, window_batches, next_batch: 0, dry: false };
+        let mut this =
+            Sender { send, answers, reader, counters, level, window_batches, next_batch: 0, dry: false };
         match this.answer().await? {
             ToSender::Accepted(status) => Ok((this, status)),
             other => Err(unexpected(&other)),
@@ -153,7 +156,11 @@ impl Sender {
     }
 
     /// Sends blocks as they are in `image`. Ranges within the image, ascending. Returns their bytes.
-    pub async fn delta(&mut self, image: Arc<dyn ReadImage>, ranges: Vec<Range<u64>>) -> Result<u64, TransferError> {
+    pub async fn delta(
+        &mut self,
+        image: Arc<dyn ReadImage>,
+        ranges: Vec<Range<u64>>,
+    ) -> Result<u64, TransferError> {
         let (sender, mut deltas) = mpsc::channel(4);
         let level = self.level;
         let worker = tokio::task::spawn_blocking(move || make_deltas(&*image, &ranges, level, &sender));
@@ -184,7 +191,12 @@ impl Sender {
 
     /// Ends the transfer: the other side checks the root, makes the image durable and publishes it. Returns its
     /// generation there.
-    pub async fn commit(mut self, root: ImageRoot, after: u64, taken_unix_ms: u64) -> Result<u64, TransferError> {
+    pub async fn commit(
+        mut self,
+        root: ImageRoot,
+        after: u64,
+        taken_unix_ms: u64,
+    ) -> Result<u64, TransferError> {
         self.say(&ToReceiver::Commit { root: *root.as_bytes(), after, taken_unix_ms }).await?;
         let _ = self.send.finish();
         match self.answer().await? {
@@ -246,7 +258,11 @@ async fn read_answers(mut receive: RecvStream, sender: mpsc::Sender<Result<ToSen
 }
 
 /// On a blocking thread: reads, cuts and hashes the image, batch by batch. A closed channel ends it quietly.
-fn scan_image(image: &dyn ReadImage, counters: &Counters, sender: &mpsc::Sender<Batch>) -> std::io::Result<()> {
+fn scan_image(
+    image: &dyn ReadImage,
+    counters: &Counters,
+    sender: &mpsc::Sender<Batch>,
+) -> std::io::Result<()> {
     let mut batcher = Batcher::new(sender);
     for piece in chunkstore::pieces(image) {
         let piece = piece?;
@@ -255,7 +271,10 @@ fn scan_image(image: &dyn ReadImage, counters: &Counters, sender: &mpsc::Sender<
             PieceData::Hole => batcher.push(Extent::Hole { len: piece.len }, None),
             PieceData::Chunk { id, bytes } => {
                 Counters::add(&counters.data, piece.len);
-                batcher.push(Extent::Chunk { len: piece.len as u32, name: *id.as_bytes() }, Some(Supply::Bytes(bytes)))
+                batcher.push(
+                    Extent::Chunk { len: piece.len as u32, name: *id.as_bytes() },
+                    Some(Supply::Bytes(bytes)),
+                )
             }
         };
         if !open {
@@ -320,7 +339,8 @@ impl<'a> Batcher<'a> {
 /// Bytes of a batch's chunks that nobody asked for.
 fn bytes_held(supplies: &[Option<Supply>], wanted: &[u32]) -> u64 {
     let all: u64 = supplies.iter().flatten().map(Supply::len).sum();
-    let asked = wanted.iter().filter_map(|index| supplies.get(*index as usize)?.as_ref()).map(Supply::len).sum();
+    let asked =
+        wanted.iter().filter_map(|index| supplies.get(*index as usize)?.as_ref()).map(Supply::len).sum();
     all.saturating_sub(asked)
 }
 
@@ -335,10 +355,17 @@ fn pack_wanted(
     for index in indices {
         let encoded = match supplies.get(index as usize) {
             Some(Some(Supply::Bytes(bytes))) => Encoded::encode(bytes.clone(), level),
-            Some(Some(Supply::Store(store, id, _))) => store.get_encoded(id).map_err(|error| {
-                TransferError::Image { image: format!("chunk {id} of the store"), source: std::io::Error::other(error) }
-            })?,
-            _ => return Err(TransferError::Protocol(format!("it wants place {index} of batch {batch}, no chunk"))),
+            Some(Some(Supply::Store(store, id, _))) => {
+                store.get_encoded(id).map_err(|error| TransferError::Image {
+                    image: format!("chunk {id} of the store"),
+                    source: std::io::Error::other(error),
+                })?
+            }
+            _ => {
+                return Err(TransferError::Protocol(format!(
+                    "it wants place {index} of batch {batch}, no chunk"
+                )));
+            }
         };
         packed.push((batch, index, pack(encoded)));
     }
@@ -365,7 +392,10 @@ fn make_deltas(
             let most_runs_more = wire::MAX_DELTA_BYTES / BLOCK_BYTES as usize;
             if data.len() == wire::MAX_DELTA_BYTES || runs.len() + most_runs_more > wire::MAX_BATCH_EXTENTS {
                 let full = std::mem::take(&mut runs);
-                if sender.blocking_send((full, pack(Encoded::encode(Bytes::copy_from_slice(&data), level)))).is_err() {
+                if sender
+                    .blocking_send((full, pack(Encoded::encode(Bytes::copy_from_slice(&data), level))))
+                    .is_err()
+                {
                     return Ok(());
                 }
                 data.clear();
@@ -390,7 +420,9 @@ fn add_runs(offset: u64, bytes: &[u8], runs: &mut Vec<Run>, data: &mut Vec<u8>) 
             data.extend_from_slice(block);
         }
         match runs.last_mut() {
-            Some(run) if run.zero == zero && run.len < LONGEST_RUN && run.offset + u64::from(run.len) == at => {
+            Some(run)
+                if run.zero == zero && run.len < LONGEST_RUN && run.offset + u64::from(run.len) == at =>
+            {
                 run.len += block.len() as u32;
             }
             _ => runs.push(Run { offset: at, len: block.len() as u32, zero }),

@@ -6,12 +6,14 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use chunkstore::{ChunkId, Encoded, ImageRoot, ImageTree, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds, Store};
+use chunkstore::{
+    ChunkId, Encoded, ImageRoot, ImageTree, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds, Store,
+};
 use longhaul_proto::handoff::Root;
-use longhaul_proto::wire::{Refusal, RefusalKind};
+use longhaul_proto::wire::{self, Refusal, RefusalKind};
 use tokio::sync::watch;
 
-use super::{FINAL_MARK, refuse};
+use super::refuse;
 
 /// Chunks of one transfer remembered by place, so that one that comes twice is sent once: 40 MiB at most.
 const MAX_PLACED: usize = 1 << 20;
@@ -28,7 +30,13 @@ pub trait Sink: Send {
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal>;
 
     /// A chunk that was asked for, and all the places it is wanted at.
-    fn chunk(&mut self, name: ChunkId, encoded: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal>;
+    fn chunk(
+        &mut self,
+        name: ChunkId,
+        encoded: &Encoded,
+        plain: &Bytes,
+        offsets: &[u64],
+    ) -> Result<(), Refusal>;
 
     /// Blocks of a delta.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal>;
@@ -75,7 +83,13 @@ impl Sink for BaseSink {
         Ok(())
     }
 
-    fn chunk(&mut self, name: ChunkId, encoded: &Encoded, _plain: &Bytes, _offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(
+        &mut self,
+        name: ChunkId,
+        encoded: &Encoded,
+        _plain: &Bytes,
+        _offsets: &[u64],
+    ) -> Result<(), Refusal> {
         match self.store.put_encoded(&name, encoded) {
             Ok(_) => Ok(()),
             Err(error) if error.is_full() => Err(refuse(RefusalKind::NoSpace, error.to_string())),
@@ -147,10 +161,15 @@ impl<W: WriteImage> Assembly<W> {
             self.expect(len, name);
             return Ok(true);
         }
-        let found = self.placed.get(&name).copied().and_then(|at| self.read_verified(at, len, name)).or_else(|| {
-            let stored = if self.holdings.store.contains(&name) { self.holdings.store.get(&name).ok() } else { None };
-            stored.or_else(|| self.holdings.seeds.get(&name))
-        });
+        let found =
+            self.placed.get(&name).copied().and_then(|at| self.read_verified(at, len, name)).or_else(|| {
+                let stored = if self.holdings.store.contains(&name) {
+                    self.holdings.store.get(&name).ok()
+                } else {
+                    None
+                };
+                stored.or_else(|| self.holdings.seeds.get(&name))
+            });
         match found {
             Some(bytes) if bytes.len() == len as usize => {
                 self.put(offset, &bytes)?;
@@ -280,7 +299,13 @@ impl Sink for MigrationSink {
         self.assembly.hole(offset, len)
     }
 
-    fn chunk(&mut self, name: ChunkId, _encoded: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(
+        &mut self,
+        name: ChunkId,
+        _encoded: &Encoded,
+        plain: &Bytes,
+        offsets: &[u64],
+    ) -> Result<(), Refusal> {
         self.assembly.chunk(name, plain, offsets)
     }
 
@@ -290,7 +315,7 @@ impl Sink for MigrationSink {
 
     /// Writes back and hashes what has come, so that little is left to do while the guest stands still.
     fn sync(&mut self, mark: u32) -> Result<(), Refusal> {
-        if mark == FINAL_MARK {
+        if mark == wire::FINAL_MARK {
             self.applied.send_replace(true);
             return Ok(());
         }
@@ -298,7 +323,13 @@ impl Sink for MigrationSink {
         self.assembly.refresh().map(drop)
     }
 
-    fn commit(&mut self, _root: Root, _after: u64, _taken_unix_ms: u64, _whole: bool) -> Result<u64, Refusal> {
+    fn commit(
+        &mut self,
+        _root: Root,
+        _after: u64,
+        _taken_unix_ms: u64,
+        _whole: bool,
+    ) -> Result<u64, Refusal> {
         Err(refuse(RefusalKind::Protocol, "a migrated disk is sealed by the hand-off, not by the transfer"))
     }
 }
@@ -344,7 +375,13 @@ impl Sink for EstimateSink {
         Ok(())
     }
 
-    fn commit(&mut self, _root: Root, _after: u64, _taken_unix_ms: u64, _whole: bool) -> Result<u64, Refusal> {
+    fn commit(
+        &mut self,
+        _root: Root,
+        _after: u64,
+        _taken_unix_ms: u64,
+        _whole: bool,
+    ) -> Result<u64, Refusal> {
         Err(refuse(RefusalKind::Protocol, "an estimate ends with its stream"))
     }
 }
@@ -356,9 +393,10 @@ pub(super) fn failed(error: impl std::fmt::Display) -> Refusal {
 /// A local error as the other side is told it.
 pub fn io_refusal(error: &io::Error) -> Refusal {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            refuse(RefusalKind::NoSpace, format!("the destination's disk is full ({error}); make room there and try again"))
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => refuse(
+            RefusalKind::NoSpace,
+            format!("the destination's disk is full ({error}); make room there and try again"),
+        ),
         _ => refuse(RefusalKind::Failed, format!("writing the image: {error}")),
     }
 }

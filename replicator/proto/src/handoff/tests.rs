@@ -77,7 +77,7 @@ fn a_block_lost_on_the_way_is_noticed() {
 #[test]
 fn random_faults_break_no_promise() {
     let (mut moved, mut stayed) = (0, 0);
-    for seed in 0..50_000 {
+    for seed in 0..20_000 {
         if run(seed, &random_faults(seed)).moved {
             moved += 1;
         } else {

@@ -42,6 +42,9 @@ pub const MAX_DELTA_BYTES: usize = 1 << 20;
 /// The longest chunk, before compression: `chunkstore::MAX_CHUNK_BYTES`.
 pub const MAX_CHUNK_BYTES: usize = 256 << 10;
 
+/// The mark of the last [`ToReceiver::Sync`] of a migrated disk: nothing may follow it.
+pub const FINAL_MARK: u32 = u32::MAX;
+
 /// The largest image: 64 TiB.
 pub const MAX_IMAGE_BYTES: u64 = 64 << 40;
 

@@ -217,7 +217,9 @@ fn records_out_of_order_are_no_hand_off() {
     for _ in 0..5 {
         let longer: Vec<Vec<Record>> = sequences
             .iter()
-            .flat_map(|sequence| some.iter().map(move |record| [&sequence[..], &[record.clone()]].concat()))
+            .flat_map(|sequence| {
+                some.iter().map(move |record| [&sequence[..], std::slice::from_ref(record)].concat())
+            })
             .collect();
         sequences.extend(longer);
         sequences.sort_by_key(|sequence| format!("{sequence:?}"));

@@ -1,4 +1,6 @@
-//! The simulation: two nodes, the connection between them, faults, and a queue of events on virtual time.
+//! The simulation: two nodes, their services, and a queue of events on virtual time.
+
+mod faults;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -48,7 +50,7 @@ pub(super) struct Faults {
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Deliver {
         to: Side,
         message: Message,
@@ -119,18 +121,15 @@ pub(super) struct World {
 /// Access to the node of a machine.
 pub(super) trait Hosted: Machine {
     fn node(world: &mut World) -> &mut Node<Self>;
-    fn event(life: u32, input: Self::Input) -> Event2;
+    fn event(life: u32, input: Self::Input) -> Event;
 }
-
-/// An event in a box that other modules cannot look into.
-pub(super) struct Event2(Event);
 
 impl Hosted for Source {
     fn node(world: &mut World) -> &mut Node<Self> {
         &mut world.source
     }
-    fn event(life: u32, input: SourceInput) -> Event2 {
-        Event2(Event::SourceInput { life, input })
+    fn event(life: u32, input: SourceInput) -> Event {
+        Event::SourceInput { life, input }
     }
 }
 
@@ -138,8 +137,8 @@ impl Hosted for Destination {
     fn node(world: &mut World) -> &mut Node<Self> {
         &mut world.destination
     }
-    fn event(life: u32, input: DestinationInput) -> Event2 {
-        Event2(Event::DestinationInput { life, input })
+    fn event(life: u32, input: DestinationInput) -> Event {
+        Event::DestinationInput { life, input }
     }
 }
 
@@ -402,7 +401,7 @@ impl World {
                 _ => continue,
             };
             let (delay, life) = (self.rng.below(50_000), self.lives[M::SIDE as usize]);
-            self.after_us(delay, M::event(life, input).0);
+            self.after_us(delay, M::event(life, input));
         }
     }
 
@@ -444,122 +443,6 @@ impl World {
             self.tell_death();
         }
         self.drain::<M>()
-    }
-
-    // The connection.
-
-    fn transmit(&mut self, from: Side, message: Message) {
-        if !self.link.up {
-            return;
-        }
-        let twice = self.rng.percent(self.faults.twice_percent);
-        for _ in 0..=u32::from(twice) {
-            let slow = if self.rng.percent(5) { 400_000 } else { 40_000 };
-            let delay = self.rng.between(500, slow);
-            let generation = self.link.generation;
-            self.after_us(delay, Event::Deliver { to: from.other(), message: message.clone(), generation });
-        }
-    }
-
-    fn cut(&mut self) {
-        if !std::mem::take(&mut self.link.up) {
-            return;
-        }
-        let generation = self.link.generation;
-        for side in [Side::Source, Side::Destination] {
-            let slow = if self.rng.percent(50) { 50_000 } else { 3_000_000 };
-            let delay = self.rng.between(100, slow);
-            self.after_us(delay, Event::NoticeLoss { side, generation });
-        }
-    }
-
-    fn connect_later(&mut self) {
-        if !self.link.up && !std::mem::replace(&mut self.link.connecting, true) {
-            let delay = self.rng.between(1_000, 2_000_000);
-            self.after_us(delay, Event::Connect);
-        }
-    }
-
-    fn connect(&mut self) -> Step {
-        self.link.connecting = false;
-        if self.link.up || !(self.source.up && self.destination.up) {
-            return Ok(());
-        }
-        // Who has not noticed the loss of the old one does now, or a little later.
-        for side in [Side::Source, Side::Destination] {
-            if std::mem::replace(&mut self.link.held[side as usize], true) {
-                let delay = if self.rng.percent(50) { 0 } else { self.rng.below(3_000_000) };
-                self.after_us(delay, Event::LateLoss(side));
-            }
-        }
-        self.link.generation += 1;
-        self.link.up = true;
-        Ok(())
-    }
-
-    fn tell_loss(&mut self, side: Side) -> Step {
-        match side {
-            Side::Source => self.feed::<Source>(Source::link_lost()),
-            Side::Destination => self.feed::<Destination>(Destination::link_lost()),
-        }
-    }
-
-    // Faults.
-
-    fn fault_at(&self, side: Side, number: usize, moment: Moment) -> Option<Fault> {
-        let mut faults = self.faults.at_output.iter();
-        faults.find(|fault| (fault.0, fault.1, fault.2) == (side, number, moment)).map(|fault| fault.3)
-    }
-
-    fn strike_at(&mut self, side: Side, number: usize, moment: Moment) -> Step {
-        self.fault_at(side, number, moment).map_or(Ok(()), |fault| self.strike(fault))
-    }
-
-    fn strike(&mut self, fault: Fault) -> Step {
-        self.note(|| format!("FAULT {fault:?}"));
-        match fault {
-            Fault::Crash(Side::Source) => self.crash::<Source>(),
-            Fault::Crash(Side::Destination) => self.crash::<Destination>(),
-            Fault::Cut => self.cut(),
-            Fault::HypervisorDeath => {
-                if self.services.kill_destination() {
-                    self.tell_death();
-                }
-            }
-            // Has its effect where the record would be written.
-            Fault::JournalFails => {}
-            // From outside, so never in the middle of a drain.
-            Fault::Cancel => {
-                let life = self.lives[0];
-                self.after_us(0, Event::SourceInput { life, input: SourceInput::Cancel });
-            }
-        }
-        Ok(())
-    }
-
-    fn crash<M: Hosted>(&mut self) {
-        if !std::mem::take(&mut M::node(self).up) {
-            return;
-        }
-        M::node(self).machine = None;
-        M::node(self).timer = None;
-        self.lives[M::SIDE as usize] += 1;
-        // What it asked the hypervisor for may still happen.
-        for running in std::mem::take(&mut M::node(self).running) {
-            if self.rng.percent(50) {
-                let _ = self.finish::<M>(&running);
-            }
-        }
-        self.link.held[M::SIDE as usize] = false;
-        self.cut();
-        let delay = self.rng.between(1_000, 3_000_000);
-        self.after_us(delay, Event::Restart(M::SIDE));
-    }
-
-    fn tell_death(&mut self) {
-        let (delay, life) = (self.rng.below(50_000), self.lives[1]);
-        let input = DestinationInput::Failed { reason: "the hypervisor died".into() };
-        self.after_us(delay, Event::DestinationInput { life, input });
     }
 
     // The promises.

@@ -1,0 +1,216 @@
+//! The tap of a migration, and what it does to the guest when our side is slow or gone.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use migrate_driver::{DriverError, TapKind};
+use serde_json::json;
+
+use crate::common::guest::{AREA_START, DISK_BYTES, Pace, SLOT_BYTES, SLOTS};
+use crate::common::{DISK, Host, Tap, soon};
+
+#[tokio::test]
+async fn every_write_arrives_and_a_4_kib_write_is_4_kib() {
+    let host = Host::with_guest(Pace::Steady).await;
+    let before = host.heard().last();
+    let tap = host.tap(TapKind::Mirror).await;
+    let after = host.heard().last();
+    host.wait_for_writes(40).await;
+    host.driver.pause(host.vm()).await.unwrap();
+    soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap();
+    let last = host.heard().last();
+    let slot = |counter: u32| AREA_START + u64::from(counter) % SLOTS * SLOT_BYTES;
+
+    // The guest may have been stopped between a write and its line.
+    let dirty: u64 = tap.overlay.dirty_bytes();
+    let (least, most) = (u64::from(last - after) * SLOT_BYTES, u64::from(last + 1 - before) * SLOT_BYTES);
+    assert!((least..=most).contains(&dirty), "{dirty} bytes dirty, expected {least} to {most}");
+    assert!((least..=most).contains(&tap.overlay.written_bytes()));
+    for counter in after + 1..=last {
+        assert!(tap.overlay.covers(slot(counter)..slot(counter) + SLOT_BYTES));
+        let mut page = vec![0; SLOT_BYTES as usize];
+        tap.overlay.read_at(slot(counter), &mut page).unwrap();
+        assert!(page.chunks(4).all(|word| word == counter.to_le_bytes()), "{counter:#x}");
+    }
+    assert_eq!(tap.overlay.failed(), None);
+    host.assert_no_trace(&host.monitor().await).await;
+}
+
+#[tokio::test]
+async fn the_short_last_block_and_zeroes_arrive_exactly() {
+    let host = Host::with_guest(Pace::Steady).await;
+    let monitor = host.monitor().await;
+    // A second disk that no guest has, so that the monitor may write to it.
+    let size = 3 * 65536 + 512;
+    let path = host.path().join("odd.raw");
+    let file = std::fs::File::create_new(&path).unwrap();
+    file.write_all_at(&vec![5; size], 0).unwrap();
+    let node = json!({"driver": "raw", "node-name": "odd", "discard": "unmap",
+        "file": {"driver": "file", "filename": path, "discard": "unmap"}});
+    monitor.execute("blockdev-add", Some(node)).await.unwrap();
+    let overlay = std::sync::Arc::new(migrate_driver::nbd::Overlay::new(size as u64, host.path()).unwrap());
+    let socket = host.path().join("odd.sock");
+    let _server =
+        migrate_driver::nbd::NbdServer::start(&socket, vec![("odd".into(), overlay.clone())]).unwrap();
+    host.driver.tap(host.vm(), "odd", &socket, "odd", TapKind::Mirror).await.unwrap();
+    let hmp = |line: String| json!({"command-line": line});
+    for command in
+        ["write -P 7 196608 512", "write -P 8 512 1024", "discard 65536 65536", "write -z 131072 4096"]
+    {
+        let line = format!("qemu-io odd \"{command}\"");
+        let said = monitor.execute("human-monitor-command", Some(hmp(line))).await.unwrap().to_string();
+        assert!(!said.contains("fail") && !said.contains("rror"), "{said}");
+    }
+    soon("drain", host.driver.drain(host.vm(), "odd")).await.unwrap();
+    let mut got = vec![5; size];
+    let taken = overlay.take_dirty();
+    for range in &taken {
+        overlay.read_at(range.start, &mut got[range.start as usize..range.end as usize]).unwrap();
+    }
+    assert!(got == std::fs::read(&path).unwrap(), "the copy differs; taken {taken:?}");
+    assert_eq!(taken, [0..4096, 65536..131_072 + 4096, 196_608..size as u64]);
+    assert_eq!(overlay.failed(), None);
+}
+
+#[tokio::test]
+async fn a_slow_server_does_not_slow_the_guest() {
+    let host = Host::with_guest(Pace::Full).await;
+    let writes_in = async |time: Duration| {
+        let before = host.heard().acknowledged.len();
+        tokio::time::sleep(time).await;
+        host.heard().acknowledged.len() - before
+    };
+    let free = writes_in(Duration::from_secs(1)).await;
+    let tap = Tap::new(&host);
+    let slow = host.path().join("slow.sock");
+    delay(&slow, tap.server.socket(), Duration::from_millis(300));
+    host.driver.tap(host.vm(), DISK, &slow, "disk", TapKind::Mirror).await.unwrap();
+    let slowed = writes_in(Duration::from_secs(1)).await;
+    eprintln!(
+        "guest writes a second: {free} without a mirror, {slowed} with a server that takes 100 ms an answer"
+    );
+    // The same machine runs other tests: only a guest that waits for us would be this slow (10 an answer time).
+    assert!(slowed * 4 > free, "{free} writes without, {slowed} with a slow server");
+    assert_eq!(host.heard().errors, 0);
+    host.driver.pause(host.vm()).await.unwrap();
+    soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap();
+    assert_eq!(tap.overlay.failed(), None);
+    host.driver.resume(host.vm()).await.unwrap();
+}
+
+/// A relay to `server` that holds every answer back for `time`.
+fn delay(socket: &Path, server: &Path, time: Duration) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let server = server.to_owned();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let upstream = UnixStream::connect(server).unwrap();
+        let pipe = |mut from: UnixStream, mut to: UnixStream, time: Duration| {
+            std::thread::spawn(move || {
+                let mut buf = vec![0; 1 << 20];
+                while let Ok(count @ 1..) = from.read(&mut buf) {
+                    std::thread::sleep(time);
+                    if to.write_all(&buf[..count]).is_err() {
+                        break;
+                    }
+                }
+                let _ = to.shutdown(std::net::Shutdown::Both);
+            })
+        };
+        pipe(client.try_clone().unwrap(), upstream.try_clone().unwrap(), Duration::ZERO);
+        pipe(upstream, client, time);
+    });
+}
+
+#[tokio::test]
+async fn a_server_that_vanishes_hurts_nobody() {
+    let host = Host::with_guest(Pace::Full).await;
+    let monitor = host.monitor().await;
+    // With a guest that writes, the job fails; with one that stands still, QEMU does not even notice.
+    for paused in [false, true] {
+        let tap = host.tap(TapKind::Mirror).await;
+        host.wait_for_writes(20).await;
+        if paused {
+            host.driver.pause(host.vm()).await.unwrap();
+        }
+        drop(tap);
+        if paused {
+            host.driver.resume(host.vm()).await.unwrap();
+        }
+        host.wait_for_writes(200).await;
+        let error = soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap_err();
+        assert!(matches!(error, DriverError::Tap { .. }), "{error}");
+        assert!(error.to_string().contains("failed"), "{error}");
+        for _ in 0..2 {
+            host.driver.untap(host.vm(), DISK).await.unwrap();
+            host.assert_no_trace(&monitor).await;
+        }
+    }
+    let tap = host.tap(TapKind::Mirror).await;
+    host.driver.pause(host.vm()).await.unwrap();
+    drop(tap);
+    host.driver.untap(host.vm(), DISK).await.unwrap();
+    host.assert_no_trace(&monitor).await;
+    host.driver.resume(host.vm()).await.unwrap();
+    host.wait_for_writes(20).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_tapped_is_refused_and_leaves_nothing() {
+    let host = Host::with_guest(Pace::Steady).await;
+    let monitor = host.monitor().await;
+    let tap = Tap::new(&host);
+    let socket = tap.server.socket();
+    let try_tap = async |disk: &str, socket: &Path, export: &str| {
+        host.driver.tap(host.vm(), disk, socket, export, TapKind::Mirror).await.unwrap_err()
+    };
+    for disk in ["nosuch", "root-file", "", "longhaul-root"] {
+        let error = try_tap(disk, socket, "disk").await;
+        assert!(matches!(error, DriverError::UnknownDisk { .. }), "{error}");
+    }
+    let error = try_tap(DISK, socket, "nosuch").await;
+    assert!(error.to_string().contains("nosuch"), "{error}");
+    let error = try_tap(DISK, Path::new("/nonexistent.sock"), "disk").await;
+    assert!(error.to_string().contains("/nonexistent.sock"), "{error}");
+    host.assert_no_trace(&monitor).await;
+    let error = host.driver.drain(host.vm(), DISK).await.unwrap_err();
+    assert!(error.to_string().contains("there is no job"), "{error}");
+
+    // An export of another size cannot be a mirror of this disk.
+    let small =
+        std::sync::Arc::new(migrate_driver::nbd::Overlay::new(DISK_BYTES - 512, host.path()).unwrap());
+    let small_socket = host.path().join("small.sock");
+    let _server = migrate_driver::nbd::NbdServer::start(&small_socket, vec![("disk".into(), small)]).unwrap();
+    let result = host.driver.tap(host.vm(), DISK, &small_socket, "disk", TapKind::Mirror).await;
+    eprintln!("a mirror into a smaller export: {result:?}");
+    host.driver.untap(host.vm(), DISK).await.unwrap();
+
+    let tap = host.tap(TapKind::Mirror).await;
+    let error = try_tap(DISK, tap.server.socket(), "disk").await;
+    assert!(error.to_string().contains("tapped already"), "{error}");
+    host.driver.untap(host.vm(), DISK).await.unwrap();
+    host.assert_no_trace(&monitor).await;
+    assert_eq!(tap.overlay.failed(), None, "QEMU says goodbye");
+}
+
+#[tokio::test]
+async fn drain_is_fast_with_a_guest_that_writes() {
+    let host = Host::with_guest(Pace::Full).await;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let _tap = host.tap(TapKind::Mirror).await;
+        host.wait_for_writes(200).await;
+        host.driver.pause(host.vm()).await.unwrap();
+        let clock = Instant::now();
+        soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap();
+        times.push(clock.elapsed().as_secs_f64() * 1e3);
+        host.driver.resume(host.vm()).await.unwrap();
+    }
+    eprintln!("drain of a paused guest's mirror, ms: {times:.2?}");
+    times.sort_by(f64::total_cmp);
+    // Without polling sleeps it is a few round trips; leave room for a machine that runs other tests.
+    assert!(times[0] < 20.0, "{times:.2?}");
+}
