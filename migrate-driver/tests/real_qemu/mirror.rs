@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 use migrate_driver::{DriverError, TapKind};
 use serde_json::json;
 
-use crate::common::guest::{AREA_START, DISK_BYTES, Pace, SLOT_BYTES, SLOTS};
+use crate::common::guest::{AREA_START, DISK_BYTES, Pace, SLOT_BYTES, SLOTS, check_disk};
 use crate::common::{DISK, Host, Tap, soon};
 
 #[tokio::test]
 async fn every_write_arrives_and_a_4_kib_write_is_4_kib() {
     let host = Host::with_guest(Pace::Steady).await;
-    let before = host.heard().last();
+    // Paused, the disk says exactly which writes came before the tap and which before the drain.
+    host.driver.pause(host.vm()).await.unwrap();
+    let before = check_disk(&host.image(), host.heard().last());
     let tap = host.tap(TapKind::Mirror).await;
-    let after = host.heard().last();
+    host.driver.resume(host.vm()).await.unwrap();
     host.wait_for_writes(40).await;
     host.driver.pause(host.vm()).await.unwrap();
     soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap();
-    let last = host.heard().last();
-    let slot = |counter: u32| AREA_START + u64::from(counter) % SLOTS * SLOT_BYTES;
+    let last = check_disk(&host.image(), host.heard().last());
 
-    // The guest may have been stopped between a write and its line.
-    let dirty: u64 = tap.overlay.dirty_bytes();
-    let (least, most) = (u64::from(last - after) * SLOT_BYTES, u64::from(last + 1 - before) * SLOT_BYTES);
-    assert!((least..=most).contains(&dirty), "{dirty} bytes dirty, expected {least} to {most}");
-    assert!((least..=most).contains(&tap.overlay.written_bytes()));
-    for counter in after + 1..=last {
-        assert!(tap.overlay.covers(slot(counter)..slot(counter) + SLOT_BYTES));
+    let bytes = u64::from(last - before) * SLOT_BYTES;
+    assert!(bytes >= 40 * SLOT_BYTES);
+    assert_eq!((tap.overlay.dirty_bytes(), tap.overlay.written_bytes()), (bytes, bytes));
+    for counter in before + 1..=last {
+        let at = AREA_START + u64::from(counter) % SLOTS * SLOT_BYTES;
+        assert!(tap.overlay.covers(at..at + SLOT_BYTES), "{counter} is missing of {before}..={last}");
         let mut page = vec![0; SLOT_BYTES as usize];
-        tap.overlay.read_at(slot(counter), &mut page).unwrap();
+        tap.overlay.read_at(at, &mut page).unwrap();
         assert!(page.chunks(4).all(|word| word == counter.to_le_bytes()), "{counter:#x}");
     }
     assert_eq!(tap.overlay.failed(), None);
@@ -89,11 +89,9 @@ async fn a_slow_server_does_not_slow_the_guest() {
     delay(&slow, tap.server.socket(), Duration::from_millis(300));
     host.driver.tap(host.vm(), DISK, &slow, "disk", TapKind::Mirror).await.unwrap();
     let slowed = writes_in(Duration::from_secs(1)).await;
-    eprintln!(
-        "guest writes a second: {free} without a mirror, {slowed} with a server that takes 100 ms an answer"
-    );
-    // The same machine runs other tests: only a guest that waits for us would be this slow (10 an answer time).
-    assert!(slowed * 4 > free, "{free} writes without, {slowed} with a slow server");
+    eprintln!("guest writes a second: {free} without a mirror, {slowed} when an answer takes 300 ms");
+    // A guest that waits for us would make three or four. (How many it makes otherwise depends on what else runs.)
+    assert!(slowed > 20, "{free} writes without, {slowed} with a slow server");
     assert_eq!(host.heard().errors, 0);
     host.driver.pause(host.vm()).await.unwrap();
     soon("drain", host.driver.drain(host.vm(), DISK)).await.unwrap();

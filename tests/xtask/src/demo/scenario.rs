@@ -85,7 +85,7 @@ fn move_guest(
     let pause = collector.longest_since_mark();
 
     step("stopping it, and looking for every acknowledged record on b's disk");
-    b.cli(&["vm", "stop", VM])?;
+    b.cli(&["vm", "stop", VM, "--kill"])?;
     let instance = collector.instance().context("a guest that was heard")?;
     let records = verify_records(&b.image(VM, DISK), instance, collector.acked())?;
     let stream = collector.snapshot().context("a guest that was heard")?;
