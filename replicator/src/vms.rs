@@ -46,7 +46,7 @@ pub enum VmError {
     },
     /// It may have been handed to us.
     #[error(
-        "whether VM '{vm}' is ours is for peer '{peer}' to say, which does not answer; once it does, this resolves itself"
+        "whether VM '{vm}' is ours is for peer '{peer}' to say, which is being asked. If it is gone for good, decide in its place with `longhaul resolve {vm}`"
     )]
     Undecided {
         /// The VM.

@@ -195,13 +195,7 @@ pub(crate) async fn resume(s: &Session) -> Result<(), DriverError> {
         GuestStatus::Other(state) if state != "io-error" => {
             return Err(s.wrong_state(GuestStatus::Other(state), "stop it and start it again"));
         }
-        _ => {
-            s.query("cont").await?;
-            match status(s).await? {
-                GuestStatus::Running => {}
-                other => return Err(s.wrong_state(other, "see its QEMU log")),
-            }
-        }
+        _ => cont(s).await?,
     }
     let mark = s.vm.paths.incoming_mark();
     match fs::remove_file(&mark) {
@@ -209,6 +203,28 @@ pub(crate) async fn resume(s: &Session) -> Result<(), DriverError> {
             Err(io_error(&s.vm.name, "remove", &mark)(error))
         }
         _ => Ok(()),
+    }
+}
+
+/// Runs `cont` and returns when the guest is about to run: at its event, which comes before the CPUs start. QEMU's answer
+/// comes after, and may have to compete with an emulated CPU for the machine.
+async fn cont(s: &Session) -> Result<(), DriverError> {
+    let mut events = s.events();
+    let answer = s.query("cont");
+    tokio::pin!(answer);
+    loop {
+        tokio::select! {
+            answer = &mut answer => {
+                answer?;
+                return match status(s).await? {
+                    GuestStatus::Running => Ok(()),
+                    other => Err(s.wrong_state(other, "see its QEMU log")),
+                };
+            }
+            event = s.next(&mut events) => if event?.is_some_and(|event| event.name == "RESUME") {
+                return Ok(());
+            },
+        }
     }
 }
 

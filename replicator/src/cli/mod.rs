@@ -72,6 +72,14 @@ enum Command {
     Replica(ReplicaCommand),
     /// Move a running VM to a peer
     Migrate(MigrateArgs),
+    /// Decide about a VM whose source will never answer again. Only when you know what became of it there: two
+    /// platforms that both keep it both run it
+    Resolve {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        verdict: Verdict,
+    },
     /// Jobs
     #[command(subcommand)]
     Job(JobCommand),
@@ -189,6 +197,17 @@ struct MigrateArgs {
     /// Show what would be done and sent
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Verdict {
+    /// It is ours: it is started here, with everything it was promised
+    #[arg(long)]
+    keep: bool,
+    /// It stays with the source: what has come here is discarded
+    #[arg(long)]
+    give_up: bool,
 }
 
 #[derive(Subcommand)]
@@ -391,6 +410,9 @@ fn request(command: Command) -> anyhow::Result<Request> {
             let body = json!({ "to": to, "max_downtime_ms": max_downtime, "dry_run": dry_run });
             let path = format!("/v1/vms/{vm}/migrate");
             if dry_run { Post(path, body) } else { Job(path, body) }
+        }
+        Command::Resolve { vm, verdict } => {
+            Post(format!("/v1/vms/{vm}/resolve"), json!({ "keep": verdict.keep && !verdict.give_up }))
         }
         Command::Replica(ReplicaCommand::List) => Get("/v1/replicas".into()),
         Command::Replica(ReplicaCommand::Restore { name, path, disk }) => {

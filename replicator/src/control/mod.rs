@@ -77,6 +77,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/vms/{name}/start", post(start_vm))
         .route("/v1/vms/{name}/stop", post(stop_vm))
         .route("/v1/vms/{name}/migrate", post(migrate_vm))
+        .route("/v1/vms/{name}/resolve", post(resolve_vm))
         .route("/v1/vms/{name}/replicate", post(replicate_vm))
         .route("/v1/replicas", get(list_replicas))
         .route("/v1/replicas/{name}/restore", post(restore_replica))
@@ -280,6 +281,23 @@ async fn migrate_vm(
         limits.max_downtime = Duration::from_millis(ms);
     }
     job(migrate::source::start(&platform, &name, &migrate.to, limits).await?)
+}
+
+#[derive(Deserialize)]
+struct ResolveVm {
+    keep: bool,
+}
+
+async fn resolve_vm(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(resolve): Json<ResolveVm>,
+) -> Answer {
+    let open = matches!(platform.vms.ownership(&name), Some(Claim::Undecided(..)));
+    if !open || !platform.handoffs.resolve(&name, resolve.keep) {
+        return Err(refused(format!("VM '{name}' is not undecided here: there is nothing to resolve")));
+    }
+    Ok(Json(json!({ "resolved": name, "kept": resolve.keep })))
 }
 
 #[derive(Deserialize)]

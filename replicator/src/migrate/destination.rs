@@ -41,6 +41,10 @@ impl DestinationPort {
         self.incoming.get().cloned()
     }
 
+    pub(super) fn concerns(&self, vm: &str) -> bool {
+        self.handle.subject() == vm
+    }
+
     /// Counts bytes of the memory stream.
     pub fn count_memory(&self, bytes: u64) {
         self.handle.add_memory(bytes);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use longhaul_proto::JobId;
-use longhaul_proto::handoff::{Message, SourceInput};
+use longhaul_proto::handoff::{DestinationInput, Message, SourceInput};
 use migrate_driver::VmDefinition;
 use quinn::Connection;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,15 @@ impl Handoffs {
             Port::Source { inbox, .. } => inbox.send(SourceInput::Message(message)).is_ok(),
             Port::Destination(port) => port.message(message),
         }
+    }
+
+    /// Decides in place of a source that will never answer. False when no promise about `vm` is open here.
+    pub fn resolve(&self, vm: &str, keep: bool) -> bool {
+        let ports: Vec<_> = self.lock().values().cloned().collect();
+        ports.into_iter().any(|port| match port {
+            Port::Destination(port) => port.concerns(vm) && port.input(DestinationInput::Resolve { keep }),
+            Port::Source { .. } => false,
+        })
     }
 
     /// Whether this job's journal is not to be believed.

@@ -52,6 +52,11 @@ pub enum DestinationInput {
     Message(Message),
     /// The connection is gone; messages will be lost until it is back.
     LinkLost,
+    /// The source will never answer again, and a person has decided in its place. Heeded only after `Ready`.
+    Resolve {
+        /// Whether the VM is ours; else it is discarded.
+        keep: bool,
+    },
     /// Time has passed.
     Tick,
     /// An action failed, or something that runs beside them: a disk's stream, the hypervisor.
@@ -183,6 +188,10 @@ impl Destination {
                 // Told, in case the source's own end of it lives.
                 self.discard("the connection to the source was lost".to_owned(), true);
             }
+            (DestinationInput::Resolve { keep: true }, State::Ready) => self.own(self.epoch.next()),
+            (DestinationInput::Resolve { keep: false }, State::Ready) => {
+                self.discard("a person decided that the VM stays with the source".to_owned(), false);
+            }
             (DestinationInput::Tick, _) => self.tick(now),
             (DestinationInput::Failed { reason }, _) => self.failed(now, reason),
             (DestinationInput::DisksPrepared, State::Preparing) => {
@@ -268,13 +277,7 @@ impl Destination {
                 self.enter(Phase::Switchover);
                 self.act(DestinationAction::SealDisks { roots });
             }
-            (Message::Release { epoch }, State::Ready) => {
-                self.outputs.push_back(Output::Journal(Record::Owned { epoch }));
-                self.enter(Phase::Resume);
-                self.deadline = None;
-                self.state = State::Resuming;
-                self.act(DestinationAction::Resume);
-            }
+            (Message::Release { epoch }, State::Ready) => self.own(epoch),
             (Message::Release { .. }, State::Running { .. }) => self.transmit(Message::Resumed),
             (
                 Message::Abort { reason },
@@ -308,6 +311,14 @@ impl Destination {
             self.transmit(Message::Ready { sealed_us });
             self.deadline = Some(now + ASK_EVERY);
         }
+    }
+
+    fn own(&mut self, epoch: Epoch) {
+        self.outputs.push_back(Output::Journal(Record::Owned { epoch }));
+        self.enter(Phase::Resume);
+        self.deadline = None;
+        self.state = State::Resuming;
+        self.act(DestinationAction::Resume);
     }
 
     fn ask(&mut self, now: Duration) {

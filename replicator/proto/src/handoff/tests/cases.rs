@@ -248,3 +248,20 @@ fn records_out_of_order_are_no_hand_off() {
     assert!(Source::recover(&[], Limits::default()).is_none());
     assert!(Destination::recover(&source_records(&[])).is_none());
 }
+
+#[test]
+fn a_person_may_decide_for_a_source_that_is_gone_but_only_after_the_promise() {
+    for keep in [true, false] {
+        let mut promised = destination(&[Record::Ready]);
+        promised.handle_input(NOW, DestinationInput::Resolve { keep });
+        let outputs: Vec<_> = std::iter::from_fn(|| promised.poll_output()).collect();
+        let owned = outputs.contains(&Output::Journal(Record::Owned { epoch: Epoch(4) }));
+        let resumed = outputs.contains(&Output::Action(DestinationAction::Resume));
+        let discarded = outputs.contains(&Output::Action(DestinationAction::Discard));
+        assert_eq!((owned, resumed, discarded), (keep, keep, !keep));
+
+        let mut early = destination(&[]);
+        early.handle_input(NOW, DestinationInput::Resolve { keep });
+        assert_eq!(early.poll_output(), None);
+    }
+}
