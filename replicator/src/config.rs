@@ -126,6 +126,8 @@ pub struct Config {
     pub window_bytes: usize,
     /// Silence after which a connection is given up, in seconds.
     pub idle_timeout_s: u64,
+    /// The programs that a peer's VM may be run with here: a definition names its QEMU, and must not name just anything.
+    pub qemu_binaries: Vec<String>,
 }
 
 /// A QUIC congestion controller.
@@ -147,6 +149,7 @@ impl Default for Config {
             congestion: Congestion::Cubic,
             window_bytes: 64 << 20,
             idle_timeout_s: 10,
+            qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
         }
     }
 }
@@ -238,6 +241,7 @@ mod tests {
         assert_eq!(example.congestion, default.congestion);
         assert_eq!(example.compression_level, default.compression_level);
         assert_eq!(example.idle_timeout_s, default.idle_timeout_s);
+        assert_eq!(example.qemu_binaries, default.qemu_binaries);
     }
 
     #[test]

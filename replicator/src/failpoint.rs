@@ -24,3 +24,6 @@ pub fn reach(side: &str, kind: &str, what: &str) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,3 +143,6 @@ pub enum IdentityError {
         why: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

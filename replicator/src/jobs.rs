@@ -74,6 +74,9 @@ pub struct Report {
     pub state: JobState,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether it failed because what it needs was busy with another job: the same may succeed later.
+    #[serde(default)]
+    pub busy: bool,
     /// One line that says what came of it.
     pub summary: Option<String>,
     /// When it began, in milliseconds since the Unix epoch.
@@ -116,6 +119,7 @@ impl Report {
             peer: peer.map(str::to_owned),
             state: JobState::Running,
             error: None,
+            busy: false,
             summary: None,
             started_unix_ms: unix_ms(),
             total_ms: 0.0,
@@ -251,6 +255,15 @@ impl JobHandle {
 }
 
 impl Job {
+    fn why_not(&self) -> &'static str {
+        match self.report.borrow().kind {
+            JobKind::MigrateIn => "it is the other platform's; cancel it there",
+            _ => {
+                "it reads an image into the store; what it has added is given back by `longhaul store gc` if it fails"
+            }
+        }
+    }
+
     fn wire(&self) -> u64 {
         Counters::get(&self.counters.wire) + Counters::get(&self.memory)
     }
@@ -292,8 +305,13 @@ pub enum JobError {
     #[error("job {0} has ended already")]
     Ended(JobId),
     /// It cannot be stopped half-way.
-    #[error("job {0} cannot be cancelled: it is the other platform's; cancel it there")]
-    NotCancellable(JobId),
+    #[error("job {job} cannot be cancelled: {why}")]
+    NotCancellable {
+        /// The job.
+        job: JobId,
+        /// Why not, and what can be done.
+        why: &'static str,
+    },
 }
 
 impl Jobs {
@@ -324,7 +342,7 @@ impl Jobs {
             memory: Default::default(),
             clock: Mutex::new(Clock { started: now, phase_started: now, phase_wire: 0 }),
             cancel: Notify::new(),
-            cancellable: kind != JobKind::MigrateIn,
+            cancellable: !matches!(kind, JobKind::MigrateIn | JobKind::BaseAdd),
         });
         self.running().insert(id, job.clone());
         JobHandle { id, job, jobs: self.clone() }
@@ -365,7 +383,7 @@ impl Jobs {
                 job.cancel.notify_one();
                 Ok(())
             }
-            Some(_) => Err(JobError::NotCancellable(id)),
+            Some(job) => Err(JobError::NotCancellable { job: id, why: job.why_not() }),
             None if self.reports().contains_key(&id) => Err(JobError::Ended(id)),
             None => Err(JobError::Unknown(id)),
         }
@@ -403,3 +421,6 @@ impl Jobs {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,6 @@ pub fn claim(records: &[Record]) -> Option<(String, Claim)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

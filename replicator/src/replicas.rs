@@ -285,3 +285,6 @@ impl Sink for ReplicaSink {
         Ok(number)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,3 +194,6 @@ pub fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageRoot, ImageTree, LEAF_BYTES, RawImage, ReadImage};
 use longhaul_proto::JobId;
-use longhaul_proto::wire::{Target, TargetStatus};
+use longhaul_proto::wire::{RefusalKind, Target, TargetStatus};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{DiskDefinition, DriverError, GuestStatus, TapKind, VmName};
 use quinn::Connection;
@@ -65,6 +65,21 @@ pub enum WarmError {
     Cancelled,
 }
 
+impl WarmError {
+    /// Whether another pass has hold of the replica: the same try may succeed later.
+    fn is_busy(&self) -> bool {
+        matches!(self, WarmError::Transfer { source: TransferError::Refused(refusal), .. } if refusal.kind == RefusalKind::Busy)
+    }
+}
+
+/// Ends a pass's job, and tells whether trying again later makes sense.
+fn finish(handle: &JobHandle, outcome: Result<String, WarmError>) {
+    if outcome.as_ref().is_err_and(WarmError::is_busy) {
+        handle.update(|report| report.busy = true);
+    }
+    handle.finish(outcome.map_err(|error| error.to_string()));
+}
+
 /// What the last pass of a disk left: what the peer holds, as a hash tree, and the bitmap that records writes since.
 struct Warm {
     generation: u64,
@@ -107,7 +122,7 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
             pass.clean_up(&definition.disks).await;
         }
         drop(hold);
-        handle.finish(outcome.map_err(|error| error.to_string()));
+        finish(&handle, outcome);
     });
     Ok(job)
 }
@@ -391,7 +406,7 @@ pub fn send_image(
             outcome = sending => outcome,
             () = handle.cancelled() => Err(WarmError::Cancelled),
         };
-        handle.finish(outcome.map_err(|error| error.to_string()));
+        finish(&handle, outcome);
     });
     Ok(job)
 }
@@ -438,3 +453,6 @@ async fn send_one(
     })?;
     Ok(format!("{path} is on '{peer}' as '{name}', generation {generation}"))
 }
+
+#[cfg(test)]
+mod tests;

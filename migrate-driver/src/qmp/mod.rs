@@ -9,7 +9,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -23,6 +23,8 @@ use tokio::time::timeout;
 pub const MAX_LINE_BYTES: usize = 8 << 20;
 /// Events kept for a listener that is behind.
 const EVENT_BACKLOG: usize = 512;
+/// Lines for an earlier client that are skipped on a new connection.
+const MAX_STALE_LINES: usize = 10_000;
 /// Commands under way on one connection.
 const MAX_IN_FLIGHT: usize = 64;
 
@@ -159,14 +161,11 @@ impl Qmp {
     async fn negotiate(stream: UnixStream, command_timeout: Duration) -> Result<Qmp, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut lines = Lines::new(reader);
-        let greeting = lines.next().await?;
-        if greeting.get("QMP").is_none() {
-            return Err(QmpError::Protocol("its first line is not a greeting".into()));
-        }
+        lines.skip_to_greeting().await?;
         let (commands, queue) = mpsc::channel(MAX_IN_FLIGHT);
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         let weak = events.downgrade();
-        let owner = Owner { lines, writer, queue, events, waiting: HashMap::new(), next_id: 0 };
+        let owner = Owner { lines, writer, queue, events, waiting: HashMap::new(), next_id: first_id() };
         tokio::spawn(owner.run());
         let qmp = Qmp { commands, events: weak, command_timeout };
         qmp.execute("qmp_capabilities", None).await?;
@@ -199,6 +198,14 @@ impl Qmp {
     pub fn is_closed(&self) -> bool {
         self.commands.is_closed()
     }
+}
+
+/// A late answer to a client before us must not look like one to us: ids begin at the time in nanoseconds, so no two
+/// connections share one.
+fn first_id() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // QEMU's integers are signed.
+    now.as_nanos() as u64 & (u64::MAX >> 1)
 }
 
 /// The task that owns the socket.
@@ -286,6 +293,19 @@ struct Lines {
 impl Lines {
     fn new(reader: OwnedReadHalf) -> Lines {
         Lines { reader, buffer: Vec::with_capacity(8192), searched: 0 }
+    }
+
+    /// What QEMU could not send to the client before us, it sends to us: whole lines, or the end of one.
+    async fn skip_to_greeting(&mut self) -> Result<(), QmpError> {
+        for _ in 0..MAX_STALE_LINES {
+            match self.next().await {
+                Ok(line) if line.get("QMP").is_some() => return Ok(()),
+                Ok(line) => tracing::debug!(%line, "QMP: meant for an earlier client"),
+                Err(QmpError::Protocol(reason)) => tracing::debug!(reason, "QMP: the end of an earlier line"),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(QmpError::Protocol("it does not greet".into()))
     }
 
     async fn next(&mut self) -> Result<Value, QmpError> {

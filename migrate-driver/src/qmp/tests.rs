@@ -3,6 +3,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 
 const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
+/// What QEMU may still have had to say to somebody else.
+const STALE: &[u8] = b"data\": {}}\r\n{\"event\": \"RESUME\"}\r\n{\"return\": {}, \"id\": 0}\r\n";
 const SHORT: Duration = Duration::from_millis(200);
 
 /// A monitor that runs `script` after the negotiation.
@@ -16,6 +18,7 @@ where
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(STALE).await.unwrap();
         stream.write_all(GREETING).await.unwrap();
         let mut stream = BufReader::new(stream);
         let request = read(&mut stream).await;
@@ -43,6 +46,7 @@ async fn answers_find_their_commands_and_events_everybody() {
         let first = read(&mut stream).await;
         let second = read(&mut stream).await;
         answer(&mut stream, json!({"event": "STOP", "data": {"x": "y"}, "timestamp": {}})).await;
+        answer(&mut stream, json!({"return": "for another", "id": 0})).await;
         answer(&mut stream, json!({"return": second["execute"], "id": second["id"]})).await;
         answer(&mut stream, json!({"error": {"class": "C", "desc": "no"}, "id": first["id"]})).await;
         read(&mut stream).await;

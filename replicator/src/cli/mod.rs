@@ -36,6 +36,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 it failed, and what it touched is as before; 2 the command line is wrong; 3 no daemon answers;
 4 the VM or replica is busy with another job (for cron: try again later).";
 
+const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_DAEMON: u8 = 3;
@@ -280,8 +281,7 @@ pub fn main() -> ExitCode {
         }
     };
     match run(cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(EXIT_FAILED),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("longhaul: {error:#}");
             ExitCode::from(match error.downcast_ref::<ClientError>() {
@@ -293,8 +293,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// False when a job failed, which has then been shown.
-fn run(cli: Cli) -> anyhow::Result<bool> {
+/// The exit code; of a job that failed too, which has then been shown.
+fn run(cli: Cli) -> anyhow::Result<u8> {
     let layout = Layout::new(cli.root.as_deref());
     let json = cli.json;
     match cli.command {
@@ -303,24 +303,25 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
             daemon::run(layout)?;
-            Ok(true)
+            Ok(EXIT_DONE)
         }
         Command::Identity => {
             let config = Config::load(&layout.config())?;
             let identity = Identity::load_or_create(&layout.identity())?;
             let value = json!({ "name": config.name, "fingerprint": identity.fingerprint() });
             show::value(&value, json);
-            Ok(true)
+            Ok(EXIT_DONE)
         }
         Command::ExampleConfig => {
             print!("{}", crate::config::EXAMPLE);
-            Ok(true)
+            Ok(EXIT_DONE)
         }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 if let Command::Probe(probe) = command {
-                    return probe::run(probe, json).await;
+                    let done = probe::run(probe, json).await?;
+                    return Ok(if done { EXIT_DONE } else { EXIT_FAILED });
                 }
                 let mut client = Client::connect(&layout.control_socket()).await?;
                 talk(&mut client, command, json).await
@@ -329,7 +330,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     }
 }
 
-async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Result<bool> {
+async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Result<u8> {
     match request(command)? {
         Request::Get(path) => show::value(&client.get(&path).await?, json),
         Request::Delete(path) => show::value(&client.delete(&path).await?, json),
@@ -345,14 +346,18 @@ async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Resu
             if json { show::value(&report, true) } else { show::report(&serde_json::from_value(report)?) }
         }
     }
-    Ok(true)
+    Ok(EXIT_DONE)
 }
 
-async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow::Result<bool> {
+async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow::Result<u8> {
     let mut progress = show::Progress::new();
     let last = client.watch(id, |report| progress.report(report)).await?;
     progress.end();
-    let done = last.state == crate::jobs::JobState::Done;
+    let code = match last.state {
+        crate::jobs::JobState::Done => EXIT_DONE,
+        _ if last.busy => EXIT_BUSY,
+        _ => EXIT_FAILED,
+    };
     if json {
         show::value(&serde_json::to_value(&last)?, true);
     } else if long || last.downtime_ms.is_some() {
@@ -360,7 +365,7 @@ async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow:
     } else {
         show::outcome(&last);
     }
-    Ok(done)
+    Ok(code)
 }
 
 enum Request {
@@ -431,3 +436,6 @@ fn request(command: Command) -> anyhow::Result<Request> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,7 +165,12 @@ pub(super) fn report(report: &Report) {
 /// Beside the paper: its parts are all downtime, ours happen while the guest runs, but for the switchover.
 fn paper(report: &Report, downtime_ms: f64) {
     let phase = |name: &str| {
-        report.phases.iter().filter(|phase| phase.name == name).map(|phase| phase.ms).sum::<f64>()
+        report
+            .phases
+            .iter()
+            .filter(|phase| phase.name == name)
+            .map(|phase| phase.ms)
+            .fold(0.0, |sum, ms| sum + ms)
     };
     let disk = phase("bulk") + phase("precopy");
     let ours = [
@@ -186,3 +191,6 @@ fn paper(report: &Report, downtime_ms: f64) {
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,6 +70,16 @@ pub enum OfferError {
         /// Why.
         why: String,
     },
+    /// Its program.
+    #[error(
+        "VM '{vm}' is run by '{binary}', which a peer may not start here; if it is to be trusted, add it to          qemu_binaries in longhaul.toml and restart the daemon"
+    )]
+    Binary {
+        /// The VM.
+        vm: String,
+        /// The program.
+        binary: String,
+    },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
@@ -98,6 +108,10 @@ pub fn offered(
     (vm, epoch, plan_bytes): (String, Epoch, Vec<u8>),
 ) -> Result<(), OfferError> {
     let plan = parse_plan(&vm, &plan_bytes)?;
+    let binary = &plan.definition.qemu.binary;
+    if !platform.config.qemu_binaries.contains(binary) {
+        return Err(OfferError::Binary { vm, binary: binary.clone() });
+    }
     if platform.handoffs.knows(job) {
         return Ok(()); // the same offer again
     }

@@ -99,11 +99,12 @@ impl CliOutcome {
     /// Its standard output, if it succeeded.
     ///
     /// # Errors
-    /// When it failed; the error holds the end of its standard error.
+    /// When it failed; the error holds the end of what it printed.
     pub fn text(self) -> Result<String> {
         if self.code != Some(0) {
             let code = self.code.map_or_else(|| "a signal".to_owned(), |code| format!("exit code {code}"));
-            bail!("`{}` ended with {code}: {}", self.line, shell::tail(self.stderr.as_bytes()));
+            let [stderr, stdout] = [&self.stderr, &self.stdout].map(|text| shell::tail(text.as_bytes()));
+            bail!("`{}` ended with {code}: {stderr}{stdout}", self.line);
         }
         Ok(self.stdout)
     }

@@ -1,0 +1,125 @@
+//! Who may run a VM, and who has hold of it.
+
+use super::*;
+
+const JOB: JobId = JobId([1; 16]);
+const LATER: JobId = JobId([2; 16]);
+
+fn definition(name: &str) -> VmDefinition {
+    let toml = format!("name = \"{name}\"\nmemory_mib = 64\n[[disks]]\nname = \"root\"\npath = \"/x.raw\"\n");
+    VmDefinition::parse(&toml, Path::new("test.toml")).unwrap()
+}
+
+fn vms(dir: &Path) -> Arc<Vms> {
+    let vms = Vms::load(dir).unwrap();
+    vms.define(definition("web")).unwrap();
+    Arc::new(vms)
+}
+
+fn left(epoch: u64) -> Vec<Record> {
+    let started = Record::Started { vm: "web".into(), peer: "b".into(), epoch: Epoch(epoch) };
+    vec![started, Record::Released { epoch: Epoch(epoch + 1) }, Record::Retired]
+}
+
+fn arrived(epoch: u64, last: Record) -> Vec<Record> {
+    let accepted =
+        Record::Accepted { vm: "web".into(), peer: "b".into(), epoch: Epoch(epoch), plan: Vec::new() };
+    vec![accepted, Record::Ready, last]
+}
+
+#[test]
+fn definitions_survive_a_restart_and_are_replaced_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    vms(dir.path()).define(definition("db")).unwrap();
+    let again = Vms::load(dir.path()).unwrap();
+    let mut larger = definition("web");
+    larger.memory_mib = 128;
+    again.define(larger.clone()).unwrap();
+    assert_eq!(Vms::load(dir.path()).unwrap().list(), [definition("db"), larger]);
+}
+
+#[test]
+fn a_definition_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("bad.toml"), "name = 7\n").unwrap();
+    let message = Vms::load(dir.path()).err().unwrap().to_string();
+    assert!(message.contains("bad.toml"), "{message}");
+}
+
+#[test]
+fn a_vm_nobody_knows_is_an_error_that_names_those_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    assert_eq!(vms.ownership("wbe"), None);
+    for error in [vms.owned("wbe").unwrap_err(), vms.definition("wbe").unwrap_err()] {
+        let message = error.to_string();
+        assert!(message.contains("known: web") && message.contains("vm define"), "{message}");
+    }
+}
+
+#[test]
+fn one_job_has_hold_of_a_vm_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    let hold = vms.hold("web", JOB, "replicate").unwrap();
+    let message = vms.hold("web", LATER, "migrate").err().unwrap().to_string();
+    assert!(message.contains("(replicate)"), "it says what the other one does: {message}");
+    assert!(message.contains(&format!("longhaul job cancel {JOB}")), "and how to end it: {message}");
+    let _other = vms.hold("db", LATER, "migrate").unwrap();
+    drop(hold);
+    vms.hold("web", LATER, "migrate").unwrap();
+}
+
+#[test]
+fn a_vm_that_is_only_defined_is_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(vms(dir.path()).owned("web").unwrap(), Epoch::FIRST);
+}
+
+#[test]
+fn a_vm_that_moved_away_is_refused_with_its_owner_and_the_way_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    vms.note(JOB, &left(1));
+    assert_eq!(vms.ownership("web"), Some(Claim::Theirs(Epoch(2), "b".into())));
+    let message = vms.owned("web").unwrap_err().to_string();
+    for part in ["'web'", "'b'", "epoch 2", "longhaul migrate"] {
+        assert!(message.contains(part), "no {part} in: {message}");
+    }
+}
+
+#[test]
+fn of_several_claims_the_highest_epoch_counts_in_whatever_order_they_come() {
+    let back = arrived(2, Record::Owned { epoch: Epoch(3) });
+    for first in [JOB, LATER] {
+        let dir = tempfile::tempdir().unwrap();
+        let vms = vms(dir.path());
+        let second = if first == JOB { LATER } else { JOB };
+        vms.note(first, &left(1));
+        vms.note(second, &back);
+        assert_eq!(vms.owned("web").unwrap(), Epoch(3), "it went and came back");
+        vms.note(JobId([3; 16]), &left(3));
+        assert!(matches!(vms.owned("web"), Err(VmError::Moved { epoch: Epoch(4), .. })));
+    }
+}
+
+#[test]
+fn a_vm_in_doubt_may_not_be_run_and_the_doubt_ends_with_the_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    vms.note(LATER, &left(1));
+    vms.note(JOB, &arrived(2, Record::Ready));
+    let error = vms.owned("web").unwrap_err();
+    assert!(matches!(&error, VmError::Undecided { peer, .. } if peer == "b"), "{error}");
+    assert!(error.to_string().contains("longhaul resolve web"), "{error}");
+    vms.note(JOB, &arrived(2, Record::Discarded { reason: "off".into() }));
+    assert!(matches!(vms.owned("web"), Err(VmError::Moved { epoch: Epoch(2), .. })), "as before");
+}
+
+#[test]
+fn a_vm_that_came_and_is_not_defined_is_owned_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = Vms::load(dir.path()).unwrap();
+    vms.note(JOB, &arrived(1, Record::Owned { epoch: Epoch(2) }));
+    assert_eq!(vms.owned("web").unwrap(), Epoch(2));
+}
