@@ -16,7 +16,7 @@ fn line(def: &VmDefinition, dir: &str, purpose: Purpose) -> Vec<String> {
 
 #[test]
 fn the_whole_line() {
-    let expected = "-name web -machine q35 -accel tcg,thread=multi -cpu qemu64 -smp 2 -m 96M -nodefaults \
+    let expected = "-name web -machine q35 -accel tcg,thread=multi -cpu qemu64 -smp 2 -m 98312k -nodefaults \
         -no-user-config -display none -chardev file,id=serial0,path=/run/web/serial.log -serial chardev:serial0 \
         -chardev socket,id=qmp0,path=/run/web/qmp.sock,server=on,wait=off -mon chardev=qmp0,mode=control \
         -blockdev driver=file,node-name=root-file,filename=/img/a.raw,cache.direct=off,cache.no-flush=off,discard=unmap \

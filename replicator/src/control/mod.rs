@@ -426,7 +426,7 @@ async fn gc_store(State(platform): Shared) -> Answer {
     Ok(Json(serde_json::to_value(blocking(move || platform.store().gc()).await??)?))
 }
 
-/// The definition in a file, as [`define_vm`] takes it; read on the caller's side, where its path means something.
+/// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.
 pub fn definition_request(path: &Path) -> Result<Value, vms::VmError> {
     let definition = vms::read_definition(path)?;
     let toml = definition.to_toml()?;

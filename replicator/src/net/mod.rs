@@ -115,7 +115,9 @@ fn explain(error: &quinn::ConnectionError) -> String {
             }
             text
         }
-        quinn::ConnectionError::TransportError(error) => error.reason.clone(),
+        quinn::ConnectionError::TransportError(error) => {
+            error.reason.trim_start_matches("unexpected error: ").to_owned()
+        }
         other => other.to_string(),
     }
 }
@@ -210,14 +212,18 @@ impl Network {
         };
         let connecting =
             self.endpoint.connect_with(config, address, "longhaul").map_err(|error| error.to_string())?;
-        connecting.await.map_err(|error| explain(&error))
+        let connection = connecting.await.map_err(|error| explain(&error))?;
+        // Our side of the handshake ends before the other has looked at our key: only an answer says that it lets us in.
+        match status_of(&connection).await {
+            Ok(_) => Ok(connection),
+            Err(NetError::Lost(why)) => Err(why),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Asks a peer how it is.
     pub async fn ask_status(&self, name: &str) -> Result<PeerStatus, NetError> {
-        let (mut send_stream, mut recv_stream) = self.dial(name).await?.open_bi().await?;
-        send(&mut send_stream, &Open::Status).await?;
-        expect(&mut recv_stream).await
+        status_of(&self.dial(name).await?).await
     }
 
     /// Closes every connection and waits until the other sides have been told.
@@ -225,6 +231,12 @@ impl Network {
         self.endpoint.close(VarInt::from_u32(0), b"shutting down");
         self.endpoint.wait_idle().await;
     }
+}
+
+async fn status_of(connection: &Connection) -> Result<PeerStatus, NetError> {
+    let (mut send_stream, mut recv_stream) = connection.open_bi().await?;
+    send(&mut send_stream, &Open::Status).await?;
+    expect(&mut recv_stream).await
 }
 
 /// Larger datagrams than Ethernet's are found by MTU discovery where a path has them: jumbo frames, loopback.

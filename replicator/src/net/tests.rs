@@ -32,11 +32,20 @@ impl Site {
         self.peers.add(name, peer).unwrap();
     }
 
-    /// Admits the next one that knocks.
+    /// Admits the next one that knocks, and answers what a dial asks.
     async fn admit(&self) -> Result<(String, Connection), NetError> {
         let incoming = self.network.accept().await.unwrap();
-        self.network.admit(incoming).await
+        let (name, connection) = self.network.admit(incoming).await?;
+        let (mut answer, mut asked) = connection.accept_bi().await?;
+        assert!(matches!(expect::<Open>(&mut asked).await?, Open::Status));
+        send(&mut answer, &status()).await?;
+        let _ = answer.finish();
+        Ok((name, connection))
     }
+}
+
+fn status() -> PeerStatus {
+    PeerStatus { name: "b".to_owned(), version: "1".to_owned(), free_bytes: 7 }
 }
 
 /// Two that trust each other: `a` calls the other one `b`.
@@ -64,10 +73,9 @@ async fn a_known_peer_gets_in_by_its_name_and_is_heard() {
     let (mut answer, mut asked) = at_b.accept_bi().await.unwrap();
     assert!(matches!(expect::<Open>(&mut asked).await.unwrap(), Open::Status));
     assert!(bytes > 4, "a frame has its length and something in it");
-    let status = PeerStatus { name: "b".to_owned(), version: "1".to_owned(), free_bytes: 7 };
-    send(&mut answer, &status).await.unwrap();
+    send(&mut answer, &status()).await.unwrap();
     answer.finish().unwrap();
-    assert_eq!(expect::<PeerStatus>(&mut hear).await.unwrap(), status);
+    assert_eq!(expect::<PeerStatus>(&mut hear).await.unwrap(), status());
     assert!(receive::<PeerStatus>(&mut hear).await.unwrap().is_none(), "the stream ended between messages");
 }
 
@@ -75,10 +83,12 @@ async fn a_known_peer_gets_in_by_its_name_and_is_heard() {
 async fn a_stranger_does_not_get_past_the_handshake_and_is_told_what_to_do() {
     let (a, b) = (Site::new(), Site::new());
     a.trust("b", &b, b.identity.fingerprint());
-    let (asked, admitted) = tokio::join!(a.network.ask_status("b"), b.admit());
+    let (dialled, admitted) = tokio::join!(a.network.dial("b"), b.admit());
     let refused = admitted.unwrap_err();
     assert!(matches!(refused, NetError::Lost(_)), "refused in the handshake: {refused}");
-    let message = asked.unwrap_err().to_string();
+    let error = dialled.unwrap_err();
+    assert!(matches!(error, NetError::Dial { .. }), "told by the dial itself: {error}");
+    let message = error.to_string();
     assert!(message.contains("does not know this platform's key"), "{message}");
     assert!(message.contains("`longhaul peer add`"), "{message}");
 }
@@ -88,9 +98,9 @@ async fn a_peer_that_was_removed_is_a_stranger_again() {
     let (a, b) = friends();
     connected(&a, &b).await;
     b.peers.remove("a").unwrap();
-    let (asked, admitted) = tokio::join!(a.network.ask_status("b"), b.admit());
+    let (dialled, admitted) = tokio::join!(a.network.dial("b"), b.admit());
     assert!(admitted.is_err());
-    assert!(asked.is_err());
+    assert!(dialled.is_err());
 }
 
 #[tokio::test]

@@ -27,8 +27,10 @@ enum KeyError {
 
 impl From<KeyError> for rustls::Error {
     fn from(error: KeyError) -> Self {
-        if let KeyError::Unknown(_) = error {
-            tracing::warn!("{error}; refused");
+        match error {
+            KeyError::Unknown(_) => tracing::warn!("{error}; refused"),
+            // The other kinds of error are shown to people as code.
+            KeyError::Wrong { .. } => return rustls::Error::General(error.to_string()),
         }
         CertificateError::Other(OtherError(Arc::new(error))).into()
     }

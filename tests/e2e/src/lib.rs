@@ -18,7 +18,7 @@ use serde_json::Value;
 /// The name of the guest in every scene.
 pub const VM: &str = "wanderer";
 /// For anything that a guest is waited for; emulation on a busy machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// For jobs. Longer than every time-out within them.
 pub const JOB: Duration = Duration::from_secs(120);
 
@@ -286,7 +286,9 @@ impl Scene {
     /// # Errors
     /// When it does not.
     pub fn lives(&self) -> Result<()> {
-        self.collector.wait_progress(4, PATIENCE)?;
+        self.collector
+            .wait_progress(4, PATIENCE)
+            .with_context(|| format!("the guest's last packet: {:?}", self.collector.last()))?;
         ensure!(self.collector.duplicates() == 0, "{} packets came twice", self.collector.duplicates());
         let boots = self.collector.instances().len();
         ensure!(boots == 1, "the guest was booted {boots} times");

@@ -2,11 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, SeekFrom, copy_file_range, flock, seek};
 use rustix::io::Errno;
+
+/// Copied at once between two file systems.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// Copies a file and leaves its holes holes.
 ///
@@ -26,8 +30,17 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         let (mut read, mut write) = (start, start);
         while read < end {
             let want = usize::try_from(end - read).unwrap_or(usize::MAX).min(1 << 30);
-            if copy_file_range(&source, Some(&mut read), &target, Some(&mut write), want)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            match copy_file_range(&source, Some(&mut read), &target, Some(&mut write), want) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(Errno::XDEV) => {
+                    let part = (end - read).min(COPY_BYTES);
+                    let mut bytes = vec![0; part as usize];
+                    source.read_exact_at(&mut bytes, read)?;
+                    target.write_all_at(&bytes, write)?;
+                    (read, write) = (read + part, write + part);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         at = end;

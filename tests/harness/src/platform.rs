@@ -4,6 +4,7 @@
 //! directory. It only ever ends processes whose command line names its own root.
 
 mod cli;
+mod disk;
 mod process;
 
 use std::fs::{self, OpenOptions};
@@ -264,6 +265,17 @@ impl Platform {
         Ok(image)
     }
 
+    /// Gives the directory `below` the root a disk of its own, of `mib` MiB. Needs root. To be called before the daemon
+    /// starts; it is gone with the platform.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn small_disk(&self, below: &str, mib: u32) -> Result<PathBuf> {
+        let dir = self.root.join(below);
+        disk::mount(&dir, mib)?;
+        Ok(dir)
+    }
+
     /// Defines a guest as a VM and starts it.
     ///
     /// # Errors
@@ -297,6 +309,7 @@ impl Drop for Platform {
         }
         // LONGHAUL_KEEP leaves the directory for a look; the processes end all the same.
         process::end_all(&self.root);
+        disk::unmount_all(&self.root);
         if std::env::var_os("LONGHAUL_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.root);
         }
@@ -362,6 +375,7 @@ fn sweep() {
             name.strip_prefix(ROOT_PREFIX).and_then(|rest| rest.split_once('-')?.0.parse::<i32>().ok());
         if owner.is_some_and(|pid| !process::exists(pid)) && entry.path().join("longhaul.toml").exists() {
             process::end_all(&entry.path());
+            disk::unmount_all(&entry.path());
             if std::env::var_os("LONGHAUL_KEEP").is_none() {
                 let _ = fs::remove_dir_all(entry.path());
             }

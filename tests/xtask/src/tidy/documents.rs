@@ -1,29 +1,83 @@
-//! Documents that specify bytes: each names the version it describes, and the code names the version it speaks.
+//! Documents that specify bytes: each names the versions it describes, and the code names those it speaks.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::read;
 
-/// A document, the folder whose code it describes, and the constant there that holds the version.
-const SPECIFIED: [(&str, &str, &str); 2] = [
-    ("replicator/PROTOCOL.md", "replicator/proto/src", "PROTOCOL_VERSION"),
-    ("chunkstore/FORMAT.md", "chunkstore/src", "FORMAT_VERSION"),
-];
+/// The wire has one version. The document, the folder whose code it describes, and the constant there that holds it.
+const WIRE: (&str, &str, &str) = ("replicator/PROTOCOL.md", "replicator/proto/src", "PROTOCOL_VERSION");
+/// A file has a version of its own, at the end of its magic. The document, and the folder whose code it describes.
+const FILES: (&str, &str) = ("chunkstore/FORMAT.md", "chunkstore/src");
 
 pub(super) fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
-    let mut broken = Vec::new();
-    for (document, folder, constant) in SPECIFIED {
-        let text = read(&root.join(document)).unwrap_or_default();
+    let code = |folder: &str| -> Result<Vec<String>> {
         let folder = root.join(folder);
-        let mut versions = Vec::new();
-        for file in files.iter().filter(|file| file.starts_with(&folder)) {
-            versions.extend(constant_versions(&read(file)?, constant));
-        }
-        broken.extend(compare(document, document_version(&text), constant, &versions));
-    }
+        files.iter().filter(|file| file.starts_with(&folder)).map(|file| read(file)).collect()
+    };
+    let document = |name: &str| read(&root.join(name)).unwrap_or_default();
+    let mut broken = Vec::new();
+
+    let (name, folder, constant) = WIRE;
+    let versions: Vec<u32> =
+        code(folder)?.iter().flat_map(|text| constant_versions(text, constant)).collect();
+    broken.extend(compare(name, document_version(&document(name)), constant, &versions));
+
+    let (name, folder) = FILES;
+    let coded = code(folder)?.iter().flat_map(|text| coded_magics(text)).collect();
+    broken.extend(compare_magics(name, &document_magics(&document(name)), &coded));
     Ok(broken)
+}
+
+/// The magics that code writes, `..MAGIC: .. = b"LHPACK\x00\x01";`, as the document shows them: `LHPACK` 0 1.
+pub(super) fn coded_magics(code: &str) -> BTreeSet<String> {
+    let literals = code.lines().filter(|line| line.contains("MAGIC: ")).filter_map(|line| {
+        let (_, literal) = line.split_once("= b\"")?;
+        literal.trim_end().strip_suffix("\";")
+    });
+    literals
+        .map(|literal| {
+            let (name, bytes) =
+                literal.split_once("\\x").map_or((literal, ""), |(name, bytes)| (name, bytes));
+            let bytes = bytes.split("\\x").filter_map(|digits| u8::from_str_radix(digits, 16).ok());
+            bytes.fold(format!("`{name}`"), |shown, byte| format!("{shown} {byte}"))
+        })
+        .collect()
+}
+
+/// The magics in a document: a name in backticks that starts with `LH`, and the bytes behind it.
+pub(super) fn document_magics(text: &str) -> BTreeSet<String> {
+    let names = text.match_indices("`LH").filter_map(|(at, _)| {
+        let (name, rest) = text[at + 1..].split_once('`')?;
+        name.bytes().all(|byte| byte.is_ascii_uppercase()).then_some((name, rest))
+    });
+    names
+        .map(|(name, rest)| {
+            let bytes = rest.split([' ', '\n']).skip(1).map_while(|word| word.parse::<u8>().ok());
+            bytes.fold(format!("`{name}`"), |shown, byte| format!("{shown} {byte}"))
+        })
+        .collect()
+}
+
+pub(super) fn compare_magics(
+    document: &str,
+    written: &BTreeSet<String>,
+    coded: &BTreeSet<String>,
+) -> Vec<String> {
+    if coded.is_empty() {
+        return vec![format!("{document}: its code has no magic")];
+    }
+    let unwritten = coded.difference(written).map(|magic| {
+        format!("{document}: the code writes the magic {magic}, which is not described; change both together")
+    });
+    let uncoded = written.difference(coded).map(|magic| {
+        format!(
+            "{document}: describes the magic {magic}, which the code does not write; change both together"
+        )
+    });
+    unwritten.chain(uncoded).collect()
 }
 
 /// The number in the document's line `Version: N`.

@@ -57,3 +57,20 @@ fn documents_follow_the_code() {
         assert!(documents::compare("D.md", written, "V", coded).is_some());
     }
 }
+
+#[test]
+fn formats_follow_the_code_magic_by_magic() {
+    let code = "pub(super) const PACK_MAGIC: &[u8; 8] = b\"LHPACK\\x00\\x01\";\nconst SEAL_MAGIC: &[u8; 4] = b\"LHSE\";\n\
+                header.starts_with(PACK_MAGIC);\nconst OTHER: &[u8; 2] = b\"LH\";\n";
+    let text =
+        "| 0 | 8 | magic `LHPACK` 0 1 |\n| 56 | 4 | `LHSE` |\nat the next `LHSE` that begins, `LHx` is none";
+    let (coded, written) = (documents::coded_magics(code), documents::document_magics(text));
+    assert_eq!(coded.iter().collect::<Vec<_>>(), ["`LHPACK` 0 1", "`LHSE`"]);
+    assert_eq!(written, coded);
+    assert!(documents::compare_magics("F.md", &written, &coded).is_empty());
+    let newer = documents::coded_magics(&code.replace("x01", "x02"));
+    let broken = documents::compare_magics("F.md", &written, &newer);
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(broken[0].contains("`LHPACK` 0 2") && broken[1].contains("`LHPACK` 0 1"), "{broken:?}");
+    assert_eq!(documents::compare_magics("F.md", &written, &Default::default()).len(), 1);
+}
