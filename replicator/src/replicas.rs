@@ -125,10 +125,20 @@ impl Replicas {
                 tree
             });
         drop(known);
-        let generation = pass.base().map_or(0, |base| base.number);
+        // Of another size it starts from nothing, and still follows the one there is.
+        let generation = kept.replica.generation().map_or(0, |before| before.number);
+        let fresh = pass.base().is_none();
         let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings);
         let seeds = self.seeds.clone();
-        Ok(ReplicaSink { assembly: Some(assembly), kept, seeds, size, source: source.to_owned(), generation })
+        Ok(ReplicaSink {
+            assembly: Some(assembly),
+            kept,
+            seeds,
+            size,
+            source: source.to_owned(),
+            generation,
+            fresh,
+        })
     }
 
     fn get(&self, name: &str, disk: &str) -> Result<Arc<Kept>, ReplicaError> {
@@ -206,7 +216,10 @@ pub struct ReplicaSink {
     seeds: Arc<Seeds>,
     size: u64,
     source: String,
+    /// The generation there is; 0 when there is none.
     generation: u64,
+    /// The pass starts from nothing, so it must bring everything.
+    fresh: bool,
 }
 
 impl ReplicaSink {
@@ -253,7 +266,7 @@ impl Sink for ReplicaSink {
     }
 
     fn commit(&mut self, root: Root, after: u64, taken_unix_ms: u64, whole: bool) -> Result<u64, Refusal> {
-        if after != self.generation || (self.generation == 0 && !whole) {
+        if after != self.generation || (self.fresh && !whole) {
             let reason = format!("the replica is at generation {}, the pass is for {after}", self.generation);
             return Err(refusal(RefusalKind::Diverged, reason));
         }

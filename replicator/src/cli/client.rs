@@ -16,12 +16,12 @@ use crate::jobs::Report;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// Nobody listens.
-    #[error("no daemon answers on {path} ({source}); start it with `longhaul daemon`, with the same --root")]
+    #[error("no daemon answers on {path} ({cause}); start it with `longhaul daemon`, with the same --root")]
     NoDaemon {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The daemon ended, or something else lives there.
     #[error("talking to the daemon: {0}")]
@@ -52,7 +52,7 @@ impl Client {
     pub(super) async fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path)
             .await
-            .map_err(|source| ClientError::NoDaemon { path: path.to_owned(), source })?;
+            .map_err(|cause| ClientError::NoDaemon { path: path.to_owned(), cause })?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Client { sender })

@@ -200,6 +200,20 @@ fn a_first_copy_must_be_whole() {
 }
 
 #[test]
+fn a_disk_that_was_resized_is_copied_anew_as_the_next_generation() {
+    let site = Site::new();
+    site.pass("web", &image(1));
+    let larger = [image(1), noise(5, MIB)].concat();
+    let mut sink = site.sink("web", larger.len());
+    sink.write(0, &noise(1, 4096)).unwrap();
+    assert_eq!(kind(sink.commit(site.root(&larger), 1, 6, false)), RefusalKind::Diverged, "not by a delta");
+    drop(sink);
+    assert_eq!(site.pass("web", &larger).0, 2);
+    assert_eq!(site.content("web"), larger);
+    assert_eq!(site.pass("web", &image(1)).0, 3, "and smaller again");
+}
+
+#[test]
 fn nothing_follows_a_commit() {
     let site = Site::new();
     let mut sink = site.sink("web", MIB);

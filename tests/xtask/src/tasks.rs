@@ -123,6 +123,15 @@ fn cargo_command() -> Command {
     let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
     let mut command = Command::new(cargo);
     command.current_dir(workspace());
+    // What `cargo run` sets for this program is not for what it builds: ring's build script watches these variables, and
+    // everything above it would be built again whenever cargo is called by hand in between.
+    let own = std::env::vars_os().map(|(name, _)| name);
+    for name in own.filter(|name| {
+        name.to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    }) {
+        command.env_remove(name);
+    }
     command
 }
 
