@@ -233,7 +233,7 @@ impl Outgoing {
         for (disk, _) in &self.disks {
             self.platform.hypervisor.drain(&self.vm, &disk.name).await?;
         }
-        dirty_bytes(&*self.open.lock().await).map(drop)
+        dirty_bytes(&self.open.lock().await).map(drop)
     }
 
     /// Sends the last blocks and computes the roots from the source's own images.

@@ -335,22 +335,38 @@ async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Resu
         Request::Get(path) => show::value(&client.get(&path).await?, json),
         Request::Delete(path) => show::value(&client.delete(&path).await?, json),
         Request::Post(path, body) => show::value(&client.post(&path, &body).await?, json),
+        Request::Pass(path, body) => {
+            let answer = client.post(&path, &body).await?;
+            let id = answer["job"].as_str().context("the daemon named no job")?.to_owned();
+            return watch(client, &id, json, Shown::Line).await;
+        }
         Request::Job(path, body) => {
             let answer = client.post(&path, &body).await?;
             let id = answer["job"].as_str().context("the daemon named no job")?.to_owned();
-            return watch(client, &id, json, false).await;
+            return watch(client, &id, json, Shown::Progress).await;
         }
-        Request::Watch(id) => return watch(client, &id, json, true).await,
+        Request::Watch(id) => return watch(client, &id, json, Shown::Report).await,
         Request::Report(id) => {
-            let report = client.get(&format!("/v1/jobs/{id}")).await?;
+            let report = client.get(&at("/v1/jobs", &id, "")?).await?;
             if json { show::value(&report, true) } else { show::report(&serde_json::from_value(report)?) }
         }
     }
     Ok(EXIT_DONE)
 }
 
-async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow::Result<u8> {
-    let mut progress = show::Progress::new();
+/// What is shown of a job besides its outcome.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// Nothing but on a terminal: cron mails whatever is said.
+    Line,
+    /// How it goes.
+    Progress,
+    /// How it goes, then the whole report.
+    Report,
+}
+
+async fn watch(client: &mut Client, id: &str, json: bool, shown: Shown) -> anyhow::Result<u8> {
+    let mut progress = show::Progress::new(shown != Shown::Line);
     let last = client.watch(id, |report| progress.report(report)).await?;
     progress.end();
     let code = match last.state {
@@ -360,7 +376,7 @@ async fn watch(client: &mut Client, id: &str, json: bool, long: bool) -> anyhow:
     };
     if json {
         show::value(&serde_json::to_value(&last)?, true);
-    } else if long || last.downtime_ms.is_some() {
+    } else if shown == Shown::Report || last.downtime_ms.is_some() {
         show::report(&last);
     } else {
         show::outcome(&last);
@@ -374,28 +390,40 @@ enum Request {
     Post(String, Value),
     /// Begins a job, which is then watched.
     Job(String, Value),
+    /// The same, for cron.
+    Pass(String, Value),
     Watch(String),
     Report(String),
 }
 
+/// A resource's path. Its name must not change what the path says.
+fn at(collection: &str, name: &str, rest: &str) -> anyhow::Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._:@+-".contains(c);
+    anyhow::ensure!(
+        !name.is_empty() && name.chars().all(plain) && !name.starts_with('.'),
+        "'{name}' is no name: names are made of letters, digits and . _ : @ + -"
+    );
+    Ok(format!("{collection}/{name}{rest}"))
+}
+
 fn request(command: Command) -> anyhow::Result<Request> {
-    use Request::{Delete, Get, Job, Post, Report, Watch};
+    use Request::{Delete, Get, Job, Pass, Post, Report, Watch};
     let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| path.display().to_string());
     Ok(match command {
         Command::Peer(PeerCommand::Add { name, address, fingerprint }) => {
             Post("/v1/peers".into(), json!({ "name": name, "address": address, "fingerprint": fingerprint }))
         }
         Command::Peer(PeerCommand::List) => Get("/v1/peers".into()),
-        Command::Peer(PeerCommand::Ask { name }) => Get(format!("/v1/peers/{name}")),
-        Command::Peer(PeerCommand::Remove { name }) => Delete(format!("/v1/peers/{name}")),
+        Command::Peer(PeerCommand::Ask { name }) => Get(at("/v1/peers", &name, "")?),
+        Command::Peer(PeerCommand::Remove { name }) => Delete(at("/v1/peers", &name, "")?),
         Command::Base(BaseCommand::Add { name, image }) => {
             Job("/v1/bases".into(), json!({ "name": name, "image": absolute(image)? }))
         }
         Command::Base(BaseCommand::List) => Get("/v1/bases".into()),
         Command::Base(BaseCommand::Push { name, peers }) => {
-            Job(format!("/v1/bases/{name}/push"), json!({ "peers": peers }))
+            Job(at("/v1/bases", &name, "/push")?, json!({ "peers": peers }))
         }
-        Command::Base(BaseCommand::Remove { name }) => Delete(format!("/v1/bases/{name}")),
+        Command::Base(BaseCommand::Remove { name }) => Delete(at("/v1/bases", &name, "")?),
         Command::Image(ImageCommand::Send { image, target }) => {
             let image = absolute(image)?;
             let stem = image.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image").to_lowercase();
@@ -406,27 +434,27 @@ fn request(command: Command) -> anyhow::Result<Request> {
             Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?)
         }
         Command::Vm(VmCommand::List) => Get("/v1/vms".into()),
-        Command::Vm(VmCommand::Start { name }) => Post(format!("/v1/vms/{name}/start"), json!({})),
+        Command::Vm(VmCommand::Start { name }) => Post(at("/v1/vms", &name, "/start")?, json!({})),
         Command::Vm(VmCommand::Stop { name, kill }) => {
-            Post(format!("/v1/vms/{name}/stop"), json!({ "kill": kill }))
+            Post(at("/v1/vms", &name, "/stop")?, json!({ "kill": kill }))
         }
-        Command::Replicate { vm, to } => Job(format!("/v1/vms/{vm}/replicate"), json!({ "to": to })),
+        Command::Replicate { vm, to } => Pass(at("/v1/vms", &vm, "/replicate")?, json!({ "to": to })),
         Command::Migrate(MigrateArgs { vm, to, max_downtime, dry_run }) => {
             let body = json!({ "to": to, "max_downtime_ms": max_downtime, "dry_run": dry_run });
-            let path = format!("/v1/vms/{vm}/migrate");
+            let path = at("/v1/vms", &vm, "/migrate")?;
             if dry_run { Post(path, body) } else { Job(path, body) }
         }
         Command::Resolve { vm, verdict } => {
-            Post(format!("/v1/vms/{vm}/resolve"), json!({ "keep": verdict.keep && !verdict.give_up }))
+            Post(at("/v1/vms", &vm, "/resolve")?, json!({ "keep": verdict.keep && !verdict.give_up }))
         }
         Command::Replica(ReplicaCommand::List) => Get("/v1/replicas".into()),
         Command::Replica(ReplicaCommand::Restore { name, path, disk }) => {
-            Post(format!("/v1/replicas/{name}/restore"), json!({ "path": absolute(path)?, "disk": disk }))
+            Post(at("/v1/replicas", &name, "/restore")?, json!({ "path": absolute(path)?, "disk": disk }))
         }
         Command::Job(JobCommand::List) => Get("/v1/jobs".into()),
-        Command::Job(JobCommand::Show { job }) => Get(format!("/v1/jobs/{job}")),
+        Command::Job(JobCommand::Show { job }) => Get(at("/v1/jobs", &job, "")?),
         Command::Job(JobCommand::Watch { job }) => Watch(job),
-        Command::Job(JobCommand::Cancel { job }) => Post(format!("/v1/jobs/{job}/cancel"), json!({})),
+        Command::Job(JobCommand::Cancel { job }) => Post(at("/v1/jobs", &job, "/cancel")?, json!({})),
         Command::Report { job } => Report(job),
         Command::Store(StoreCommand::Stats) => Get("/v1/store".into()),
         Command::Store(StoreCommand::Verify) => Post("/v1/store/verify".into(), json!({})),

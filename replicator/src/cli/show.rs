@@ -75,13 +75,14 @@ fn cell(value: &Value) -> String {
 /// A job's progress on standard error.
 pub(super) struct Progress {
     terminal: bool,
+    plain: bool,
     phase: usize,
 }
 
 impl Progress {
-    /// For this process's standard error.
-    pub(super) fn new() -> Self {
-        Progress { terminal: std::io::stderr().is_terminal(), phase: 0 }
+    /// For this process's standard error; `plain`: whether to print lines where that is no terminal.
+    pub(super) fn new(plain: bool) -> Self {
+        Progress { terminal: std::io::stderr().is_terminal(), plain, phase: 0 }
     }
 
     /// The job stands so.
@@ -94,7 +95,8 @@ impl Progress {
             let _ = std::io::stderr().flush();
             return;
         }
-        for phase in report.phases.iter().skip(self.phase) {
+        let lines = if self.plain { &report.phases[..] } else { &[] };
+        for phase in lines.iter().skip(self.phase) {
             eprintln!("{} {}: {sent:.1} MiB sent so far", report.subject, phase.name);
         }
         self.phase = report.phases.len();

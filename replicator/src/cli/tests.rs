@@ -15,6 +15,7 @@ fn asks(line: &str) -> (&'static str, String, Value) {
         Request::Delete(path) => ("delete", path, Value::Null),
         Request::Post(path, body) => ("post", path, body),
         Request::Job(path, body) => ("job", path, body),
+        Request::Pass(path, body) => ("pass", path, body),
         Request::Watch(id) => ("watch", id, Value::Null),
         Request::Report(id) => ("report", id, Value::Null),
     }
@@ -128,7 +129,7 @@ fn every_other_command_asks_for_what_it_says() {
         ("vm list", "get", "/v1/vms", null.clone()),
         ("vm start web", "post", "/v1/vms/web/start", json!({})),
         ("vm stop web --kill", "post", "/v1/vms/web/stop", json!({ "kill": true })),
-        ("replicate web --to b", "job", "/v1/vms/web/replicate", json!({ "to": "b" })),
+        ("replicate web --to b", "pass", "/v1/vms/web/replicate", json!({ "to": "b" })),
         ("replica list", "get", "/v1/replicas", null.clone()),
         ("job list", "get", "/v1/jobs", null.clone()),
         ("job show 12", "get", "/v1/jobs/12", null.clone()),

@@ -43,6 +43,9 @@ struct Batch {
     supplies: Vec<Option<Supply>>,
 }
 
+/// A chunk ready to be sent: its batch, its place there, its bytes.
+type PackedChunk = (u32, u32, wire::Packed);
+
 /// An image on its way out.
 pub struct Sender {
     send: SendStream,
@@ -115,7 +118,7 @@ impl Sender {
 
     async fn send_batches(&mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), TransferError> {
         let mut waiting: HashMap<u32, Vec<Option<Supply>>> = HashMap::new();
-        let mut packing: JoinSet<Result<Vec<(u32, u32, wire::Packed)>, TransferError>> = JoinSet::new();
+        let mut packing: JoinSet<Result<Vec<PackedChunk>, TransferError>> = JoinSet::new();
         let mut more = true;
         while more || !waiting.is_empty() || !packing.is_empty() {
             tokio::select! {
@@ -350,7 +353,7 @@ fn pack_wanted(
     indices: Vec<u32>,
     supplies: Vec<Option<Supply>>,
     level: i32,
-) -> Result<Vec<(u32, u32, wire::Packed)>, TransferError> {
+) -> Result<Vec<PackedChunk>, TransferError> {
     let mut packed = Vec::with_capacity(indices.len().min(supplies.len()));
     for index in indices {
         let encoded = match supplies.get(index as usize) {
