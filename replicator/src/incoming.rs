@@ -10,18 +10,16 @@ use longhaul_proto::Epoch;
 use longhaul_proto::handoff::Root;
 use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
 use mobility::{Rebind, RebindError, Rebinder, Unconfigured};
-use quinn::RecvStream;
-use tokio::io::AsyncWriteExt;
+use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 
 use crate::files;
 use crate::migrate::{BootFile, Plan};
 use crate::platform::Platform;
+use crate::transfer::memory::{self, RelayError};
 use crate::transfer::sink::{Assembly, InPlace, MigrationSink};
 use crate::vms::VmError;
 
-/// Taken from the memory stream at once.
-const RELAY_BYTES: usize = 256 << 10;
 /// Room left on the disk beyond what the images take.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -50,6 +48,9 @@ pub enum IncomingError {
         /// Missing, or another.
         what: &'static str,
     },
+    /// The memory stream.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// The address.
     #[error(transparent)]
     Rebind(#[from] RebindError),
@@ -87,9 +88,9 @@ pub enum IncomingError {
 
 struct Disk {
     name: String,
-    path: PathBuf,
     image: Arc<RawImage>,
     tree: Arc<Mutex<ImageTree>>,
+    /// Everything is in the image, durable and hashed.
     applied: watch::Sender<bool>,
     taken: std::sync::atomic::AtomicBool,
 }
@@ -163,23 +164,17 @@ impl Incoming {
     /// Feeds the memory stream to the hypervisor until it is loaded. A broken stream is an error.
     pub async fn load_memory(
         &self,
-        mut stream: RecvStream,
+        (send, recv): (SendStream, RecvStream),
         count: impl Fn(u64),
     ) -> Result<(), IncomingError> {
         let name = &self.definition.name;
-        let mut memory = self.platform.hypervisor.open_incoming(name).await?;
-        let broken = |source| IncomingError::Io { path: PathBuf::from("memory stream"), source };
-        while let Some(chunk) =
-            stream.read_chunk(RELAY_BYTES, true).await.map_err(|error| broken(io::Error::other(error)))?
-        {
-            memory.write_all(&chunk.bytes).await.map_err(broken)?;
-            count(chunk.bytes.len() as u64);
-        }
-        memory.shutdown().await.map_err(broken)?;
+        let hypervisor = self.platform.hypervisor.open_incoming(name).await?;
+        memory::receive(hypervisor, recv, send, count).await?;
         Ok(self.platform.hypervisor.incoming_loaded(name).await?)
     }
 
-    /// Waits for the last blocks, makes the images durable and compares their roots with the source's.
+    /// Waits until the last blocks are durable and hashed, which began when they came, and compares the images' roots
+    /// with the source's.
     pub async fn seal(&self, roots: Vec<Root>) -> Result<(), IncomingError> {
         if roots.len() != self.disks.len() {
             return Err(IncomingError::NoSuchDisk);
@@ -187,15 +182,7 @@ impl Incoming {
         for (disk, expected) in self.disks.iter().zip(roots) {
             // The sender lives in the disk, so waiting cannot fail.
             let _ = disk.applied.subscribe().wait_for(|applied| *applied).await;
-            let (image, tree) = (disk.image.clone(), disk.tree.clone());
-            let io = |source| IncomingError::Io { path: disk.path.clone(), source };
-            let sealed = tokio::task::spawn_blocking(move || {
-                image.sync_all()?;
-                let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
-                tree.refresh(&*image)?;
-                Ok(tree.root())
-            });
-            let found = sealed.await.map_err(|error| io(io::Error::other(error)))?.map_err(io)?;
+            let found = disk.tree.lock().unwrap_or_else(PoisonError::into_inner).root();
             if found.as_bytes() != &expected {
                 let expected = chunkstore::ImageRoot::from_bytes(expected).to_string();
                 return Err(IncomingError::Root {
@@ -275,7 +262,6 @@ fn prepare_disk(
     files::sync_dir(dir).map_err(io)?;
     Ok(Disk {
         name: name.to_owned(),
-        path: path.to_owned(),
         image: Arc::new(image),
         tree: Arc::new(Mutex::new(tree)),
         applied: watch::Sender::new(false),

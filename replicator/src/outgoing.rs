@@ -5,25 +5,19 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
 use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{DriverError, GuestStatus, MemoryParams, StopHow, TapKind, VmName};
-use quinn::VarInt;
-use tokio::io::AsyncReadExt;
 
 use crate::jobs::JobHandle;
 use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
 use crate::net::{self, NetError};
 use crate::platform::Platform;
-use crate::transfer::TransferError;
 use crate::transfer::sender::Sender;
-
-/// Read from the hypervisor's memory stream at once.
-const RELAY_BYTES: usize = 256 << 10;
+use crate::transfer::{TransferError, memory};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -196,33 +190,17 @@ impl Outgoing {
     /// Starts the memory stream, relays it, and returns once the guest is paused.
     pub async fn send_memory(&self) -> Result<(), OutgoingError> {
         let connection = self.link.connection().await?;
-        let params = MemoryParams { max_downtime: self.limits.max_downtime, max_bandwidth_bytes_s: None };
-        let mut memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
-        let mut stream = connection.open_uni().await.map_err(NetError::from)?;
-        net::send(&mut stream, &Open::Memory { job: self.handle.id() }).await?;
+        // The hypervisor's share: the disk's last round, the device state and the resume want some of it too.
+        let params = MemoryParams { max_downtime: self.limits.max_downtime / 2, max_bandwidth_bytes_s: None };
+        let memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
+        let (mut send, recv) = connection.open_bi().await.map_err(NetError::from)?;
+        net::send(&mut send, &Open::Memory { job: self.handle.id() }).await?;
         let handle = self.handle.clone();
         // Ends by itself: with the hypervisor's stream, or with the connection, of which the link tells.
         tokio::spawn(async move {
-            let mut buffer = vec![0; RELAY_BYTES];
-            loop {
-                match memory.read(&mut buffer).await {
-                    Ok(0) => break,
-                    Ok(length) => {
-                        if stream.write_chunk(Bytes::copy_from_slice(&buffer[..length])).await.is_err() {
-                            return;
-                        }
-                        handle.add_memory(length as u64);
-                    }
-                    Err(error) => {
-                        tracing::warn!("the memory stream broke: {error}");
-                        // The other side must not take what it has for the whole.
-                        let _ = stream.reset(VarInt::from_u32(1));
-                        return;
-                    }
-                }
+            if let Err(error) = memory::send(memory, send, recv, |bytes| handle.add_memory(bytes)).await {
+                tracing::warn!(job = %handle.id(), "{error}");
             }
-            let _ = stream.finish();
-            let _ = stream.stopped().await;
         });
         self.platform.hypervisor.wait_paused(&self.vm).await?;
         Ok(())

@@ -74,18 +74,6 @@ async fn serve_uni(
 ) -> Result<(), NetError> {
     match net::expect::<Open>(&mut recv).await? {
         Open::Handoff { job, message } => handoff(platform, peer, connection, job, message).await,
-        Open::Memory { job } => {
-            let Some((port, incoming)) = platform.handoffs.incoming(job, peer) else {
-                return Err(NetError::Lost(format!(
-                    "it sends memory for job {job}, which is not going on here"
-                )));
-            };
-            let input = match incoming.load_memory(recv, |bytes| port.count_memory(bytes)).await {
-                Ok(()) => DestinationInput::MemoryLoaded,
-                Err(error) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
-            };
-            port.input(input);
-        }
         other => return Err(NetError::Lost(format!("it opened a one-way stream for {other:?}"))),
     }
     Ok(())
@@ -146,6 +134,18 @@ async fn serve_bi(
                     port.input(DestinationInput::Failed { reason: format!("at the destination: {error}") });
                 }
             }
+        }
+        Open::Memory { job } => {
+            let Some((port, incoming)) = platform.handoffs.incoming(job, peer) else {
+                return Err(NetError::Lost(format!(
+                    "it sends memory for job {job}, which is not going on here"
+                )));
+            };
+            let input = match incoming.load_memory((send, recv), |bytes| port.count_memory(bytes)).await {
+                Ok(()) => DestinationInput::MemoryLoaded,
+                Err(error) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
+            };
+            port.input(input);
         }
         Open::Status => {
             let free_bytes = files::free_bytes(&platform.layout.store()).unwrap_or(0);

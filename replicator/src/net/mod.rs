@@ -1,5 +1,7 @@
 //! QUIC between platforms: one endpoint, connections to peers, framed streams. It knows nothing of what is said.
 
+#[cfg(test)]
+pub(crate) mod testing;
 mod tls;
 
 use std::net::{SocketAddr, UdpSocket};

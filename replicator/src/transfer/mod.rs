@@ -1,7 +1,9 @@
 //! One image on its way to another platform: a scan that sends only what the other side lacks, deltas of blocks written
 //! since, and the check that both sides hold the same. PROTOCOL.md describes the stream; `sender` and `receiver` are
-//! its two ends. Neither knows of VMs or jobs.
+//! its two ends. Neither knows of VMs or jobs. `memory` is the other thing that
+//! travels: a hypervisor's own stream, passed on as it is.
 
+pub mod memory;
 pub mod receiver;
 pub mod sender;
 pub mod sink;
@@ -98,6 +100,3 @@ fn refuse(kind: RefusalKind, reason: impl Into<String>) -> Refusal {
 fn id(name: ChunkName) -> ChunkId {
     ChunkId::from_bytes(name)
 }
-
-#[cfg(test)]
-mod tests;

@@ -269,3 +269,6 @@ impl Receiver {
 fn protocol(reason: String) -> Refusal {
     refuse(RefusalKind::Protocol, reason)
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,7 +43,7 @@ struct Batch {
     supplies: Vec<Option<Supply>>,
 }
 
-/// A chunk ready to be sent: its batch, its place there, its bytes.
+/// A batch, a place in it, and the chunk there.
 type PackedChunk = (u32, u32, wire::Packed);
 
 /// An image on its way out.

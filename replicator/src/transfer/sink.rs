@@ -41,7 +41,8 @@ pub trait Sink: Send {
     /// Blocks of a delta.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal>;
 
-    /// Everything before this is applied; make it durable where that is cheap to do now.
+    /// Everything before this is applied; make it durable where that is cheap to do now, and before the last mark is
+    /// answered in any case.
     fn sync(&mut self, mark: u32) -> Result<(), Refusal>;
 
     /// The end: the image must have this root. `whole` when a scan has covered all of it. Gives its generation.
@@ -280,7 +281,7 @@ pub struct MigrationSink {
 }
 
 impl MigrationSink {
-    /// `applied` turns true when the last mark has been reached.
+    /// `applied` turns true when everything up to the last mark is in the image, durable and hashed.
     pub fn new(assembly: Assembly<InPlace>, applied: watch::Sender<bool>) -> Self {
         MigrationSink { assembly, applied }
     }
@@ -315,12 +316,20 @@ impl Sink for MigrationSink {
 
     /// Writes back and hashes what has come, so that little is left to do while the guest stands still.
     fn sync(&mut self, mark: u32) -> Result<(), Refusal> {
+        let image = self.assembly.image.0.clone();
+        let assembly = &mut self.assembly;
+        // The disk and a core, each busy with its own.
+        let (synced, hashed) = std::thread::scope(|scope| {
+            let syncing = scope.spawn(|| image.sync_data());
+            let hashed = assembly.refresh();
+            (syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), hashed)
+        });
+        synced.map_err(|error| io_refusal(&error))?;
+        hashed?;
         if mark == wire::FINAL_MARK {
             self.applied.send_replace(true);
-            return Ok(());
         }
-        self.assembly.image.0.sync_data().map_err(|error| io_refusal(&error))?;
-        self.assembly.refresh().map(drop)
+        Ok(())
     }
 
     fn commit(

@@ -61,7 +61,8 @@ pub enum Open {
         /// The image's size in bytes.
         size: u64,
     },
-    /// Unidirectional. A hypervisor's memory stream as it is, unframed, until the end of the stream.
+    /// Bidirectional. A hypervisor's memory stream as it is, unframed, until the end of the stream; back come
+    /// [`Taken`] frames.
     Memory {
         /// The migration.
         job: JobId,
@@ -112,6 +113,13 @@ pub enum Target {
         #[serde(deserialize_with = "bounded::name")]
         disk: String,
     },
+}
+
+/// How much of a memory stream its receiver has given to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Bytes, from the beginning of the memory on.
+    pub bytes: u64,
 }
 
 /// What a platform says of itself.

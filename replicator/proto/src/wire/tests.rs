@@ -198,7 +198,8 @@ proptest! {
     fn what_a_receiver_says(message in to_sender()) { there_and_back(&message)?; }
 
     #[test]
-    fn what_is_answered(peer in peer_status(), target in target_status()) {
+    fn what_is_answered(peer in peer_status(), target in target_status(), bytes in any::<u64>()) {
+        there_and_back(&Taken { bytes })?;
         there_and_back(&peer)?;
         there_and_back(&target)?;
     }

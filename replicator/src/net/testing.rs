@@ -1,0 +1,71 @@
+//! Two platforms' ends of one connection over loopback, set up as the daemon does it, for tests of what runs on it.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use longhaul_proto::wire::{Open, PeerStatus};
+use quinn::Connection;
+use tempfile::TempDir;
+
+use super::{Dialled, Network};
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::peers::{Peer, Peers};
+
+/// One connection, seen from both of its ends. It lives as long as the value.
+pub(crate) struct Pair {
+    /// The end that dialled.
+    pub(crate) a: Connection,
+    /// The end that was dialled.
+    pub(crate) b: Connection,
+    _networks: [(Network, Dialled, TempDir); 2],
+}
+
+struct Side {
+    dir: TempDir,
+    identity: Identity,
+    peers: Arc<Peers>,
+}
+
+impl Side {
+    fn new() -> Side {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::load_or_create(dir.path()).unwrap();
+        let peers = Arc::new(Peers::load(dir.path()).unwrap());
+        Side { dir, identity, peers }
+    }
+
+    fn trust(&self, name: &str, other: &Side, address: String) {
+        let fingerprint = other.identity.fingerprint();
+        self.peers.add(name, Peer { address, fingerprint }).unwrap();
+    }
+
+    fn open(self) -> (Network, Dialled, TempDir) {
+        let config = Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), ..Config::default() };
+        let (network, dialled) = Network::open(&config, self.identity, self.peers).unwrap();
+        (network, dialled, self.dir)
+    }
+}
+
+/// A new pair.
+pub(crate) async fn pair() -> Pair {
+    let (a, b) = (Side::new(), Side::new());
+    b.trust("a", &a, "127.0.0.1:1".to_owned());
+    let (peers_of_a, b_identity) = (a.peers.clone(), b.identity.fingerprint());
+    let (a, b) = (a.open(), b.open());
+    let address = b.0.endpoint.local_addr().unwrap().to_string();
+    peers_of_a.add("b", Peer { address, fingerprint: b_identity }).unwrap();
+    let admit = async {
+        let incoming = b.0.accept().await.unwrap();
+        let connection = b.0.admit(incoming).await.unwrap().1;
+        // A dial asks how the other side is, to see that it lets us in.
+        let (mut answer, mut asked) = connection.accept_bi().await.unwrap();
+        assert_eq!(super::expect::<Open>(&mut asked).await.unwrap(), Open::Status);
+        let status = PeerStatus { name: "b".to_owned(), version: String::new(), free_bytes: 0 };
+        super::send(&mut answer, &status).await.unwrap();
+        answer.finish().unwrap();
+        connection
+    };
+    let (dialled, admitted) = tokio::join!(a.0.dial("b"), admit);
+    Pair { a: dialled.unwrap(), b: admitted, _networks: [a, b] }
+}

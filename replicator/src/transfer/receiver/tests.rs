@@ -1,0 +1,182 @@
+//! What a receiver takes and what it refuses, message by message: a sender may be broken or hostile.
+
+use std::sync::{Arc, Mutex};
+
+use chunkstore::Encoded;
+use longhaul_proto::handoff::Root;
+use longhaul_proto::wire::FINAL_MARK;
+
+use super::*;
+use crate::transfer::pack;
+
+const SIZE: u64 = 64 << 10;
+
+/// An image in memory that holds no chunk beforehand.
+#[derive(Clone, Default)]
+struct Image(Arc<Mutex<Vec<u8>>>);
+
+impl Image {
+    fn put(&self, offset: u64, bytes: &[u8]) {
+        let mut image = self.0.lock().unwrap();
+        image.resize(SIZE as usize, 0);
+        image[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl Sink for Image {
+    fn place(&mut self, _: u64, _: u32, _: ChunkId) -> Result<bool, Refusal> {
+        Ok(false)
+    }
+
+    fn expect(&mut self, _: u64, _: u32, _: ChunkId) {}
+
+    fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
+        self.put(offset, &vec![0; len as usize]);
+        Ok(())
+    }
+
+    fn chunk(&mut self, _: ChunkId, _: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
+        offsets.iter().for_each(|offset| self.put(*offset, plain));
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        self.put(offset, bytes);
+        Ok(())
+    }
+
+    fn sync(&mut self, _: u32) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn commit(&mut self, _: Root, _: u64, _: u64, whole: bool) -> Result<u64, Refusal> {
+        assert!(whole, "nothing commits a part");
+        Ok(1)
+    }
+}
+
+fn receiver() -> (Receiver, Image) {
+    let image = Image::default();
+    (Receiver::new(SIZE, Box::new(image.clone())), image)
+}
+
+fn packed(bytes: &[u8]) -> Packed {
+    pack(Encoded::encode(Bytes::copy_from_slice(bytes), 1))
+}
+
+fn extent(bytes: &[u8]) -> Extent {
+    Extent::Chunk { len: bytes.len() as u32, name: *ChunkId::of(bytes).as_bytes() }
+}
+
+fn extents(batch: u32, extents: Vec<Extent>) -> ToReceiver {
+    ToReceiver::Extents { batch, extents }
+}
+
+fn refused(receiver: &mut Receiver, message: ToReceiver) -> RefusalKind {
+    receiver.handle(message).unwrap_err().kind
+}
+
+#[test]
+fn a_chunk_is_asked_for_once_and_stands_wherever_it_was_named() {
+    let (mut receiver, image) = receiver();
+    let (a, b) = (vec![7; 20_000], vec![8; 10_000]);
+    let rest = SIZE - 50_000;
+    let asked = receiver
+        .handle(extents(0, vec![extent(&a), extent(&b), extent(&a), Extent::Hole { len: rest }]))
+        .unwrap();
+    assert_eq!(asked, Some(ToSender::Want { batch: 0, indices: vec![0, 1] }));
+    receiver.handle(ToReceiver::Chunk { batch: 0, index: 1, data: packed(&b) }).unwrap();
+    receiver.handle(ToReceiver::Chunk { batch: 0, index: 0, data: packed(&a) }).unwrap();
+    let runs =
+        vec![Run { offset: 4096, len: 4096, zero: false }, Run { offset: 8192, len: 4096, zero: true }];
+    receiver.handle(ToReceiver::Delta { runs, data: packed(&[9; 4096]) }).unwrap();
+    let committed =
+        receiver.handle(ToReceiver::Commit { root: [0; 32], after: 0, taken_unix_ms: 0 }).unwrap();
+    assert_eq!(committed, Some(ToSender::Committed { generation: 1 }));
+    receiver.ended().unwrap();
+
+    let mut expected = [&a[..], &b, &a, &vec![0; rest as usize]].concat();
+    expected[4096..8192].fill(9);
+    expected[8192..12288].fill(0);
+    assert!(*image.0.lock().unwrap() == expected);
+}
+
+#[test]
+fn a_chunk_with_other_content_is_refused_and_not_written() {
+    let (mut receiver, image) = receiver();
+    receiver.handle(extents(0, vec![extent(&[1; 5000])])).unwrap();
+    let lie = ToReceiver::Chunk { batch: 0, index: 0, data: packed(&[2; 5000]) };
+    assert_eq!(refused(&mut receiver, lie), RefusalKind::Protocol);
+    assert!(image.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_was_not_asked_for_is_refused() {
+    let (mut receiver, _) = receiver();
+    let unasked = ToReceiver::Chunk { batch: 0, index: 0, data: packed(&[1; 10]) };
+    assert_eq!(refused(&mut receiver, unasked), RefusalKind::Protocol);
+}
+
+#[test]
+fn extents_stay_within_the_image_and_in_order() {
+    let bad: [Vec<Extent>; 5] = [
+        vec![],
+        vec![Extent::Hole { len: SIZE + 1 }],
+        vec![Extent::Hole { len: 0 }],
+        vec![Extent::Hole { len: SIZE }, Extent::Hole { len: u64::MAX }],
+        vec![Extent::Hole { len: 1 }; wire::MAX_BATCH_EXTENTS + 1],
+    ];
+    for extents in bad {
+        let (mut receiver, _) = receiver();
+        assert_eq!(refused(&mut receiver, ToReceiver::Extents { batch: 0, extents }), RefusalKind::Protocol);
+    }
+    let (mut receiver, _) = receiver();
+    assert_eq!(refused(&mut receiver, extents(1, vec![Extent::Hole { len: 1 }])), RefusalKind::Protocol);
+}
+
+#[test]
+fn a_delta_has_the_bytes_of_its_runs_and_stays_within_the_image() {
+    let run = |offset, len| vec![Run { offset, len, zero: false }];
+    let bad = [
+        (run(0, 4096), vec![1; 4097]),
+        (run(0, 4096), vec![1; 4095]),
+        (run(SIZE, 1), vec![1]),
+        (run(u64::MAX, 2), vec![1, 1]),
+        (run(0, 0), vec![]),
+        (vec![], vec![]),
+    ];
+    for (runs, bytes) in bad {
+        let (mut receiver, _) = receiver();
+        let delta = ToReceiver::Delta { runs, data: packed(&bytes) };
+        assert_eq!(refused(&mut receiver, delta), RefusalKind::Protocol);
+    }
+    let (mut receiver, _) = receiver();
+    let bomb = Packed { codec: 1, plain_len: u32::MAX, bytes: Bytes::from_static(&[0; 16]) };
+    let delta = ToReceiver::Delta { runs: run(0, 4096), data: bomb };
+    assert_eq!(refused(&mut receiver, delta), RefusalKind::Protocol);
+}
+
+#[test]
+fn nothing_is_committed_or_synced_while_chunks_are_missing() {
+    for message in [
+        ToReceiver::Sync { mark: 0 },
+        ToReceiver::Commit { root: [0; 32], after: 0, taken_unix_ms: 0 },
+        ToReceiver::Delta { runs: vec![Run { offset: 0, len: 1, zero: false }], data: packed(&[1]) },
+    ] {
+        let (mut receiver, _) = receiver();
+        receiver.handle(extents(0, vec![extent(&[1; 5000]), Extent::Hole { len: SIZE - 5000 }])).unwrap();
+        assert_eq!(refused(&mut receiver, message), RefusalKind::Protocol);
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_off_is_no_image_and_nothing_follows_its_end() {
+    let (mut receiver, _) = receiver();
+    receiver.handle(extents(0, vec![Extent::Hole { len: SIZE }])).unwrap();
+    receiver.handle(ToReceiver::Sync { mark: 0 }).unwrap();
+    assert!(receiver.ended().is_err());
+
+    let (mut receiver, _) = self::receiver();
+    receiver.handle(ToReceiver::Sync { mark: FINAL_MARK }).unwrap();
+    assert_eq!(refused(&mut receiver, ToReceiver::Sync { mark: 1 }), RefusalKind::Protocol);
+}
