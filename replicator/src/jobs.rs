@@ -28,8 +28,6 @@ pub enum JobKind {
     ImageSend,
     /// `replicate`
     Replicate,
-    /// `replica restore`
-    ReplicaRestore,
     /// `migrate`, at the source.
     MigrateOut,
     /// A peer's `migrate`, at the destination.

@@ -1,3 +1,5 @@
+//! What the NBD codec takes from a client and what it refuses.
+
 use super::*;
 
 fn option(number: u32, len: u32) -> [u8; OptionHeader::BYTES] {

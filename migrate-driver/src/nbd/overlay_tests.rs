@@ -1,3 +1,5 @@
+//! The overlay against a model: what is dirty, what is covered, what reads back.
+
 #![allow(clippy::single_range_in_vec_init)]
 
 use std::sync::atomic::AtomicBool;

@@ -1,3 +1,5 @@
+//! QEMU's command line, word for word.
+
 use super::*;
 
 fn definition(disk: &str) -> VmDefinition {
