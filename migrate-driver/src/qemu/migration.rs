@@ -155,31 +155,34 @@ pub(crate) async fn progress(s: &Session) -> Result<MemoryProgress, DriverError>
 pub(crate) async fn finish_memory(s: &Session) -> Result<(), DriverError> {
     s.run("migrate-continue", json!({"state": "pre-switchover"})).await?;
     reaches(s, &["completed"]).await?;
-    // QEMU announces the end a moment before the run state changes, and `cont` is only right after that.
-    let deadline = Instant::now() + RUN_STATE_TIMEOUT;
-    while run_state(s).await? != "postmigrate" {
-        if Instant::now() > deadline {
-            return Err(s.too_long("the end of the migration", RUN_STATE_TIMEOUT, "roll back"));
-        }
-        sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
+    settled(s).await
 }
 
 /// Ends an outgoing migration that is still under way. QEMU resumes a guest that ran before.
 pub(crate) async fn cancel(s: &Session) -> Result<(), DriverError> {
     const OVER: [&str; 4] = ["none", "failed", "cancelled", "completed"];
-    if OVER.contains(&migration(s).await?.0.as_str()) {
-        return Ok(());
+    if !OVER.contains(&migration(s).await?.0.as_str()) {
+        s.query("migrate_cancel").await?;
+        let state = timeout(CANCEL_TIMEOUT, reaches(s, &OVER))
+            .await
+            .map_err(|_| s.too_long("cancelling the migration", CANCEL_TIMEOUT, "stop the VM"))??;
+        tracing::info!(vm = %s.vm.name, state, "outgoing migration ended");
     }
-    s.query("migrate_cancel").await?;
-    match timeout(CANCEL_TIMEOUT, reaches(s, &OVER)).await {
-        Ok(state) => {
-            tracing::info!(vm = %s.vm.name, state = state?, "outgoing migration ended");
-            Ok(())
+    settled(s).await
+}
+
+/// Waits until the run state has followed the end of an outgoing migration. QEMU's migration thread announces the end,
+/// good or bad, before it takes the lock under which it sets the run state: to `postmigrate`, or back to `running`.
+/// `cont` is only right after that.
+async fn settled(s: &Session) -> Result<(), DriverError> {
+    let deadline = Instant::now() + RUN_STATE_TIMEOUT;
+    while run_state(s).await? == "finish-migrate" {
+        if Instant::now() > deadline {
+            return Err(s.too_long("the end of the migration", RUN_STATE_TIMEOUT, "stop the VM"));
         }
-        Err(_) => Err(s.too_long("cancelling the migration", CANCEL_TIMEOUT, "stop the VM")),
+        sleep(Duration::from_millis(1)).await;
     }
+    Ok(())
 }
 
 /// Lets the guest run, from any state in which it is whole and this host may.
