@@ -145,7 +145,7 @@ impl Default for Config {
         Config {
             name: host_name(),
             listen: SocketAddr::from(([0; 8], 4433)),
-            compression_level: 1,
+            compression_level: 3,
             congestion: Congestion::Cubic,
             window_bytes: 64 << 20,
             idle_timeout_s: 10,

@@ -250,7 +250,7 @@ impl Sink for ReplicaSink {
     fn chunk(
         &mut self,
         name: ChunkId,
-        _encoded: &Encoded,
+        _encoded: Option<&Encoded>,
         plain: &Bytes,
         offsets: &[u64],
     ) -> Result<(), Refusal> {

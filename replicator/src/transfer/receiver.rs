@@ -140,7 +140,7 @@ impl Receiver {
         }
         match message {
             ToReceiver::Extents { batch, extents } => self.extents(batch, &extents).map(Some),
-            ToReceiver::Chunk { batch, index, data } => self.chunk(batch, index, data).map(|()| None),
+            ToReceiver::Chunks { batch, indices, data } => self.chunks(batch, &indices, data).map(|()| None),
             ToReceiver::Delta { runs, data } => self.delta(&runs, data).map(|()| None),
             ToReceiver::Sync { mark } => {
                 self.nothing_pending()?;
@@ -212,19 +212,40 @@ impl Receiver {
         Ok(true)
     }
 
-    fn chunk(&mut self, batch: u32, index: u32, data: Packed) -> Result<(), Refusal> {
-        let name = self
-            .asked
-            .remove(&(batch, index))
-            .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
-        let Some(pending) = self.pending.remove(&name) else { return Ok(()) };
-        let encoded = unpack(data)?;
-        let plain =
-            encoded.decode(MAX_CHUNK_BYTES).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
-        if plain.len() != pending.len as usize || ChunkId::of(&plain) != name {
-            return Err(protocol(format!("chunk {name} arrived with other content")));
+    fn chunks(&mut self, batch: u32, indices: &[u32], data: Packed) -> Result<(), Refusal> {
+        if indices.is_empty() || indices.len() > wire::MAX_BATCH_EXTENTS {
+            return Err(protocol(format!("a group of {} chunks", indices.len())));
         }
-        self.sink.chunk(name, &encoded, &plain, &pending.offsets)
+        let encoded = unpack(data)?;
+        let mut rest = encoded
+            .decode(wire::MAX_GROUP_BYTES)
+            .map_err(|error| protocol(format!("chunks of batch {batch}: {error}")))?;
+        for index in indices {
+            let name = self
+                .asked
+                .remove(&(batch, *index))
+                .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
+            let pending = self
+                .pending
+                .remove(&name)
+                .ok_or_else(|| protocol(format!("chunk {name} was asked for and is not expected")))?;
+            let len = pending.len as usize;
+            if rest.len() < len {
+                return Err(protocol(format!("chunk {name} is cut short")));
+            }
+            let plain = rest.split_to(len);
+            if ChunkId::of(&plain) != name {
+                return Err(protocol(format!("chunk {name} arrived with other content")));
+            }
+            // What travelled alone can be kept as it came.
+            let alone = (indices.len() == 1 && rest.is_empty()).then_some(&encoded);
+            self.sink.chunk(name, alone, &plain, &pending.offsets)?;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(protocol(format!("batch {batch}: {} bytes more than the chunks have", rest.len())))
+        }
     }
 
     fn delta(&mut self, runs: &[Run], data: Packed) -> Result<(), Refusal> {

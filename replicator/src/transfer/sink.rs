@@ -29,11 +29,11 @@ pub trait Sink: Send {
     /// Zero bytes.
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal>;
 
-    /// A chunk that was asked for, and all the places it is wanted at.
+    /// A chunk that was asked for, and all the places it is wanted at. `encoded` when it did not travel among others.
     fn chunk(
         &mut self,
         name: ChunkId,
-        encoded: &Encoded,
+        encoded: Option<&Encoded>,
         plain: &Bytes,
         offsets: &[u64],
     ) -> Result<(), Refusal>;
@@ -87,11 +87,15 @@ impl Sink for BaseSink {
     fn chunk(
         &mut self,
         name: ChunkId,
-        encoded: &Encoded,
-        _plain: &Bytes,
+        encoded: Option<&Encoded>,
+        plain: &Bytes,
         _offsets: &[u64],
     ) -> Result<(), Refusal> {
-        match self.store.put_encoded(&name, encoded) {
+        let put = match encoded {
+            Some(encoded) => self.store.put_encoded(&name, encoded),
+            None => self.store.put(&name, plain),
+        };
+        match put {
             Ok(_) => Ok(()),
             Err(error) if error.is_full() => Err(refuse(RefusalKind::NoSpace, error.to_string())),
             Err(error) => Err(failed(error)),
@@ -303,7 +307,7 @@ impl Sink for MigrationSink {
     fn chunk(
         &mut self,
         name: ChunkId,
-        _encoded: &Encoded,
+        _encoded: Option<&Encoded>,
         plain: &Bytes,
         offsets: &[u64],
     ) -> Result<(), Refusal> {
@@ -372,7 +376,13 @@ impl Sink for EstimateSink {
         Ok(())
     }
 
-    fn chunk(&mut self, _name: ChunkId, _: &Encoded, _: &Bytes, _offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(
+        &mut self,
+        _name: ChunkId,
+        _: Option<&Encoded>,
+        _: &Bytes,
+        _offsets: &[u64],
+    ) -> Result<(), Refusal> {
         Err(refuse(RefusalKind::Protocol, "an estimate takes no bytes"))
     }
 

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -76,9 +76,12 @@ pub fn int(value: &Value, field: &str) -> Result<u64> {
 /// When one cannot be read.
 pub fn same_bytes(one: &Path, other: &Path) -> Result<bool> {
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    if one.metadata()?.len() != other.metadata()?.len() {
+    // Not the metadata's length, which is 0 for a device.
+    if one.seek(SeekFrom::End(0))? != other.seek(SeekFrom::End(0))? {
         return Ok(false);
     }
+    one.rewind()?;
+    other.rewind()?;
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     loop {
         let length = one.read(&mut a)?;

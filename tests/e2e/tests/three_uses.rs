@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::{JOB, PATIENCE, Scene, Setting, VM, int, lab, noise, running_phase, same_bytes, turn, wait_for};
 use harness::guest::DISK;
-use harness::{LinkSettings, Platform, files, pair};
+use harness::{BlockDevice, LinkSettings, Platform, files, pair};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -77,6 +77,51 @@ fn bases_and_images_are_sent_once() -> Result<()> {
     for platform in [&a, &b] {
         assert_eq!(platform.cli(&["store", "verify"])?["clean"], true);
     }
+    Ok(())
+}
+
+#[test]
+fn a_block_device_is_an_image() -> Result<()> {
+    let turn = turn("a_block_device_is_an_image");
+    let dir = tempfile::Builder::new().prefix("lh-image-").tempdir()?;
+    let (a, b) = pair()?;
+    // Not a whole number of chunks, leaves or mebibytes, and mostly hole.
+    let size = 48 * MIB + 5 * 512;
+    let backing = |name: &str| -> Result<_> {
+        let path = dir.path().join(name);
+        std::fs::File::create(&path)?.set_len(size)?;
+        Ok(path)
+    };
+    let disk = backing("disk")?;
+    patch(&disk, 3 * MIB, &noise(1, 6 * MIB as usize))?;
+    patch(&disk, size - 1000, &noise(2, 1000))?;
+    let device = BlockDevice::over(&disk)?;
+    let device_text = device.path().display().to_string();
+    let wire = |arguments: &[&str]| int(&a.cli(arguments)?, "wire_bytes_disk");
+
+    let first = wire(&["image", "send", &device_text, "b:disk"])?;
+    patch(device.path(), 20 * MIB, &noise(3, 512))?;
+    let second = wire(&["image", "send", &device_text, "b:disk"])?;
+    turn.say(&format!("image send of {device_text}: {first} bytes, then {second} for one sector"));
+    assert!(first > 6 * MIB && second < 256 * KIB, "{first}, then {second}");
+    restored(&b, "disk", |path, generation| {
+        assert!(generation == 2 && same_bytes(device.path(), path)?, "generation {generation}");
+        let there = files::allocated(path)?;
+        assert!(there < 8 * MIB, "the zeroes of a device became {there} bytes of a file");
+        Ok(())
+    })?;
+
+    // And back onto a device that holds something else.
+    let spare = backing("spare")?;
+    patch(&spare, 0, &noise(4, 9 * MIB as usize))?;
+    let target = BlockDevice::over(&spare)?;
+    b.cli(&["replica", "restore", "disk", &target.path().display().to_string()])?;
+    assert!(same_bytes(device.path(), target.path())?, "the restored device differs");
+
+    // A device as a base: what the store holds of it is not sent.
+    b.cli(&["base", "add", "device", &target.path().display().to_string()])?;
+    let known = wire(&["image", "send", &device_text, "b:again"])?;
+    assert!(known < 64 * KIB, "{known} bytes for what a base holds");
     Ok(())
 }
 

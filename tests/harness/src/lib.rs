@@ -4,6 +4,7 @@
 //! It stands outside the product: nothing in the product depends on it, and it reaches the daemon only as a user does,
 //! through the command line. It never uses KVM and never touches a process that it did not start.
 
+pub mod block_device;
 pub mod collector;
 pub mod files;
 pub mod guest;
@@ -14,6 +15,7 @@ pub mod relay;
 pub mod shell;
 pub mod verify;
 
+pub use block_device::BlockDevice;
 pub use collector::Collector;
 pub use guest::Guest;
 pub use lab::Lab;

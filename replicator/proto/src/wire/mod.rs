@@ -42,6 +42,9 @@ pub const MAX_DELTA_BYTES: usize = 1 << 20;
 /// The longest chunk, before compression: `chunkstore::MAX_CHUNK_BYTES`.
 pub const MAX_CHUNK_BYTES: usize = 256 << 10;
 
+/// The most plain bytes of chunks that travel together. One frame holds them even where they do not compress.
+pub const MAX_GROUP_BYTES: usize = MAX_FRAME_BYTES - (256 << 10);
+
 /// The mark of the last [`ToReceiver::Sync`] of a migrated disk: nothing may follow it.
 pub const FINAL_MARK: u32 = u32::MAX;
 
@@ -207,13 +210,14 @@ pub enum ToReceiver {
         #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
         extents: Vec<Extent>,
     },
-    /// A chunk the receiver has asked for.
-    Chunk {
+    /// Chunks that the receiver has asked for, compressed together: their bytes follow each other in `data`.
+    Chunks {
         /// The batch.
         batch: u32,
-        /// Its place in the batch.
-        index: u32,
-        /// Its bytes.
+        /// Their places in the batch, 1 to [`MAX_BATCH_EXTENTS`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
+        indices: Vec<u32>,
+        /// Their bytes, at most [`MAX_GROUP_BYTES`] plain.
         data: Packed,
     },
     /// Blocks written since. Runs follow each other in `data`, zero runs left out.

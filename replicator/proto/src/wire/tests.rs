@@ -102,11 +102,8 @@ fn to_receiver() -> impl Strategy<Value = ToReceiver> {
     prop_oneof![
         (any::<u32>(), vec(extent(), 0..40))
             .prop_map(|(batch, extents)| ToReceiver::Extents { batch, extents }),
-        (any::<u32>(), any::<u32>(), packed()).prop_map(|(batch, index, data)| ToReceiver::Chunk {
-            batch,
-            index,
-            data
-        }),
+        (any::<u32>(), vec(any::<u32>(), 0..40), packed())
+            .prop_map(|(batch, indices, data)| ToReceiver::Chunks { batch, indices, data }),
         (vec(run.prop_map(|(offset, len, zero)| Run { offset, len, zero }), 0..40), packed())
             .prop_map(|(runs, data)| ToReceiver::Delta { runs, data }),
         any::<u32>().prop_map(|mark| ToReceiver::Sync { mark }),
@@ -237,9 +234,8 @@ fn frames_end_at_their_bound() {
     assert_eq!(frame_len(beyond), Err(FrameError::TooLong(MAX_FRAME_BYTES + 1)));
     let data = |len: usize| {
         let data = Packed { codec: 0, plain_len: 0, bytes: vec![0; len].into() };
-        ToReceiver::Chunk { batch: 0, index: 0, data }
+        ToReceiver::Chunks { batch: 0, indices: vec![0], data }
     };
-    // 9 bytes around the data: variant, batch, index, codec, length, and 5 for the length of the bytes, less one.
     let overhead = to_bytes(&data(1 << 20)).unwrap().len() - (1 << 20);
     assert!(frame(&data(MAX_FRAME_BYTES - overhead)).is_ok());
     assert!(matches!(frame(&data(MAX_FRAME_BYTES - overhead + 1)), Err(FrameError::TooLong(_))));
@@ -254,8 +250,12 @@ fn the_largest_messages_fit() {
     let extents = vec![Extent::Chunk { len: u32::MAX, name: [7; 32] }; MAX_BATCH_EXTENTS];
     let largest = [
         ToReceiver::Extents { batch: u32::MAX, extents },
-        ToReceiver::Chunk { batch: u32::MAX, index: u32::MAX, data: bytes(MAX_CHUNK_BYTES + 4096) },
         // What zstd makes of data that does not compress is a little longer than the data.
+        ToReceiver::Chunks {
+            batch: u32::MAX,
+            indices: vec![u32::MAX; MAX_BATCH_EXTENTS],
+            data: bytes(MAX_GROUP_BYTES + 65536),
+        },
         ToReceiver::Delta { runs, data: bytes(MAX_DELTA_BYTES + 65536) },
     ];
     for message in largest {
@@ -365,7 +365,7 @@ fn the_numbers_of_the_document() {
     let data = Packed { codec: 0, plain_len: 0, bytes: Bytes::new() };
     let to_receiver = [
         ToReceiver::Extents { batch: 0, extents: Vec::new() },
-        ToReceiver::Chunk { batch: 0, index: 0, data: data.clone() },
+        ToReceiver::Chunks { batch: 0, indices: Vec::new(), data: data.clone() },
         ToReceiver::Delta { runs: Vec::new(), data },
         ToReceiver::Sync { mark: 0 },
         ToReceiver::Commit { root, after: 0, taken_unix_ms: 0 },

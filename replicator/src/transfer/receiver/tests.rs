@@ -35,7 +35,13 @@ impl Sink for Image {
         Ok(())
     }
 
-    fn chunk(&mut self, _: ChunkId, _: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(
+        &mut self,
+        _: ChunkId,
+        _: Option<&Encoded>,
+        plain: &Bytes,
+        offsets: &[u64],
+    ) -> Result<(), Refusal> {
         offsets.iter().for_each(|offset| self.put(*offset, plain));
         Ok(())
     }
@@ -85,8 +91,8 @@ fn a_chunk_is_asked_for_once_and_stands_wherever_it_was_named() {
         .handle(extents(0, vec![extent(&a), extent(&b), extent(&a), Extent::Hole { len: rest }]))
         .unwrap();
     assert_eq!(asked, Some(ToSender::Want { batch: 0, indices: vec![0, 1] }));
-    receiver.handle(ToReceiver::Chunk { batch: 0, index: 1, data: packed(&b) }).unwrap();
-    receiver.handle(ToReceiver::Chunk { batch: 0, index: 0, data: packed(&a) }).unwrap();
+    receiver.handle(ToReceiver::Chunks { batch: 0, indices: vec![1], data: packed(&b) }).unwrap();
+    receiver.handle(ToReceiver::Chunks { batch: 0, indices: vec![0], data: packed(&a) }).unwrap();
     let runs =
         vec![Run { offset: 4096, len: 4096, zero: false }, Run { offset: 8192, len: 4096, zero: true }];
     receiver.handle(ToReceiver::Delta { runs, data: packed(&[9; 4096]) }).unwrap();
@@ -102,10 +108,42 @@ fn a_chunk_is_asked_for_once_and_stands_wherever_it_was_named() {
 }
 
 #[test]
+fn chunks_that_travel_together_are_told_apart() {
+    let (a, b, c) = (vec![1; 3000], vec![2; 5000], vec![3; 100]);
+    let scan = extents(0, vec![extent(&a), extent(&b), extent(&c), Extent::Hole { len: SIZE - 8100 }]);
+    let group = |indices: &[u32], bytes: &[u8]| ToReceiver::Chunks {
+        batch: 0,
+        indices: indices.to_vec(),
+        data: packed(bytes),
+    };
+    let (mut receiver, image) = receiver();
+    receiver.handle(scan.clone()).unwrap();
+    receiver.handle(group(&[2, 0], &[&c[..], &a].concat())).unwrap();
+    receiver.handle(group(&[1], &b)).unwrap();
+    assert!(image.0.lock().unwrap().starts_with(&[&a[..], &b, &c].concat()));
+    receiver.handle(ToReceiver::Sync { mark: 0 }).unwrap();
+
+    let bad = [
+        group(&[], &[]),
+        group(&[0; wire::MAX_BATCH_EXTENTS + 1], &a),
+        // Twice, in another order, a byte short, a byte more.
+        group(&[0, 0], &[&a[..], &a].concat()),
+        group(&[1, 0], &[&a[..], &b].concat()),
+        group(&[0, 1], &[&a[..], &b[1..]].concat()),
+        group(&[0, 1], &[&a[..], &b, &[2]].concat()),
+    ];
+    for group in bad {
+        let (mut receiver, _) = self::receiver();
+        receiver.handle(scan.clone()).unwrap();
+        assert_eq!(refused(&mut receiver, group), RefusalKind::Protocol);
+    }
+}
+
+#[test]
 fn a_chunk_with_other_content_is_refused_and_not_written() {
     let (mut receiver, image) = receiver();
     receiver.handle(extents(0, vec![extent(&[1; 5000])])).unwrap();
-    let lie = ToReceiver::Chunk { batch: 0, index: 0, data: packed(&[2; 5000]) };
+    let lie = ToReceiver::Chunks { batch: 0, indices: vec![0], data: packed(&[2; 5000]) };
     assert_eq!(refused(&mut receiver, lie), RefusalKind::Protocol);
     assert!(image.0.lock().unwrap().is_empty());
 }
@@ -113,7 +151,7 @@ fn a_chunk_with_other_content_is_refused_and_not_written() {
 #[test]
 fn what_was_not_asked_for_is_refused() {
     let (mut receiver, _) = receiver();
-    let unasked = ToReceiver::Chunk { batch: 0, index: 0, data: packed(&[1; 10]) };
+    let unasked = ToReceiver::Chunks { batch: 0, indices: vec![0], data: packed(&[1; 10]) };
     assert_eq!(refused(&mut receiver, unasked), RefusalKind::Protocol);
 }
 
