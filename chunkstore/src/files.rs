@@ -2,11 +2,13 @@
 //! out of a directory. It never looks at what the bytes mean.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+
+use crate::disk::Disk;
 
 /// An operation on a file that failed: what was being done, to which file, and why.
 #[derive(Debug)]
@@ -53,52 +55,55 @@ impl fmt::Display for FileError {
 impl std::error::Error for FileError {}
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), FileError> {
-    File::open(dir).and_then(|handle| handle.sync_all()).map_err(FileError::at("sync the directory", dir))
+pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+    disk.sync_dir(dir).map_err(FileError::at("sync the directory", dir))
 }
 
 /// Replaces `dir/name` by `parts`, in one step that a crash cannot halve, and makes it durable.
-pub(crate) fn replace(dir: &Path, name: &str, parts: &[&[u8]]) -> Result<(), FileError> {
+pub(crate) fn replace(disk: &dyn Disk, dir: &Path, name: &str, parts: &[&[u8]]) -> Result<(), FileError> {
     let temporary = dir.join(format!(".{name}.tmp"));
-    let written = write_synced(&temporary, parts).and_then(|()| {
-        fs::rename(&temporary, dir.join(name)).map_err(FileError::at("rename into place", &temporary))
+    let written = write_synced(disk, &temporary, parts).and_then(|()| {
+        disk.rename(&temporary, &dir.join(name)).map_err(FileError::at("rename into place", &temporary))
     });
     if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+        let _ = disk.remove(&temporary);
     }
     written?;
-    sync_dir(dir)
+    sync_dir(disk, dir)
 }
 
-fn write_synced(path: &Path, parts: &[&[u8]]) -> Result<(), FileError> {
+fn write_synced(disk: &dyn Disk, path: &Path, parts: &[&[u8]]) -> Result<(), FileError> {
+    remove(disk, path)?;
     let write = || {
-        let mut file = File::create(path)?;
+        let file = disk.create(path)?;
+        let mut at = 0;
         for part in parts {
-            file.write_all(part)?;
+            file.write_at(at, part)?;
+            at += part.len() as u64;
         }
-        file.sync_all()
+        file.sync()
     };
     write().map_err(FileError::at("write", path))
 }
 
 /// Reads a whole file of at most `max_bytes`.
-pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
+pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path)?;
+    let len = file.len()?;
     if len > max_bytes {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("{len} bytes are more than such a file can have ({max_bytes})"),
         ));
     }
-    let mut bytes = Vec::new();
-    file.take(max_bytes).read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; len as usize];
+    file.read_at(0, &mut bytes)?;
     Ok(bytes)
 }
 
 /// Removes a file; that it is not there is no failure.
-pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
+pub(crate) fn remove(disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
+    match disk.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at("remove", path)(error)),
         _ => Ok(()),
     }

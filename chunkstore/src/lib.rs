@@ -13,6 +13,7 @@
 //! Every byte on disk is specified in FORMAT.md. Synchronous code: this crate never opens a socket, never logs,
 //! never reads a clock and knows nothing of virtual machines.
 
+mod disk;
 mod encoded;
 mod files;
 mod id;
@@ -41,7 +42,10 @@ pub use pieces::{
 };
 pub use replica::{Generation, Pass, Replica, ReplicaError};
 pub use seeds::Seeds;
-pub use store::{BrokenReference, GcReport, OpenError, Pin, Stats, Store, StoreError, VerifyReport};
+pub use store::{
+    BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin, Scope, Stats,
+    Store, StoreError, VerifyReport,
+};
 pub use transfer::{IngestError, RestoreError, ingest, restore};
 pub use tree::{ImageTree, TreeStream};
 pub use zero::is_zero;

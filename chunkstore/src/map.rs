@@ -6,7 +6,21 @@ use std::fs::File;
 use std::io;
 
 /// The bytes of a file that does not change while it is mapped.
-pub(crate) struct Map(memmap2::Mmap);
+pub(crate) struct Map(Bytes);
+
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    /// Of a disk that has no files.
+    #[cfg(test)]
+    Owned(Vec<u8>),
+}
+
+#[cfg(test)]
+impl From<Vec<u8>> for Map {
+    fn from(bytes: Vec<u8>) -> Map {
+        Map(Bytes::Owned(bytes))
+    }
+}
 
 impl Map {
     /// Maps all of `file`. The caller holds the store's lock and does not write to or truncate the file while the
@@ -18,10 +32,14 @@ impl Map {
         // dropped before the tail is cut. A person who edits the files behind the lock can make reads fail, as
         // with any mapped file; content read through the map is checked against its hash before it is used.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Map(map))
+        Ok(Map(Bytes::Mapped(map)))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Mapped(map) => map,
+            #[cfg(test)]
+            Bytes::Owned(bytes) => bytes,
+        }
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ReplicaError;
 pub use pass::Pass;
 
+use crate::disk::RealDisk;
 use crate::files::{self, DirLock, LockError};
 use crate::sync::{lock, read, write};
 use crate::{FileError, ImageRoot, Manifest, RawImage, copy_sparse};
@@ -156,13 +157,13 @@ impl Replica {
 
     /// Keeps the manifest of the present generation beside the image, so that its chunks can be found in it.
     pub fn save_manifest(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
-        Ok(files::replace(&self.shared.dir, recover::MANIFEST, &[&manifest.encode()])?)
+        Ok(files::replace(&RealDisk, &self.shared.dir, recover::MANIFEST, &[&manifest.encode()])?)
     }
 
     /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
     pub fn manifest(&self) -> Option<Manifest> {
         let generation = self.generation()?;
-        let bytes = files::read_bounded(&self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
+        let bytes = files::read_bounded(&RealDisk, &self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
         let manifest = Manifest::decode(&bytes).ok()?;
         (manifest.root == generation.root && manifest.size == generation.size).then_some(manifest)
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, RwLock};
 use super::extents::{Extents, Source};
 use super::format::{self, LogHeader, MAX_PAYLOAD_BYTES, MAX_SOURCE_BYTES, RECORD_HEADER_BYTES};
 use super::{Generation, ReplicaError, Shared, recover};
+use crate::disk::RealDisk;
 use crate::sync::{lock, read, write};
 use crate::{FileError, RawImage, ReadImage, files};
 
@@ -46,14 +47,14 @@ impl Pass {
         let target = match &base {
             None => {
                 let path = shared.path(recover::PARTIAL);
-                files::remove(&path)?;
+                files::remove(&RealDisk, &path)?;
                 Target::Whole(RawImage::create(&path, size).map_err(FileError::at("create", &path))?)
             }
             Some(base) => {
                 let (image_path, path) = (shared.path(recover::IMAGE), shared.path(recover::LOG));
                 let image =
                     RawImage::open_read(&image_path).map_err(FileError::at("open the image", &image_path))?;
-                files::remove(&path)?;
+                files::remove(&RealDisk, &path)?;
                 let file = OpenOptions::new()
                     .read(true)
                     .write(true)
@@ -179,12 +180,12 @@ impl Pass {
     /// Makes the new image's name durable, then the state that commits it: never the other way round.
     fn commit_image(&self, generation: &Generation) -> Result<(), ReplicaError> {
         let dir = &self.shared.dir;
-        files::sync_dir(dir)?;
-        let written = files::replace(dir, recover::NEXT_STATE, &[&format::encode_state(generation)]);
+        files::sync_dir(&RealDisk, dir)?;
+        let written = files::replace(&RealDisk, dir, recover::NEXT_STATE, &[&format::encode_state(generation)]);
         if let Err(error) = written {
             // Perhaps it is there all the same. It must be gone before the image that it speaks for.
             let next = self.shared.path(recover::NEXT_STATE);
-            if files::remove(&next).and_then(|()| files::sync_dir(dir)).is_err() {
+            if files::remove(&RealDisk, &next).and_then(|()| files::sync_dir(&RealDisk, dir)).is_err() {
                 lock(&self.shared.state).unfinished = true;
             }
             return Err(error.into());
@@ -198,7 +199,7 @@ impl Pass {
         let writing = || FileError::at("write the redo log", &path);
         // Bytes of a record that failed to be written must not follow the last good one.
         file.set_len(log.end).and_then(|()| file.sync_all()).map_err(writing())?;
-        files::sync_dir(&self.shared.dir)?;
+        files::sync_dir(&RealDisk, &self.shared.dir)?;
         let record = format::encode_commit(generation, log.records);
         file.write_all_at(&record, log.end).and_then(|()| file.sync_all()).map_err(writing())?;
         Ok(())
@@ -224,8 +225,8 @@ impl Drop for Pass {
         let mut state = lock(&self.shared.state);
         if !state.unfinished {
             // Nothing is there any more after a commit; what stays because it cannot be removed, recovery removes.
-            let _ = files::remove(&self.shared.path(recover::PARTIAL));
-            let _ = files::remove(&self.shared.path(recover::LOG));
+            let _ = files::remove(&RealDisk, &self.shared.path(recover::PARTIAL));
+            let _ = files::remove(&RealDisk, &self.shared.path(recover::LOG));
         }
         state.in_pass = false;
     }

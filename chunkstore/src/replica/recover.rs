@@ -10,6 +10,7 @@ use std::path::Path;
 use super::extents::{Extents, Source};
 use super::format;
 use super::{Generation, ReplicaError};
+use crate::disk::RealDisk;
 use crate::{FileError, RawImage, ReadImage, files};
 
 pub(super) const IMAGE: &str = "image.raw";
@@ -28,10 +29,10 @@ pub(super) fn recover(dir: &Path) -> Result<Option<Generation>, ReplicaError> {
     if let Some(generation) = read_state(&dir.join(NEXT_STATE))? {
         place_image(dir, &generation)?;
     } else {
-        files::remove(&dir.join(PARTIAL))?;
+        files::remove(&RealDisk, &dir.join(PARTIAL))?;
     }
     let Some(mut generation) = read_state(&dir.join(STATE))? else {
-        files::remove(&dir.join(LOG))?;
+        files::remove(&RealDisk, &dir.join(LOG))?;
         return Ok(None);
     };
     check_image(&dir.join(IMAGE), &generation)?;
@@ -52,7 +53,7 @@ pub(super) fn recover(dir: &Path) -> Result<Option<Generation>, ReplicaError> {
                     finish_log(dir, &log, &committed.extents, &committed.generation)?;
                     generation = committed.generation;
                 }
-                _ => files::remove(&log_path)?,
+                _ => files::remove(&RealDisk, &log_path)?,
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -62,7 +63,7 @@ pub(super) fn recover(dir: &Path) -> Result<Option<Generation>, ReplicaError> {
 }
 
 fn read_state(path: &Path) -> Result<Option<Generation>, ReplicaError> {
-    let bytes = match files::read_bounded(path, format::MAX_STATE_BYTES as u64) {
+    let bytes = match files::read_bounded(&RealDisk, path, format::MAX_STATE_BYTES as u64) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Vec::new(),
@@ -94,11 +95,11 @@ pub(super) fn place_image(dir: &Path, generation: &Generation) -> Result<(), Rep
         renamed => renamed.map_err(FileError::at("put the new image in place of", &image))?,
     }
     check_image(&image, generation)?;
-    files::sync_dir(dir)?;
+    files::sync_dir(&RealDisk, dir)?;
     let state = dir.join(STATE);
     fs::rename(dir.join(NEXT_STATE), &state)
         .map_err(FileError::at("put the new state in place of", &state))?;
-    Ok(files::sync_dir(dir)?)
+    Ok(files::sync_dir(&RealDisk, dir)?)
 }
 
 /// Makes a committed redo log the present generation.
@@ -112,9 +113,9 @@ pub(super) fn finish_log(
     let applying = || FileError::at("apply the redo log to", &path);
     let image = RawImage::open_write(&path).map_err(applying())?;
     apply(log, extents, &image).and_then(|()| image.sync_all()).map_err(applying())?;
-    files::replace(dir, STATE, &[&format::encode_state(generation)])?;
-    files::remove(&dir.join(LOG))?;
-    Ok(files::sync_dir(dir)?)
+    files::replace(&RealDisk, dir, STATE, &[&format::encode_state(generation)])?;
+    files::remove(&RealDisk, &dir.join(LOG))?;
+    Ok(files::sync_dir(&RealDisk, dir)?)
 }
 
 /// Writes every changed range to the image, neighbours together.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::IndexError;
 use crate::{ChunkId, DecodeError, FileError, ManifestError};
 
 /// Why a store could not be opened.
@@ -27,6 +28,9 @@ pub enum OpenError {
         /// It is a pack of some version.
         newer: bool,
     },
+    /// The index could not be made or read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// A file could not be read, written or created.
     #[error(transparent)]
     File(#[from] FileError),
@@ -96,6 +100,15 @@ pub enum StoreError {
         "an earlier sync of the store failed, so nothing more is published: check the disk, then restart longhaul"
     )]
     SyncFailed,
+    /// The caller had it stop.
+    #[error("stopped before it was done; the store is whole, and the next run goes on")]
+    Stopped,
+    /// Another collection runs.
+    #[error("another collection of this store is running: wait for it to end")]
+    Collecting,
+    /// The index could not be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),

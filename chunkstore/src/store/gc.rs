@@ -1,18 +1,79 @@
-//! Giving back the room of chunks that no reference reaches. Packs with little left in them are rewritten. It never
-//! runs beside a job that is about to refer to chunks: such a job holds a [`Pin`].
+//! Giving back the room of chunks that no reference reaches, while everything else goes on. Packs with too much waste in
+//! them are rewritten: what is needed is copied into new packs, then the old one goes.
+//!
+//! A collection never removes what a running job counts on, in this way:
+//! 1. From its beginning every chunk that anybody asks for, and every chunk of a reference that is replaced or removed,
+//!    is noted as live. New chunks go to new packs, which this collection leaves alone.
+//! 2. It waits for the jobs that began before (their [`Pin`]s): what they asked for was not noted, but is referred to by
+//!    the time they end, or not needed. Later jobs do not wait for it, nor it for them.
+//! 3. It notes all chunks of all references.
+//! 4. Pack by pack it copies what is live, and forgets the rest, looking at the note once more at the same moment.
+//!    Copies are durable before the pack is removed.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
-use super::{Location, Pack, Store, StoreError, record};
+use super::index::PackState;
+use super::live::LiveSet;
+use super::{Location, Pack, Store, StoreError, pack, record};
 use crate::sync::{lock, read, write};
-use crate::{ChunkId, FileError, files};
+use crate::{ChunkId, files};
+
+/// How a collection is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GcOptions {
+    /// A pack is rewritten when this many percent of it are not needed any more; 1 to 100.
+    pub waste_percent: u8,
+}
+
+impl Default for GcOptions {
+    /// A quarter: beyond that the room is worth the copying.
+    fn default() -> GcOptions {
+        GcOptions { waste_percent: 25 }
+    }
+}
+
+/// What a collection would do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct GcPlan {
+    /// Chunks in the store.
+    pub chunks: u64,
+    /// Of those, needed by no reference. Some of them stay in packs with little waste.
+    pub chunks_dead: u64,
+    /// Their bytes in packs.
+    pub bytes_dead: u64,
+    /// Bytes to be copied into new packs.
+    pub bytes_to_copy: u64,
+    /// Bytes that the store's files will be less.
+    pub bytes_to_free: u64,
+    /// The packs that go, by number.
+    pub packs: Vec<PackPlan>,
+}
+
+/// A pack that is to go.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PackPlan {
+    /// Its number.
+    pub number: u32,
+    /// Length of its file.
+    pub bytes: u64,
+    /// Bytes of it that are copied into a new pack first.
+    pub live_bytes: u64,
+    /// The chunks in them.
+    pub live_chunks: u64,
+}
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct GcReport {
     /// Chunks that are gone.
     pub chunks_removed: u64,
+    /// Chunks that moved to another pack.
+    pub chunks_moved: u64,
+    /// Chunks that were needed and whose bytes are bad: they have to be fetched again.
+    pub chunks_damaged: u64,
     /// Packs that are gone, rewritten ones included.
     pub packs_removed: u64,
     /// Packs whose last chunks moved to another one.
@@ -21,19 +82,45 @@ pub struct GcReport {
     pub bytes_freed: u64,
 }
 
-/// While it lives, no chunk is collected. Hold one from the first question what the store has until the reference
-/// that needs the answer is published.
+/// How far a collection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GcProgress {
+    /// It waits for this many jobs that were there before it.
+    Waiting(usize),
+    /// It reads references: done, of all.
+    Marking(u64, u64),
+    /// It goes through the packs that are to go: bytes done, of all.
+    Sweeping(u64, u64),
+}
+
+/// What the caller of a collection gets to see, and how it stops one.
+pub(super) type Watch<'a> = &'a dyn Fn(GcProgress) -> ControlFlow<()>;
+
+/// While it lives, no chunk that its job found is collected. Hold one from the first question what the store has until
+/// the reference that needs the answer is published, or for as long as chunks are read.
 pub struct Pin {
     gate: Arc<Gate>,
+    epoch: u64,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        lock(&self.gate.state).pins -= 1;
+        let mut state = lock(&self.gate.state);
+        if let Some(count) = state.pins.get_mut(&self.epoch) {
+            *count -= 1;
+            if *count == 0 {
+                state.pins.remove(&self.epoch);
+            }
+        }
+        drop(state);
         self.gate.changed.notify_all();
     }
 }
 
+/// How often a waiting collection asks whether it is still wanted.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+
+/// The pins, by the collection before which they began.
 #[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<GateState>,
@@ -42,142 +129,248 @@ pub(super) struct Gate {
 
 #[derive(Default)]
 struct GateState {
-    pins: usize,
-    collecting: bool,
+    epoch: u64,
+    pins: BTreeMap<u64, usize>,
 }
 
-/// A pack and the live chunks in it.
-type PackUse = (Arc<Pack>, Vec<(ChunkId, Location)>);
-
-struct Collecting<'a>(&'a Gate);
-
-impl Gate {
-    fn collect(&self) -> Collecting<'_> {
-        let state = lock(&self.state);
-        let mut state = self
-            .changed
-            .wait_while(state, |state| state.collecting || state.pins > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.collecting = true;
-        Collecting(self)
+impl GateState {
+    fn older(&self) -> usize {
+        self.pins.range(..self.epoch).map(|(_, count)| count).sum()
     }
 }
 
-impl Drop for Collecting<'_> {
+impl Gate {
+    /// Waits until every pin that was there at the call is gone.
+    fn wait_for_older(&self, watch: Watch<'_>) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        state.epoch += 1;
+        while state.older() > 0 {
+            let waiting = GcProgress::Waiting(state.older());
+            drop(state);
+            go_on(watch, waiting)?;
+            state = lock(&self.state);
+            if state.older() > 0 {
+                let woken = self.changed.wait_timeout(state, WATCH_EVERY);
+                state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn go_on(watch: Watch<'_>, progress: GcProgress) -> Result<(), StoreError> {
+    if watch(progress).is_break() { Err(StoreError::Stopped) } else { Ok(()) }
+}
+
+/// Ends the noting of what is asked for, however the collection ends.
+struct Noting<'a>(&'a Store, Arc<LiveSet>);
+
+impl Drop for Noting<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).collecting = false;
-        self.0.changed.notify_all();
+        self.0.index.keep_in(None);
     }
 }
 
 impl Store {
-    /// Keeps the collector out until the pin is dropped; waits for one that is running.
+    /// Keeps what is found from now on from being collected, until the pin is dropped. Never waits.
     pub fn pin(&self) -> Pin {
-        let state = lock(&self.gate.state);
-        let mut state = self
-            .gate
-            .changed
-            .wait_while(state, |state| state.collecting)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.pins += 1;
-        Pin { gate: self.gate.clone() }
+        let mut state = lock(&self.gate.state);
+        let epoch = state.epoch;
+        *state.pins.entry(epoch).or_default() += 1;
+        Pin { gate: self.gate.clone(), epoch }
     }
 
-    /// Removes chunks that no reference reaches, as far as that empties a quarter of their pack. Waits until no pin
-    /// is held (so never call it while holding one); pins wait for it. Refuses to work when a reference cannot be
-    /// read, since its chunks would be lost.
-    pub fn gc(&self) -> Result<GcReport, StoreError> {
-        let _collecting = self.gate.collect();
-        let live = self.live()?;
-        let mut report = GcReport::default();
-        // All are chosen before the first chunk moves: what moves must not land in a pack that is about to go.
-        let obsolete = self.obsolete(&live)?;
-        for (pack, kept) in &obsolete {
-            report.packs_rewritten += u64::from(!kept.is_empty());
-            for (id, location) in kept {
-                self.relocate(id, *location, pack)?;
+    /// Removes chunks that no reference reaches, as far as that empties enough of their pack. Everything else goes on
+    /// meanwhile; it waits for pins that are there when it begins (so never call it while holding one). Refuses to work
+    /// when a reference cannot be read, since its chunks would be lost. When it is stopped or fails, nothing is lost.
+    pub fn gc(&self, options: &GcOptions, watch: Watch<'_>) -> Result<GcReport, StoreError> {
+        let _one = self.begin_collection()?;
+        let noting = self.note_what_is_asked_for();
+        let new_from = lock(&self.writer).begin_anew();
+        self.gate.wait_for_older(watch)?;
+        self.mark(&noting.1, watch)?;
+        let plan = self.plan(&noting.1, new_from, options)?;
+        self.sweep(&plan, &noting.1, watch)
+    }
+
+    /// What [`gc`](Store::gc) would do now.
+    pub fn gc_plan(&self, options: &GcOptions, watch: Watch<'_>) -> Result<GcPlan, StoreError> {
+        let _one = self.begin_collection()?;
+        let live = LiveSet::for_chunks(self.index.sums().chunks);
+        self.mark(&live, watch)?;
+        self.plan(&live, u32::MAX, options)
+    }
+
+    fn begin_collection(&self) -> Result<std::sync::MutexGuard<'_, ()>, StoreError> {
+        match self.collecting.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Collecting),
+        }
+    }
+
+    fn note_what_is_asked_for(&self) -> Noting<'_> {
+        // No reference may go between the noting and the marking without being noted.
+        let _refs = lock(&self.refs);
+        let live = Arc::new(LiveSet::for_chunks(self.index.sums().chunks));
+        self.index.keep_in(Some(live.clone()));
+        Noting(self, live)
+    }
+
+    /// Before a reference goes: a job may have read it, and a running collection not yet.
+    pub(super) fn keep_chunks_of(&self, name: &str) {
+        if let Some(live) = self.index.live()
+            && let Ok(manifest) = self.manifest(name)
+        {
+            manifest.chunks().for_each(|id| live.add(&id));
+        }
+    }
+
+    fn mark(&self, live: &LiveSet, watch: Watch<'_>) -> Result<(), StoreError> {
+        let names = self.names()?;
+        for (done, name) in (0..).zip(&names) {
+            go_on(watch, GcProgress::Marking(done, names.len() as u64))?;
+            match self.manifest(name) {
+                Ok(manifest) => manifest.chunks().for_each(|id| live.add(&id)),
+                // Removed meanwhile; then its chunks were noted.
+                Err(StoreError::UnknownName { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
-        // The copies must be durable before the originals go.
-        self.sync()?;
-        for (pack, kept) in obsolete {
-            let kept_bytes: u64 = kept.iter().map(|(_, location)| location.record_bytes() as u64).sum();
-            report.bytes_freed += pack.bytes()?.saturating_sub(kept_bytes);
-            report.packs_removed += 1;
-            report.chunks_removed += self.drop_pack(&pack)?;
+        Ok(())
+    }
+
+    fn plan(&self, live: &LiveSet, new_from: u32, options: &GcOptions) -> Result<GcPlan, StoreError> {
+        let mut plan = GcPlan::default();
+        let mut kept: HashMap<u32, (u64, u64)> = HashMap::new();
+        self.index.each(|id, location| {
+            plan.chunks += 1;
+            let bytes = location.record_bytes() as u64;
+            if live.contains(id) {
+                let (live_bytes, live_chunks) = kept.entry(location.pack).or_default();
+                *live_bytes += bytes;
+                *live_chunks += 1;
+            } else {
+                plan.chunks_dead += 1;
+                plan.bytes_dead += bytes;
+            }
+        })?;
+        let packs: Vec<_> = read(&self.packs).range(..new_from).map(|(_, pack)| pack.clone()).collect();
+        for pack in packs {
+            let (live_bytes, live_chunks) = kept.get(&pack.number).copied().unwrap_or_default();
+            let bytes = pack.bytes()?;
+            let waste = bytes.saturating_sub(live_bytes);
+            if live_chunks == 0 || waste * 100 >= bytes * u64::from(options.waste_percent.clamp(1, 100)) {
+                plan.bytes_to_copy += live_bytes;
+                plan.bytes_to_free += waste;
+                plan.packs.push(PackPlan { number: pack.number, bytes, live_bytes, live_chunks });
+            }
         }
-        files::sync_dir(&self.packs_dir)?;
+        Ok(plan)
+    }
+
+    fn sweep(&self, plan: &GcPlan, live: &LiveSet, watch: Watch<'_>) -> Result<GcReport, StoreError> {
+        let mut report = GcReport::default();
+        let all: u64 = plan.packs.iter().map(|pack| pack.bytes).sum();
+        let mut done = 0;
+        // In groups, so that room is given back before all of it is needed for copies, and syncs are few.
+        for group in plan.packs.chunk_by(|a, b| a.number / GROUP_PACKS == b.number / GROUP_PACKS) {
+            let mut emptied = Vec::new();
+            for planned in group {
+                go_on(watch, GcProgress::Sweeping(done, all))?;
+                done += planned.bytes;
+                let Some(pack) = read(&self.packs).get(&planned.number).cloned() else { continue };
+                let moved = self.empty(&pack, live, &mut report)?;
+                report.packs_rewritten += u64::from(moved);
+                emptied.push(pack);
+            }
+            self.drop_packs(&emptied, &mut report)?;
+        }
         Ok(report)
     }
 
-    /// Packs that are to go, with what is to be kept of them. None of them takes another chunk.
-    fn obsolete(&self, live: &HashSet<ChunkId>) -> Result<Vec<PackUse>, StoreError> {
-        // No chunk may come in between looking and choosing.
-        let mut writer = lock(&self.writer);
-        let mut obsolete = Vec::new();
-        for (pack, kept) in self.by_pack(live) {
-            let kept_bytes: u64 = kept.iter().map(|(_, location)| location.record_bytes() as u64).sum();
-            if kept_bytes < pack.bytes()? / 4 * 3 {
-                if writer.active_number() == Some(pack.number) {
-                    writer.retire();
-                }
-                obsolete.push((pack, kept));
+    /// Moves what is live out of a pack and forgets the rest. `true` when something moved.
+    fn empty(&self, pack: &Pack, live: &LiveSet, report: &mut GcReport) -> Result<bool, StoreError> {
+        let (mut needed, mut dead) = (Vec::new(), Vec::new());
+        for (id, location) in self.here(pack)? {
+            if live.contains(&id) { needed.push((id, location)) } else { dead.push((id, location)) }
+        }
+        let candidates = dead.len();
+        // Somebody may have asked for one of them since.
+        let late = self.index.collect(dead)?;
+        report.chunks_removed += (candidates - late.len()) as u64;
+        needed.extend(late);
+        needed.sort_unstable_by_key(|(_, location)| location.offset);
+        for (id, location) in &needed {
+            match self.relocate(id, *location, pack)? {
+                true => report.chunks_moved += 1,
+                false => report.chunks_damaged += 1,
             }
         }
-        Ok(obsolete)
+        Ok(!needed.is_empty())
     }
 
-    fn live(&self) -> Result<HashSet<ChunkId>, StoreError> {
-        let mut live = HashSet::new();
-        for name in self.names()? {
-            live.extend(self.manifest(&name)?.chunks());
+    /// The chunks of which this pack holds the copy that counts.
+    pub(super) fn here(&self, pack: &Pack) -> Result<Vec<(ChunkId, Location)>, StoreError> {
+        let unsealed = lock(&self.writer).unsealed_entries(pack.number);
+        let entries: Box<dyn Iterator<Item = record::Entry>> = match (unsealed, pack.entries()?) {
+            (_, Some(entries)) => entries,
+            (Some(entries), None) => Box::new(entries.into_iter()),
+            // Sealed between the two looks.
+            (None, None) => pack.entries()?.unwrap_or_else(|| Box::new(std::iter::empty())),
+        };
+        let mut here = Vec::new();
+        for entry in entries {
+            let location = Location::of(pack.number, &entry);
+            if self.index.peek(&entry.id)? == Some(location) {
+                here.push((entry.id, location));
+            }
         }
-        Ok(live)
+        Ok(here)
     }
 
-    /// Every pack with the live chunks in it, in the order they lie there.
-    fn by_pack(&self, live: &HashSet<ChunkId>) -> Vec<PackUse> {
-        let mut kept: BTreeMap<u32, Vec<(ChunkId, Location)>> = BTreeMap::new();
-        for (id, location) in read(&self.index).iter().filter(|(id, _)| live.contains(*id)) {
-            kept.entry(location.pack).or_default().push((*id, *location));
-        }
-        let packs: Vec<_> = read(&self.packs).values().cloned().collect();
-        packs
-            .into_iter()
-            .map(|pack| {
-                let mut kept = kept.remove(&pack.number).unwrap_or_default();
-                kept.sort_unstable_by_key(|(_, location)| location.offset);
-                (pack, kept)
-            })
-            .collect()
-    }
-
-    /// Copies a record to the active pack. A bad one is left behind.
-    fn relocate(&self, id: &ChunkId, location: Location, pack: &Pack) -> Result<(), StoreError> {
+    /// Copies a record to the active pack. A bad one is left behind, and marked.
+    fn relocate(&self, id: &ChunkId, location: Location, pack: &Pack) -> Result<bool, StoreError> {
         let record = pack.with_record(location.offset, location.record_bytes(), |bytes| {
             record::parse_record(bytes, location.offset).map(|(entry, _)| (entry, bytes.to_vec()))
         })?;
         match record {
             Some((entry, bytes)) if entry.id == *id => {
-                self.append_record(&mut lock(&self.writer), &bytes, entry)
+                let mut writer = lock(&self.writer);
+                // It may have been found bad and put again meanwhile.
+                if self.index.peek(id)? == Some(location) {
+                    self.append_record(&mut writer, &bytes, entry)?;
+                }
+                Ok(true)
             }
             _ => {
-                self.forget(id, location);
-                Ok(())
+                self.index.set_broken(id, location)?;
+                Ok(false)
             }
         }
     }
 
-    /// Removes a pack and everything the index still has in it; gives the number of those chunks.
-    fn drop_pack(&self, pack: &Pack) -> Result<u64, StoreError> {
-        let mut index = write(&self.index);
-        let before = index.len();
-        index.retain(|_, location| location.pack != pack.number);
-        let removed = (before - index.len()) as u64;
-        drop(index);
-        write(&self.packs).remove(&pack.number);
-        lock(&self.writer).forget(pack.number);
-        std::fs::remove_file(&pack.path).map_err(FileError::at("remove the pack", &pack.path))?;
-        Ok(removed)
+    /// Removes packs in which nothing is needed any more.
+    fn drop_packs(&self, packs: &[Arc<Pack>], report: &mut GcReport) -> Result<(), StoreError> {
+        let mut rows = lock(&self.syncing);
+        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Dropped)));
+        // The copies must be durable before the originals go; and what the index says of these must not come back.
+        self.make_durable(&mut rows, 0)?;
+        for pack in packs {
+            report.bytes_freed += pack.bytes()?;
+            report.packs_removed += 1;
+            write(&self.packs).remove(&pack.number);
+            lock(&self.writer).forget(pack.number);
+            files::remove(&*self.disk, &self.packs_dir.join(pack::file_name(pack.number)))?;
+        }
+        files::sync_dir(&*self.disk, &self.packs_dir)?;
+        rows.retain(|(number, state)| {
+            *state != PackState::Dropped || !packs.iter().any(|pack| pack.number == *number)
+        });
+        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Gone)));
+        Ok(())
     }
 }
+
+/// Packs are emptied this many numbers at a time: 2 GiB of copies at most before originals are removed.
+const GROUP_PACKS: u32 = 8;

@@ -1,83 +1,138 @@
 //! Pack files: opening one (by its index, or by a scan that cuts a torn tail), reading records, appending them,
 //! sealing. It never decides which pack a chunk goes to.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
-use super::record::{self, Entry, PACK_HEADER_BYTES, PACK_MAGIC};
+use super::record::{self, Entry, PACK_HEADER_BYTES, PACK_MAGIC, PackIndex};
+use crate::disk::{Disk, DiskFile};
 use crate::map::Map;
-use crate::{FileError, is_zero};
+use crate::sync::{read, write};
+use crate::FileError;
 
-/// A pack file, open.
+/// A pack file.
 pub(super) struct Pack {
     pub(super) number: u32,
     pub(super) path: PathBuf,
-    file: File,
+    disk: Arc<dyn Disk>,
+    /// While the pack is not sealed. A sealed one is opened when it is first read, and only its map is kept: a store has
+    /// more packs than a process may have files open.
+    file: RwLock<Option<Arc<dyn DiskFile>>>,
     /// Set once the pack is sealed.
     map: OnceLock<Map>,
+    /// Length of the file once the pack is sealed.
+    sealed_len: OnceLock<u64>,
 }
 
 /// A pack as found on the disk.
-pub(super) struct Found {
-    pub(super) pack: Pack,
-    pub(super) entries: Vec<Entry>,
-    /// Where to append; `None` when the pack is sealed.
-    pub(super) append_at: Option<u64>,
+pub(super) enum Found {
+    /// Its creation was interrupted, and there is nothing in it.
+    Nothing,
+    Sealed(Pack),
+    Unsealed {
+        pack: Pack,
+        entries: Vec<Entry>,
+        /// Where to append.
+        end: u64,
+    },
 }
 
 impl Pack {
-    /// Starts a new pack. A failure leaves no file.
-    pub(super) fn create(dir: &Path, number: u32) -> Result<Pack, FileError> {
-        let path = dir.join(file_name(number));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(FileError::at("create the pack", &path))?;
-        if let Err(error) = file.write_all_at(&record::pack_header(number), 0) {
-            let _ = std::fs::remove_file(&path);
-            return Err(FileError::at("write the pack", &path)(error));
-        }
-        Ok(Pack { number, path, file, map: OnceLock::new() })
+    fn new(disk: &Arc<dyn Disk>, number: u32, path: PathBuf, file: Option<Arc<dyn DiskFile>>) -> Pack {
+        let (disk, file) = (disk.clone(), RwLock::new(file));
+        Pack { number, path, disk, file, map: OnceLock::new(), sealed_len: OnceLock::new() }
     }
 
-    /// Opens the pack of this number. `Ok(None)`: its creation was interrupted and there is nothing in it.
-    pub(super) fn open(dir: &Path, number: u32) -> Result<Option<Found>, OpenError> {
+    /// Starts a new pack. A failure leaves no file.
+    pub(super) fn create(disk: &Arc<dyn Disk>, dir: &Path, number: u32) -> Result<Pack, FileError> {
+        let path = dir.join(file_name(number));
+        let file = disk.create(&path).map_err(FileError::at("create the pack", &path))?;
+        // Durable before the first record: a crash can then tear the header of a pack only while there is nothing in it.
+        if let Err(error) = file.write_at(0, &record::pack_header(number)).and_then(|()| file.sync()) {
+            let _ = disk.remove(&path);
+            return Err(FileError::at("write the pack", &path)(error));
+        }
+        Ok(Pack::new(disk, number, path, Some(file)))
+    }
+
+    /// A pack that is known to be sealed and whole, if its file has this length.
+    pub(super) fn sealed(
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        number: u32,
+        len: u64,
+    ) -> Result<Option<Pack>, FileError> {
+        let path = dir.join(file_name(number));
+        let found = disk.open(&path).and_then(|file| file.len());
+        let found = found.map_err(FileError::at("open the pack", &path))?;
+        let mut pack = Pack::new(disk, number, path, None);
+        pack.sealed_len = OnceLock::from(len);
+        Ok((found == len).then_some(pack))
+    }
+
+    /// Opens the pack of this number, reading its index, or all of it where there is none.
+    pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, number: u32) -> Result<Found, OpenError> {
         let path = dir.join(file_name(number));
         let opening = || FileError::at("open the pack", &path);
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(opening())?;
-        let len = file.metadata().map_err(opening())?.len();
+        let file = disk.open(&path).map_err(opening())?;
+        let len = file.len().map_err(opening())?;
         if len < PACK_HEADER_BYTES {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
-        let map = Map::of(&file).map_err(opening())?;
+        let map = file.map().map_err(opening())?;
         let header = map.bytes().get(..PACK_HEADER_BYTES as usize).unwrap_or_default();
         if header != record::pack_header(number) {
-            // A crash right after the creation can leave the length without the bytes.
-            if is_zero(map.bytes()) {
-                return Ok(None);
+            if len == PACK_HEADER_BYTES {
+                return Ok(Found::Nothing);
             }
             return Err(OpenError::UnknownPack {
                 path,
                 newer: header.starts_with(&PACK_MAGIC[..6]) && !header.starts_with(PACK_MAGIC),
             });
         }
-        if let Some(entries) = record::parse_index(map.bytes()) {
-            let pack = Pack { number, path, file, map: OnceLock::from(map) };
-            return Ok(Some(Found { pack, entries, append_at: None }));
+        if PackIndex::parse(map.bytes()).is_some() {
+            let mut pack = Pack::new(disk, number, path, Some(file));
+            pack.sealed_len = OnceLock::from(len);
+            pack.map = OnceLock::from(map);
+            return Ok(Found::Sealed(pack));
         }
         let scan = record::scan(map.bytes());
         drop(map);
         if scan.end < len {
             file.set_len(scan.end).map_err(FileError::at("cut the torn end of", &path))?;
         }
-        let pack = Pack { number, path, file, map: OnceLock::new() };
-        Ok(Some(Found { pack, entries: scan.entries, append_at: Some(scan.end) }))
+        let pack = Pack::new(disk, number, path, Some(file));
+        Ok(Found::Unsealed { pack, entries: scan.entries, end: scan.end })
+    }
+
+    /// The entries of a sealed pack, sorted by chunk, then offset. `None`: it is not sealed.
+    pub(super) fn entries(&self) -> Result<Option<Box<dyn Iterator<Item = Entry> + '_>>, FileError> {
+        let Some(map) = self.map()? else { return Ok(None) };
+        Ok(Some(match PackIndex::parse(map.bytes()) {
+            Some(index) => Box::new(index.entries()),
+            None => {
+                // Its index has decayed since it was sealed.
+                let mut entries = record::scan(map.bytes()).entries;
+                entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+                Box::new(entries.into_iter())
+            }
+        }))
+    }
+
+    /// `None`: the pack is not sealed.
+    fn map(&self) -> Result<Option<&Map>, FileError> {
+        if let Some(map) = self.map.get() {
+            return Ok(Some(map));
+        }
+        if read(&self.file).is_some() {
+            return Ok(None);
+        }
+        // It may have been sealed between the two looks; then it is mapped now, and the second map is dropped.
+        let map = self.disk.open(&self.path).and_then(|file| file.map());
+        let map = map.map_err(FileError::at("open the pack", &self.path))?;
+        Ok(Some(self.map.get_or_init(|| map)))
     }
 
     /// The bytes of one record as they lie in the file, given to `read`.
@@ -87,42 +142,62 @@ impl Pack {
         len: usize,
         read: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, FileError> {
-        if let Some(map) = self.map.get() {
-            let bytes = usize::try_from(offset).ok().and_then(|start| map.bytes().get(start..start + len));
-            let outside = || FileError::at("read", &self.path)(io::ErrorKind::UnexpectedEof.into());
-            return bytes.map(read).ok_or_else(outside);
+        let failed = || FileError::at("read", &self.path);
+        if let Some(map) = self.map()? {
+            let end = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(len)?));
+            let bytes = end.and_then(|range| map.bytes().get(range));
+            return bytes.map(read).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()));
         }
         let mut buffer = vec![0; len];
-        self.file.read_exact_at(&mut buffer, offset).map_err(FileError::at("read", &self.path))?;
+        self.file()?.read_at(offset, &mut buffer).map_err(failed())?;
         Ok(read(&buffer))
     }
 
     /// Writes at the end of the pack; a failure leaves the pack as it was before, as far as the disk lets it.
     pub(super) fn append(&self, at: u64, bytes: &[u8]) -> Result<(), FileError> {
-        self.file.write_all_at(bytes, at).map_err(|error| {
+        let file = self.file()?;
+        file.write_at(at, bytes).map_err(|error| {
             // A tail that stays is cut by the next open.
-            let _ = self.file.set_len(at);
+            let _ = file.set_len(at);
             FileError::at("write a chunk to", &self.path)(error)
         })
     }
 
     /// Ends the pack at `at` with its index; from here on it does not change.
     pub(super) fn seal(&self, at: u64, entries: &mut [Entry]) -> Result<(), FileError> {
-        self.append(at, &record::encode_index(entries, at))?;
+        let index = record::encode_index(entries, at);
+        self.append(at, &index)?;
+        let _ = self.sealed_len.set(at + index.len() as u64);
         // Not being mapped only makes reads slower.
-        if let Ok(map) = Map::of(&self.file) {
+        if let Ok(map) = self.file()?.map() {
             let _ = self.map.set(map);
         }
         Ok(())
     }
 
-    /// Length of the file.
-    pub(super) fn bytes(&self) -> Result<u64, FileError> {
-        Ok(self.file.metadata().map_err(FileError::at("look at", &self.path))?.len())
+    /// Makes the pack durable and, when it is sealed, closes its file. Gives its length then.
+    pub(super) fn settle(&self) -> Result<Option<u64>, FileError> {
+        if let Some(file) = read(&self.file).clone() {
+            file.sync().map_err(FileError::at("sync", &self.path))?;
+        }
+        let sealed_len = self.sealed_len.get().copied();
+        if sealed_len.is_some() {
+            *write(&self.file) = None;
+        }
+        Ok(sealed_len)
     }
 
-    pub(super) fn sync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(FileError::at("sync", &self.path))
+    /// Length of the file.
+    pub(super) fn bytes(&self) -> Result<u64, FileError> {
+        match self.sealed_len.get() {
+            Some(len) => Ok(*len),
+            None => self.file()?.len().map_err(FileError::at("look at", &self.path)),
+        }
+    }
+
+    fn file(&self) -> Result<Arc<dyn DiskFile>, FileError> {
+        let sealed = || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
+        read(&self.file).clone().ok_or_else(sealed)
     }
 }
 

@@ -165,25 +165,41 @@ pub(super) fn encode_index(entries: &mut [Entry], index_offset: u64) -> Vec<u8> 
     bytes
 }
 
-/// The entries of a sealed pack; `None` when it is not sealed, or its index is damaged.
-pub(super) fn parse_index(pack: &[u8]) -> Option<Vec<Entry>> {
-    let footer = pack.get(pack.len().checked_sub(FOOTER_BYTES)?..)?;
-    let mut fields = Fields::new(footer);
-    if fields.take(8)? != INDEX_MAGIC {
-        return None;
+/// The index of a sealed pack: whole, and every entry in it possible.
+#[derive(Clone, Copy)]
+pub(super) struct PackIndex<'a> {
+    entries: &'a [u8],
+    index_offset: u64,
+}
+
+impl<'a> PackIndex<'a> {
+    /// `None` when the pack is not sealed, or its index is damaged.
+    pub(super) fn parse(pack: &'a [u8]) -> Option<PackIndex<'a>> {
+        let footer = pack.get(pack.len().checked_sub(FOOTER_BYTES)?..)?;
+        let mut fields = Fields::new(footer);
+        if fields.take(8)? != INDEX_MAGIC {
+            return None;
+        }
+        let count = usize::try_from(fields.u64()?).ok()?;
+        let index_offset = fields.u64()?;
+        let check: [u8; 32] = fields.array()?;
+        let start = usize::try_from(index_offset).ok()?;
+        let end = start.checked_add(count.checked_mul(INDEX_ENTRY_BYTES)?)?;
+        if fields.take(8)? != SEAL_MAGIC || end != pack.len() - FOOTER_BYTES {
+            return None;
+        }
+        if *blake3::hash(pack.get(start..end + 24)?).as_bytes() != check {
+            return None;
+        }
+        let index = PackIndex { entries: pack.get(start..end)?, index_offset };
+        (index.entries().count() == count).then_some(index)
     }
-    let count = usize::try_from(fields.u64()?).ok()?;
-    let index_offset = fields.u64()?;
-    let check: [u8; 32] = fields.array()?;
-    let start = usize::try_from(index_offset).ok()?;
-    let end = start.checked_add(count.checked_mul(INDEX_ENTRY_BYTES)?)?;
-    if fields.take(8)? != SEAL_MAGIC || end != pack.len() - FOOTER_BYTES {
-        return None;
+
+    /// The entries, sorted by chunk, then offset.
+    pub(super) fn entries(self) -> impl Iterator<Item = Entry> + 'a {
+        let entries = self.entries.chunks_exact(INDEX_ENTRY_BYTES);
+        entries.map_while(move |entry| parse_entry(entry, self.index_offset))
     }
-    if *blake3::hash(pack.get(start..end + 24)?).as_bytes() != check {
-        return None;
-    }
-    pack[start..end].chunks_exact(INDEX_ENTRY_BYTES).map(|entry| parse_entry(entry, index_offset)).collect()
 }
 
 fn parse_entry(bytes: &[u8], index_offset: u64) -> Option<Entry> {

@@ -1,10 +1,10 @@
 //! Named references: one manifest file for each name, replaced in one step. It never looks at chunks.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::StoreError;
+use crate::disk::Disk;
 use crate::{FileError, Manifest, files};
 
 /// Longest name of a reference, in bytes.
@@ -22,15 +22,15 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
-pub(super) fn publish(dir: &Path, name: &str, manifest: &Manifest) -> Result<(), StoreError> {
+pub(super) fn publish(disk: &dyn Disk, dir: &Path, name: &str, manifest: &Manifest) -> Result<(), StoreError> {
     check_name(name)?;
-    Ok(files::replace(dir, name, &[&manifest.encode()])?)
+    Ok(files::replace(disk, dir, name, &[&manifest.encode()])?)
 }
 
-pub(super) fn load(dir: &Path, name: &str) -> Result<Manifest, StoreError> {
+pub(super) fn load(disk: &dyn Disk, dir: &Path, name: &str) -> Result<Manifest, StoreError> {
     check_name(name)?;
     let path = dir.join(name);
-    let bytes = files::read_bounded(&path, MAX_MANIFEST_BYTES).map_err(|error| match error.kind() {
+    let bytes = files::read_bounded(disk, &path, MAX_MANIFEST_BYTES).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
         _ => FileError::at("read the reference", &path)(error).into(),
     })?;
@@ -38,10 +38,9 @@ pub(super) fn load(dir: &Path, name: &str) -> Result<Manifest, StoreError> {
 }
 
 /// All names, sorted. Files that cannot be references (the half-written one of a crash) are passed over.
-pub(super) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
+pub(super) fn names(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(FileError::at("list", dir))? {
-        let name = entry.map_err(FileError::at("list", dir))?.file_name();
+    for name in disk.list(dir).map_err(FileError::at("list", dir))? {
         if let Some(name) = name.to_str().filter(|name| check_name(name).is_ok()) {
             names.push(name.to_owned());
         }
@@ -50,22 +49,21 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
     Ok(names)
 }
 
-pub(super) fn remove(dir: &Path, name: &str) -> Result<(), StoreError> {
+pub(super) fn remove(disk: &dyn Disk, dir: &Path, name: &str) -> Result<(), StoreError> {
     check_name(name)?;
     let path = dir.join(name);
-    fs::remove_file(&path).map_err(|error| match error.kind() {
+    disk.remove(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
         _ => FileError::at("remove the reference", &path)(error).into(),
     })?;
-    Ok(files::sync_dir(dir)?)
+    Ok(files::sync_dir(disk, dir)?)
 }
 
 /// Removes what a crash in [`publish`] left.
-pub(super) fn remove_temporary(dir: &Path) -> Result<(), FileError> {
-    for entry in fs::read_dir(dir).map_err(FileError::at("list", dir))? {
-        let entry = entry.map_err(FileError::at("list", dir))?;
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp")) {
-            files::remove(&entry.path())?;
+pub(super) fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+    for name in disk.list(dir).map_err(FileError::at("list", dir))? {
+        if name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp")) {
+            files::remove(disk, &dir.join(name))?;
         }
     }
     Ok(())

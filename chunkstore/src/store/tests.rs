@@ -1,4 +1,5 @@
 use std::fs::{self, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{OpenError, Store, StoreError, record};
+use super::{GcOptions, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
 use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
 use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
 
@@ -20,6 +21,16 @@ fn manifest_of(chunks: &[Vec<u8>]) -> Manifest {
         .collect();
     let size = extents.iter().map(ManifestExtent::len).sum();
     Manifest { size, root: ImageRoot::from_bytes([1; 32]), extents }
+}
+
+const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
+
+fn verify(store: &Store) -> VerifyReport {
+    store.verify(&Scope::Whole, &|_| GO_ON).unwrap()
+}
+
+fn gc(store: &Store) -> GcReport {
+    store.gc(&GcOptions::default(), &|_| GO_ON).unwrap()
 }
 
 fn put_all(store: &Store, chunks: &[Vec<u8>]) {
@@ -81,11 +92,11 @@ fn full_packs_are_sealed_and_read_through_their_index() {
     assert!(packs > 5);
     drop(store);
     for number in 1..packs {
-        assert!(record::parse_index(&fs::read(pack_path(dir.path(), number)).unwrap()).is_some());
+        assert!(record::PackIndex::parse(&fs::read(pack_path(dir.path(), number)).unwrap()).is_some());
     }
     let store = Store::open_with(dir.path(), 20_000).unwrap();
     assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
-    assert!(store.verify(&|_| {}).unwrap().is_clean());
+    assert!(verify(&store).is_clean());
 }
 
 #[test]
@@ -139,7 +150,7 @@ fn every_length_of_a_pack_opens() {
     drop(store);
     let pack = pack_path(dir.path(), 1);
     let whole = fs::read(&pack).unwrap();
-    assert!(record::parse_index(&whole).is_some());
+    assert!(record::PackIndex::parse(&whole).is_some());
     for len in 0..whole.len() {
         fs::write(&pack, &whole[..len]).unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -285,15 +296,15 @@ fn verification_finds_what_is_bad() {
     let dir = closed_store(&chunks);
     let store = Store::open(dir.path()).unwrap();
     store.publish("base", &manifest_of(&chunks)).unwrap();
-    assert!(store.verify(&|_| {}).unwrap().is_clean());
+    assert!(verify(&store).is_clean());
     overwrite(&pack_path(dir.path(), 1), 16 + 64 + 500, b"rot");
     fs::write(dir.path().join("refs/bad"), b"no manifest").unwrap();
-    let report = store.verify(&|_| {}).unwrap();
+    let report = verify(&store);
     assert_eq!(report.damaged, [ChunkId::of(&chunks[0])]);
     let broken: Vec<_> = report.broken.iter().map(|broken| (broken.name.as_str(), broken.missing)).collect();
     assert_eq!(broken, [("bad", 0), ("base", 1)]);
     // A collection that cannot know what is needed does nothing.
-    assert!(matches!(store.gc(), Err(StoreError::BadReference { .. })));
+    assert!(matches!(store.gc(&GcOptions::default(), &|_| GO_ON), Err(StoreError::BadReference { .. })));
 }
 
 #[test]
@@ -304,7 +315,7 @@ fn collection_gives_room_back_and_keeps_what_is_named() {
     put_all(&store, &chunks);
     let kept: Vec<_> = chunks.iter().step_by(5).cloned().collect();
     store.publish("kept", &manifest_of(&kept)).unwrap();
-    let report = store.gc().unwrap();
+    let report = gc(&store);
     assert!(
         report.bytes_freed > 60_000 && report.chunks_removed == 32 && report.packs_rewritten > 0,
         "{report:?}"
@@ -312,16 +323,16 @@ fn collection_gives_room_back_and_keeps_what_is_named() {
     let check = |store: &Store| {
         assert!(kept.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
         assert_eq!(store.stats().unwrap().chunks, 8);
-        assert!(store.verify(&|_| {}).unwrap().is_clean());
+        assert!(verify(store).is_clean());
     };
     check(&store);
     drop(store);
     let store = Store::open_with(dir.path(), 20_000).unwrap();
     check(&store);
-    let report = store.gc().unwrap();
+    let report = gc(&store);
     assert_eq!(report.chunks_removed, 0);
     store.remove("kept").unwrap();
-    store.gc().unwrap();
+    gc(&store);
     assert_eq!(store.stats().unwrap(), super::Stats::default());
     assert_eq!(fs::read_dir(dir.path().join("packs")).unwrap().count(), 0);
     put_all(&store, &chunks);
@@ -336,7 +347,7 @@ fn a_pin_holds_the_collector_off() {
     let collected = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            store.gc().unwrap();
+            gc(&store);
             collected.store(true, Ordering::SeqCst);
         });
         thread::sleep(Duration::from_millis(50));
@@ -374,12 +385,12 @@ fn reads_go_on_beside_puts_syncs_and_collections() {
         });
         for _ in 0..5 {
             store.sync().unwrap();
-            store.gc().unwrap();
+            gc(&store);
         }
         done.store(true, Ordering::SeqCst);
         reader.join().unwrap();
     });
-    assert!(store.verify(&|_| {}).unwrap().is_clean());
+    assert!(verify(&store).is_clean());
 }
 
 #[test]
@@ -410,7 +421,7 @@ fn a_full_disk_is_a_clear_error_and_costs_nothing() {
     snapshot(&dir, away.path());
     for store in [store, Store::open(away.path()).unwrap()] {
         assert!(chunks[..stored].iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
-        assert!(store.verify(&|_| {}).unwrap().is_clean());
+        assert!(verify(&store).is_clean());
     }
 }
 

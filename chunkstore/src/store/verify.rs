@@ -1,8 +1,29 @@
-//! Reading everything back. It never repairs: a bad chunk is forgotten, and fetched again by whoever needs it.
+//! Reading everything back, or some of it. What is bad is marked, so that it is not served and counts as missing until
+//! it is put again; see [`Store::broken`]. It never fetches anything: healing is putting.
 
-use super::{Store, StoreError};
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use super::{Location, Store, StoreError};
 use crate::ChunkId;
 use crate::sync::read;
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum Scope {
+    /// Every chunk and every reference.
+    #[default]
+    Whole,
+    /// One chunk in so many, another choice for every seed; every reference.
+    Sample {
+        /// At least 1.
+        one_in: u32,
+        /// Any number, for example the day.
+        seed: u64,
+    },
+    /// The chunks of one reference.
+    Reference(String),
+}
 
 /// What a verification found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
@@ -11,7 +32,7 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Their bytes as stored.
     pub stored_bytes: u64,
-    /// Chunks whose bytes are not what their name says. The store has forgotten them.
+    /// Chunks whose bytes are not what their name says. They are marked as broken.
     pub damaged: Vec<ChunkId>,
     /// References that lack chunks, or cannot be read.
     pub broken: Vec<BrokenReference>,
@@ -36,35 +57,98 @@ impl VerifyReport {
 }
 
 impl Store {
-    /// Reads every chunk and every reference. `progress` gets the stored bytes read so far.
-    pub fn verify(&self, progress: &dyn Fn(u64)) -> Result<VerifyReport, StoreError> {
-        // Bad chunks are forgotten on the way; what is collected meanwhile would be taken for lost.
+    /// Reads chunks and references. `watch` gets the stored bytes read so far after every chunk: it may take its time, to
+    /// keep the disk free for others, and may stop it.
+    pub fn verify(
+        &self,
+        scope: &Scope,
+        watch: &dyn Fn(u64) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, StoreError> {
+        // Bad chunks are marked on the way; what is collected meanwhile would be taken for lost.
         let _pin = self.pin();
-        let mut chunks: Vec<_> = read(&self.index).iter().map(|(id, location)| (*id, *location)).collect();
-        chunks.sort_unstable_by_key(|(_, location)| (location.pack, location.offset));
         let mut report = VerifyReport::default();
+        match scope {
+            Scope::Reference(name) => {
+                let wanted: HashSet<ChunkId> = self.manifest(name)?.chunks().collect();
+                let mut chunks = Vec::with_capacity(wanted.len());
+                for id in wanted {
+                    chunks.extend(self.index.get(&id)?.map(|location| (id, location)));
+                }
+                chunks.sort_unstable_by_key(|(_, location)| location.order());
+                self.verify_chunks(chunks, &mut report, watch)?;
+                self.verify_reference(name, &mut report);
+            }
+            Scope::Whole | Scope::Sample { .. } => {
+                let packs: Vec<_> = read(&self.packs).values().cloned().collect();
+                for pack in packs {
+                    let mut chunks = self.here(&pack)?;
+                    chunks.retain(|(id, _)| scope.takes(id));
+                    chunks.sort_unstable_by_key(|(_, location)| location.offset);
+                    self.verify_chunks(chunks, &mut report, watch)?;
+                }
+                for name in self.names()? {
+                    self.verify_reference(&name, &mut report);
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Chunks that were found to be bad and have not been put again since.
+    pub fn broken(&self) -> Result<Vec<ChunkId>, StoreError> {
+        Ok(self.index.broken()?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    fn verify_chunks(
+        &self,
+        chunks: Vec<(ChunkId, Location)>,
+        report: &mut VerifyReport,
+        watch: &dyn Fn(u64) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         for (id, location) in chunks {
             match self.get(&id) {
                 Ok(_) => {}
                 Err(StoreError::Damaged { .. } | StoreError::File(_)) => {
-                    self.forget(&id, location);
+                    self.index.set_broken(&id, location)?;
                     report.damaged.push(id);
                 }
+                // Collected meanwhile.
+                Err(StoreError::Missing { .. }) => continue,
                 Err(error) => return Err(error),
             }
             report.chunks += 1;
             report.stored_bytes += u64::from(location.stored_len);
-            progress(report.stored_bytes);
-        }
-        for name in self.names()? {
-            let (missing, error) = match self.manifest(&name) {
-                Ok(manifest) => (manifest.chunks().filter(|id| !self.contains(id)).count() as u64, None),
-                Err(error) => (0, Some(error.to_string())),
-            };
-            if missing > 0 || error.is_some() {
-                report.broken.push(BrokenReference { name, missing, error });
+            if watch(report.stored_bytes).is_break() {
+                return Err(StoreError::Stopped);
             }
         }
-        Ok(report)
+        Ok(())
+    }
+
+    fn verify_reference(&self, name: &str, report: &mut VerifyReport) {
+        let (missing, error) = match self.manifest(name) {
+            Ok(manifest) => (manifest.chunks().filter(|id| !self.contains(id)).count() as u64, None),
+            // Removed meanwhile.
+            Err(StoreError::UnknownName { .. }) => return,
+            Err(error) => (0, Some(error.to_string())),
+        };
+        if missing > 0 || error.is_some() {
+            report.broken.push(BrokenReference { name: name.to_owned(), missing, error });
+        }
+    }
+}
+
+impl Scope {
+    fn takes(&self, id: &ChunkId) -> bool {
+        match self {
+            Scope::Whole | Scope::Reference(_) => true,
+            Scope::Sample { one_in, seed } => {
+                // The name is a hash: any part of it, shifted by the seed, chooses evenly.
+                let (words, _) = id.as_bytes().as_chunks::<8>();
+                let number = words.first().map_or(0, |word| u64::from_le_bytes(*word));
+                let mixed = (number ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+                (mixed >> 32).is_multiple_of(u64::from((*one_in).max(1)))
+            }
+        }
     }
 }

@@ -4,8 +4,10 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::index::PackState;
 use super::pack::Pack;
 use super::record::Entry;
+use crate::disk::Disk;
 use crate::{FileError, files};
 
 /// A pack that is not sealed.
@@ -17,6 +19,7 @@ pub(super) struct Open {
 }
 
 pub(super) struct Writer {
+    disk: Arc<dyn Disk>,
     packs_dir: PathBuf,
     pack_bytes: u64,
     next_number: u32,
@@ -25,6 +28,8 @@ pub(super) struct Writer {
     dirty: bool,
     /// Packs that take no more records and wait for the next sync to be sealed.
     full: Vec<Open>,
+    /// Packs whose index is written and waits for the next sync.
+    sealed: Vec<Arc<Pack>>,
     /// The directory has names that are not synced.
     dir_dirty: bool,
 }
@@ -33,12 +38,14 @@ pub(super) struct Writer {
 pub(super) struct Unsynced {
     active: Option<Arc<Pack>>,
     full: Vec<Open>,
+    sealed: Vec<Arc<Pack>>,
     dir_dirty: bool,
 }
 
 impl Writer {
     /// `unsealed` in ascending order. All of it counts as not durable: whoever wrote it may have crashed before.
     pub(super) fn new(
+        disk: Arc<dyn Disk>,
         packs_dir: PathBuf,
         pack_bytes: u64,
         next_number: u32,
@@ -46,12 +53,14 @@ impl Writer {
     ) -> Writer {
         let active = unsealed.pop_if(|last| last.end < pack_bytes);
         Writer {
+            disk,
             packs_dir,
             pack_bytes,
             next_number,
             dirty: active.is_some(),
             active,
             full: unsealed,
+            sealed: Vec::new(),
             dir_dirty: true,
         }
     }
@@ -62,7 +71,7 @@ impl Writer {
             self.retire();
         }
         if self.active.is_none() {
-            let pack = Arc::new(Pack::create(&self.packs_dir, self.next_number)?);
+            let pack = Arc::new(Pack::create(&self.disk, &self.packs_dir, self.next_number)?);
             self.next_number += 1;
             self.dir_dirty = true;
             self.active = Some(Open { pack, end: super::record::PACK_HEADER_BYTES, entries: Vec::new() });
@@ -82,13 +91,24 @@ impl Writer {
         self.dirty = false;
     }
 
-    pub(super) fn active_number(&self) -> Option<u32> {
-        self.active.as_ref().map(|open| open.pack.number)
+    /// Every pack from this number on is new: none before it takes another record.
+    pub(super) fn begin_anew(&mut self) -> u32 {
+        self.retire();
+        self.next_number
     }
 
-    /// A pack is gone from the disk.
+    /// The entries of a pack that is not sealed, sorted by chunk, then offset.
+    pub(super) fn unsealed_entries(&self, number: u32) -> Option<Vec<Entry>> {
+        let open = self.full.iter().chain(&self.active).find(|open| open.pack.number == number)?;
+        let mut entries = open.entries.clone();
+        entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+        Some(entries)
+    }
+
+    /// A pack is about to leave the disk.
     pub(super) fn forget(&mut self, number: u32) {
         self.full.retain(|open| open.pack.number != number);
+        self.sealed.retain(|pack| pack.number != number);
         self.dir_dirty = true;
     }
 
@@ -96,32 +116,47 @@ impl Writer {
         Unsynced {
             active: self.active.as_ref().filter(|_| mem::take(&mut self.dirty)).map(|open| open.pack.clone()),
             full: mem::take(&mut self.full),
+            sealed: mem::take(&mut self.sealed),
             dir_dirty: mem::take(&mut self.dir_dirty),
         }
     }
 
-    /// Packs that could not be sealed this time.
-    pub(super) fn give_back(&mut self, unsealed: Vec<Open>) {
+    /// What [`Unsynced::seal`] gave.
+    pub(super) fn give_back(&mut self, sealed: Vec<Arc<Pack>>, unsealed: Vec<Open>) {
+        self.sealed.extend(sealed);
         self.full.extend(unsealed);
     }
 }
 
 impl Unsynced {
-    pub(super) fn sync(&self, packs_dir: &Path) -> Result<(), FileError> {
+    /// Makes everything so far durable. Gives the packs that are now whole for good.
+    pub(super) fn sync(
+        &self,
+        disk: &dyn Disk,
+        packs_dir: &Path,
+    ) -> Result<Vec<(u32, PackState)>, FileError> {
         let full = self.full.iter().map(|open| &open.pack);
-        self.active.iter().chain(full).try_for_each(|pack| pack.sync())?;
-        if self.dir_dirty { files::sync_dir(packs_dir) } else { Ok(()) }
+        self.active.iter().chain(full).try_for_each(|pack| pack.settle().map(drop))?;
+        let mut whole = Vec::new();
+        for pack in &self.sealed {
+            whole.extend(pack.settle()?.map(|len| (pack.number, PackState::Whole(len))));
+        }
+        if self.dir_dirty {
+            files::sync_dir(disk, packs_dir)?;
+        }
+        Ok(whole)
     }
 
-    /// Seals full packs, after their records are durable: an index must never vouch for bytes that a crash took.
-    /// Gives back those that there was no room to seal; they lose nothing but a quicker opening.
-    pub(super) fn seal(&mut self) -> Vec<Open> {
-        let mut unsealed = Vec::new();
+    /// Seals full packs, after their records are durable: an index must never vouch for bytes that a crash took. Gives
+    /// those that are sealed now, and those that there was no room to seal; these lose nothing but a quicker opening.
+    pub(super) fn seal(&mut self) -> (Vec<Arc<Pack>>, Vec<Open>) {
+        let (mut sealed, mut unsealed) = (Vec::new(), Vec::new());
         for mut open in mem::take(&mut self.full) {
-            if open.pack.seal(open.end, &mut open.entries).is_err() {
-                unsealed.push(open);
+            match open.pack.seal(open.end, &mut open.entries) {
+                Ok(()) => sealed.push(open.pack),
+                Err(_) => unsealed.push(open),
             }
         }
-        unsealed
+        (sealed, unsealed)
     }
 }

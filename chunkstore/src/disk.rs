@@ -1,0 +1,109 @@
+//! What a store asks of the disk below it, and no more, so that a test can take the power away at any write: [`Disk`]
+//! for names, [`DiskFile`] for bytes. [`RealDisk`] passes it on to the file system and decides nothing.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::map::Map;
+
+/// A directory tree. Names last from [`Disk::sync_dir`] on, bytes from [`DiskFile::sync`] on.
+pub(crate) trait Disk: Send + Sync + fmt::Debug {
+    /// Makes a directory and those above it; nothing to do when it is there.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory.
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
+    /// Opens a file to read and write it.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates a file; `AlreadyExists` rather than opening one.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Gives a file another name, in place of what had that one.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a name. Who has the file open keeps it.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// A file, open.
+pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `buf`; `UnexpectedEof` when the file ends before.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `data`, making the file longer where need be.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Cuts the file, or lengthens it by zeroes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes its bytes durable.
+    fn sync(&self) -> io::Result<()>;
+    /// All its bytes. Only for a file that does not change while the map lives, see [`Map`].
+    fn map(&self) -> io::Result<Map>;
+}
+
+/// The file system.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).create_new(true).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn map(&self) -> io::Result<Map> {
+        Map::of(self)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod sim;

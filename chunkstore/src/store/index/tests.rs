@@ -1,0 +1,187 @@
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::sim::SimDisk;
+
+fn dir() -> PathBuf {
+    PathBuf::from("/index")
+}
+
+fn id(number: u64) -> ChunkId {
+    ChunkId::of(&number.to_le_bytes())
+}
+
+fn location(pack: u32, offset: u64) -> Location {
+    Location { pack, codec: Codec::Zstd, plain_len: 1000, stored_len: 100 + pack, offset }
+}
+
+fn entry(number: u64, offset: u64) -> Entry {
+    Entry { id: id(number), offset, codec: Codec::Raw, plain_len: 10, stored_len: 10 }
+}
+
+fn sorted(mut entries: Vec<Entry>) -> Box<dyn Iterator<Item = Entry>> {
+    entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+    Box::new(entries.into_iter())
+}
+
+#[test]
+fn what_is_written_is_there_after_reopening_and_what_is_not_is_not() {
+    let disk = SimDisk::default();
+    let (index, new) = Index::open(&disk, &dir()).unwrap();
+    assert!(new);
+    (0..100).for_each(|number| index.set(&id(number), location(1, number)).unwrap());
+    index.commit(&index.take_pending(), &[(1, PackState::Whole(77)), (2, PackState::Dropped)]).unwrap();
+    index.set(&id(100), location(2, 0)).unwrap();
+    index.set_broken(&id(5), location(1, 5)).unwrap();
+    assert_eq!(index.sums().chunks, 100);
+    drop(index);
+
+    let (index, new) = Index::open(&disk, &dir()).unwrap();
+    assert!(!new);
+    assert_eq!(index.sums(), Sums { chunks: 100, plain_bytes: 100_000, stored_bytes: 10_100 });
+    assert_eq!(index.get(&id(5)).unwrap(), Some(location(1, 5)));
+    assert_eq!(index.get(&id(100)).unwrap(), None);
+    let packs = index.packs().unwrap();
+    assert_eq!(packs, HashMap::from([(1, PackState::Whole(77)), (2, PackState::Dropped)]));
+    index.commit(&index.take_pending(), &[(2, PackState::Gone)]).unwrap();
+    assert_eq!(index.packs().unwrap(), HashMap::from([(1, PackState::Whole(77))]));
+}
+
+#[test]
+fn a_broken_chunk_is_absent_and_remembered_until_it_is_put_again() {
+    let disk = SimDisk::default();
+    let (index, _) = Index::open(&disk, &dir()).unwrap();
+    index.set(&id(1), location(1, 16)).unwrap();
+    // Somebody put it again before its first copy was found to be bad.
+    index.set_broken(&id(1), location(1, 400)).unwrap();
+    assert_eq!(index.get(&id(1)).unwrap(), Some(location(1, 16)));
+    index.set_broken(&id(1), location(1, 16)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(index.get(&id(1)).unwrap(), None);
+        assert_eq!(index.broken().unwrap(), [(id(1), 1)]);
+        assert_eq!(index.sums(), Sums::default());
+        index.commit(&index.take_pending(), &[]).unwrap();
+    }
+    index.set(&id(1), location(2, 16)).unwrap();
+    assert_eq!(index.broken().unwrap(), []);
+    index.commit(&index.take_pending(), &[]).unwrap();
+    assert_eq!(index.broken().unwrap(), []);
+}
+
+#[test]
+fn a_chunk_in_many_packs_lies_in_the_last() {
+    let packs = || {
+        vec![
+            (3, sorted(vec![entry(1, 16), entry(2, 100), entry(2, 300), entry(2, 200)])),
+            (1, sorted(vec![entry(1, 900), entry(3, 16)])),
+            (7, sorted(vec![entry(4, 16), entry(1, 50)])),
+        ]
+    };
+    let expected = [(1, 7, 50), (2, 3, 300), (3, 1, 16), (4, 7, 16)];
+    let disk = SimDisk::default();
+    let (filled, _) = Index::open(&disk, &dir()).unwrap();
+    filled.fill(packs(), &[(7, PackState::Whole(1))]).unwrap();
+    assert_eq!(filled.packs().unwrap(), HashMap::from([(7, PackState::Whole(1))]));
+    let disk = SimDisk::default();
+    let (added, _) = Index::open(&disk, &dir()).unwrap();
+    for (number, entries) in packs() {
+        added.add_pack(number, entries).unwrap();
+    }
+    for index in [filled, added] {
+        for (number, pack, offset) in expected {
+            let found = index.get(&id(number)).unwrap().unwrap();
+            assert_eq!((found.pack, found.offset), (pack, offset));
+        }
+        assert_eq!(index.sums().chunks, 4);
+        let mut seen = 0;
+        index.each(|_, _| seen += 1).unwrap();
+        assert_eq!(seen, 4);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_index_is_replaced() {
+    let disk = SimDisk::default();
+    let (index, _) = Index::open(&disk, &dir()).unwrap();
+    (0..2000).for_each(|number| index.set(&id(number), location(1, number)).unwrap());
+    index.commit(&index.take_pending(), &[]).unwrap();
+    drop(index);
+    let whole = disk.files()[&dir().join(FILE_NAME)].clone();
+    let lies = [
+        Vec::new(),
+        b"something else".to_vec(),
+        vec![0; 100_000],
+        whole[..whole.len() / 2].to_vec(),
+        whole[..1000].to_vec(),
+    ];
+    for lie in lies {
+        let disk = SimDisk::default();
+        disk.create(&dir().join(FILE_NAME)).unwrap().write_at(0, &lie).unwrap();
+        let (index, new) = Index::open(&disk, &dir()).unwrap();
+        // An index that cannot be read is new; one that can has nothing in it that was not there.
+        assert!(new || index.sums().chunks <= 2000);
+        index.set(&id(1), location(9, 1)).unwrap();
+        index.commit(&index.take_pending(), &[]).unwrap();
+        assert_eq!(index.get(&id(1)).unwrap(), Some(location(9, 1)));
+    }
+}
+
+#[test]
+fn only_what_nobody_asks_for_is_collected() {
+    let disk = SimDisk::default();
+    let (index, _) = Index::open(&disk, &dir()).unwrap();
+    (0..4).for_each(|number| index.set(&id(number), location(1, number)).unwrap());
+    index.keep_in(Some(Arc::new(LiveSet::for_chunks(4))));
+    index.get(&id(0)).unwrap();
+    index.peek(&id(1)).unwrap();
+    // Put again since the candidates were chosen.
+    index.set(&id(2), location(2, 0)).unwrap();
+    let candidates = (0..4).map(|number| (id(number), location(1, number))).collect();
+    assert_eq!(index.collect(candidates).unwrap(), [(id(0), location(1, 0))]);
+    let there = |number| index.peek(&id(number)).unwrap().is_some();
+    assert_eq!([0, 1, 2, 3].map(there), [true, false, true, false]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// An index is a map, whatever is written when.
+    #[test]
+    fn an_index_is_a_map(steps in prop::collection::vec((0..6_u8, 0..20_u64, 1..5_u32), 1..80)) {
+        let disk = SimDisk::default();
+        let (mut index, _) = Index::open(&disk, &dir()).unwrap();
+        let mut model: HashMap<ChunkId, Location> = HashMap::new();
+        let mut written = model.clone();
+        for (step, number, pack) in steps {
+            let id = id(number);
+            match step {
+                0..=2 => {
+                    index.set(&id, location(pack, number)).unwrap();
+                    model.insert(id, location(pack, number));
+                }
+                3 => {
+                    let known = model.remove(&id).unwrap_or(location(pack, number));
+                    index.set_broken(&id, known).unwrap();
+                }
+                4 => {
+                    let flush = index.take_pending();
+                    prop_assert_eq!(index.get(&id).unwrap(), model.get(&id).copied());
+                    index.commit(&flush, &[]).unwrap();
+                    written.clone_from(&model);
+                }
+                _ => {
+                    drop(index);
+                    index = Index::open(&disk, &dir()).unwrap().0;
+                    model.clone_from(&written);
+                }
+            }
+            let mut all = HashMap::new();
+            index.each(|id, location| all.extend([(*id, *location)])).unwrap();
+            prop_assert_eq!(&all, &model);
+            prop_assert_eq!(index.sums().chunks, model.len() as u64);
+        }
+    }
+}
