@@ -32,6 +32,14 @@ pub enum JobKind {
     MigrateOut,
     /// A peer's `migrate`, at the destination.
     MigrateIn,
+    /// `store gc`
+    StoreGc,
+    /// `store verify`
+    StoreVerify,
+    /// `store export`
+    StoreExport,
+    /// `store import`
+    StoreImport,
 }
 
 /// How a job stands.
@@ -106,6 +114,9 @@ pub struct Report {
     pub disk_switchover_ms: Option<f64>,
     /// What a migration left out.
     pub notes: Vec<String>,
+    /// What a job of the store found or did, in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<serde_json::Value>,
 }
 
 impl Report {
@@ -133,6 +144,7 @@ impl Report {
             downtime_ms: None,
             disk_switchover_ms: None,
             notes: Vec::new(),
+            result: None,
         }
     }
 }

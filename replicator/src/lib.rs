@@ -24,5 +24,6 @@ pub mod platform;
 pub mod replicas;
 pub mod serve;
 pub mod transfer;
+pub mod upkeep;
 pub mod vms;
 pub mod warm;

@@ -154,6 +154,7 @@ async fn serve_bi(
             net::send(&mut send, &PeerStatus { name, version, free_bytes }).await?;
             let _ = send.finish();
         }
+        Open::Fetch { names } => crate::upkeep::serve_fetch(platform, send, names).await?,
         other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),
     }
     Ok(())

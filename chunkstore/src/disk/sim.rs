@@ -155,13 +155,6 @@ impl SimDisk {
             ..State::default()
         })))
     }
-
-    /// Flips a bit of a file, behind everybody's back.
-    pub(crate) fn flip(&self, path: &Path, bit: usize) {
-        let mut state = self.state();
-        let file = state.names[path];
-        state.files[file].live[bit / 8] ^= 1 << (bit % 8);
-    }
 }
 
 /// Applies as much of a change as the crash left of it.

@@ -284,6 +284,11 @@ impl Store {
                 report.packs_rewritten += u64::from(moved);
                 emptied.push(pack);
             }
+            for (id, pack) in self.index.broken()? {
+                if emptied.iter().any(|emptied| emptied.number == pack) && !live.contains(&id) {
+                    self.index.forget_broken(&id)?;
+                }
+            }
             self.drop_packs(&emptied, &mut report)?;
         }
         Ok(report)

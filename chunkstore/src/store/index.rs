@@ -250,6 +250,15 @@ impl Index {
         Ok(())
     }
 
+    /// Nobody needs the broken chunk any more.
+    pub(super) fn forget_broken(&self, id: &ChunkId) -> Result<(), IndexError> {
+        let mut view = write(&self.view);
+        if view.get(id).map_err(|error| self.error(error))?.is_none() {
+            view.change(id, None, Change::Gone);
+        }
+        Ok(())
+    }
+
     /// Forgets those of `candidates` that are where they were and that nobody has asked for since the collection began;
     /// gives the others.
     pub(super) fn collect(

@@ -2,15 +2,15 @@ use std::fs::{self, OpenOptions};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{GcOptions, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
+use super::{GcOptions, GcProgress, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
 use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
 use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
 
@@ -340,22 +340,228 @@ fn collection_gives_room_back_and_keeps_what_is_named() {
 }
 
 #[test]
-fn a_pin_holds_the_collector_off() {
-    let dir = closed_store(&some_chunks(2, 1000));
+fn a_collection_waits_for_older_pins_and_for_no_others() {
+    let chunks = some_chunks(3, 1000);
+    let dir = closed_store(&chunks);
     let store = Store::open(dir.path()).unwrap();
-    let pin = store.pin();
-    let collected = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            gc(&store);
-            collected.store(true, Ordering::SeqCst);
-        });
-        thread::sleep(Duration::from_millis(50));
-        assert!(!collected.load(Ordering::SeqCst));
-        assert_eq!(store.stats().unwrap().chunks, 2);
-        drop(pin);
+    let old = Mutex::new(Some(store.pin()));
+    let waited = AtomicBool::new(false);
+    let report = store.gc(&GcOptions::default(), &|progress| {
+        if let GcProgress::Waiting(jobs) = progress {
+            assert_eq!(jobs, 1);
+            waited.store(true, Ordering::SeqCst);
+            // A job that begins now is not waited for, and what it finds is kept.
+            let pin = store.pin();
+            assert!(store.contains(&ChunkId::of(&chunks[1])));
+            assert!(store.put(&ChunkId::of(b"new"), b"new").unwrap());
+            std::mem::forget(pin);
+            drop(old.lock().unwrap().take());
+        }
+        GO_ON
     });
-    assert_eq!(store.stats().unwrap().chunks, 0);
+    assert!(waited.load(Ordering::SeqCst));
+    assert_eq!(report.unwrap().chunks_removed, 2);
+    let there = [&chunks[0], &chunks[1], &chunks[2], &b"new".to_vec()].map(|c| store.contains(&ChunkId::of(c)));
+    assert_eq!(there, [false, true, false, true]);
+}
+
+#[test]
+fn a_reference_that_goes_during_a_collection_keeps_its_chunks_until_the_next() {
+    let chunks = some_chunks(4, 1000);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("gone", &manifest_of(&chunks[..2])).unwrap();
+    store.publish("kept", &manifest_of(&chunks[2..3])).unwrap();
+    let report = store.gc(&GcOptions { waste_percent: 1 }, &|progress| {
+        if progress == GcProgress::Marking(0, 2) {
+            // Somebody has read the manifest and is about to read the chunks.
+            store.remove("gone").unwrap();
+        }
+        GO_ON
+    });
+    assert_eq!(report.unwrap().chunks_removed, 1);
+    assert!(chunks[..3].iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    assert_eq!(gc(&store).chunks_removed, 2);
+}
+
+#[test]
+fn a_collection_does_what_its_plan_says_and_can_be_stopped_anywhere() {
+    let chunks = some_chunks(60, 5000);
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    put_all(&store, &chunks);
+    let kept: Vec<_> = chunks.iter().step_by(4).cloned().collect();
+    store.publish("kept", &manifest_of(&kept)).unwrap();
+    let plan = store.gc_plan(&GcOptions::default(), &|_| GO_ON).unwrap();
+    assert_eq!((plan.chunks, plan.chunks_dead), (60, 45));
+    let before = store.stats().unwrap();
+    assert_eq!(before.chunks, 60, "a plan changes nothing");
+    let mut steps = 0;
+    for stop_at in 0.. {
+        let step = AtomicU32::new(0);
+        let outcome = store.gc(&GcOptions::default(), &|_| match step.fetch_add(1, Ordering::SeqCst) {
+            now if now == stop_at => ControlFlow::Break(()),
+            _ => GO_ON,
+        });
+        steps = stop_at;
+        match outcome {
+            Err(StoreError::Stopped) => {}
+            outcome => {
+                outcome.unwrap();
+                break;
+            }
+        }
+        assert!(kept.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    }
+    assert!(steps > 2, "{steps}");
+    assert_eq!(store.stats().unwrap().chunks, 15);
+    assert!(verify(&store).is_clean());
+    assert!(store.gc_plan(&GcOptions::default(), &|_| GO_ON).unwrap().packs.is_empty());
+    // Two at once is one too many.
+    let second = store.gc(&GcOptions::default(), &|_| {
+        assert!(matches!(store.gc(&GcOptions::default(), &|_| GO_ON), Err(StoreError::Collecting)));
+        GO_ON
+    });
+    second.unwrap();
+}
+
+#[test]
+fn nothing_is_lost_when_images_come_while_collections_run() {
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 30_000).unwrap();
+    let done = AtomicBool::new(false);
+    let collections = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let ingests: Vec<_> = (0..2_u64)
+            .map(|writer| {
+                let store = &store;
+                scope.spawn(move || {
+                    for round in 0..=40_u64 {
+                        // Half of it is what an image just removed was made of: found, or just collected.
+                        let first = (round * 7 + writer * 3) % 50;
+                        let chunks: Vec<_> = (first..first + 12).map(|seed| noise(seed, 2000)).collect();
+                        let name = format!("image{writer}");
+                        let pin = store.pin();
+                        for chunk in &chunks {
+                            store.put(&ChunkId::of(chunk), chunk).unwrap();
+                        }
+                        store.publish(&name, &manifest_of(&chunks)).unwrap();
+                        drop(pin);
+                        for chunk in &chunks {
+                            assert!(store.get(&ChunkId::of(chunk)).unwrap() == chunk, "round {round}");
+                        }
+                        if round % 3 == 0 {
+                            store.remove(&name).unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
+                collections.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let outcomes: Vec<_> = ingests.into_iter().map(|ingest| ingest.join()).collect();
+        done.store(true, Ordering::SeqCst);
+        outcomes.into_iter().for_each(|outcome| outcome.unwrap());
+    });
+    assert!(collections.load(Ordering::SeqCst) > 3);
+    assert!(verify(&store).is_clean());
+    drop(store);
+    let store = Store::open_with(dir.path(), 30_000).unwrap();
+    assert!(verify(&store).is_clean());
+    store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
+    // What the last rounds made: noise 30 to 41, and 33 to 44.
+    assert_eq!(store.stats().unwrap().chunks, 15);
+}
+
+#[test]
+fn an_index_that_is_lost_or_lies_is_made_again_from_the_packs() {
+    let chunks = some_chunks(60, 5000);
+    let dir = scratch();
+    let index = dir.path().join("index.redb");
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    put_all(&store, &chunks);
+    store.publish("all", &manifest_of(&chunks)).unwrap();
+    store.remove("all").unwrap();
+    store.publish("some", &manifest_of(&chunks[..30])).unwrap();
+    gc(&store);
+    let whole = store.stats().unwrap();
+    drop(store);
+    let good = fs::read(&index).unwrap();
+    let old = {
+        // An index of before, which knows packs that are gone.
+        let store = Store::open_with(dir.path(), 20_000).unwrap();
+        put_all(&store, &chunks);
+        store.publish("all", &manifest_of(&chunks)).unwrap();
+        gc(&store);
+        store.remove("all").unwrap();
+        drop(store);
+        fs::read(&index).unwrap()
+    };
+    let store = Store::open_with(dir.path(), 20_000).unwrap();
+    gc(&store);
+    drop(store);
+    for lie in [None, Some(&b"nonsense"[..]), Some(&good), Some(&old), Some(&good[..good.len() / 2])] {
+        match lie {
+            None => fs::remove_file(&index).unwrap(),
+            Some(bytes) => fs::write(&index, bytes).unwrap(),
+        }
+        let store = Store::open_with(dir.path(), 20_000).unwrap();
+        assert!(chunks[..30].iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+        assert!(verify(&store).is_clean());
+        gc(&store);
+        let stats = store.stats().unwrap();
+        assert_eq!((stats.chunks, stats.plain_bytes), (whole.chunks, whole.plain_bytes));
+    }
+}
+
+#[test]
+fn verification_can_be_partial_slow_and_stopped() {
+    let chunks = some_chunks(40, 1000);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("few", &manifest_of(&chunks[..3])).unwrap();
+    let read = |scope: Scope| store.verify(&scope, &|_| GO_ON).unwrap().chunks;
+    assert_eq!(read(Scope::Reference("few".to_owned())), 3);
+    let samples: Vec<_> = (0..20).map(|seed| read(Scope::Sample { one_in: 4, seed })).collect();
+    let all: u64 = samples.iter().sum();
+    assert!((120..280).contains(&all) && samples.iter().any(|sample| *sample != samples[0]), "{samples:?}");
+    assert_eq!(read(Scope::Sample { one_in: 0, seed: 1 }), 40);
+    assert!(matches!(
+        store.verify(&Scope::Reference("none".to_owned()), &|_| GO_ON),
+        Err(StoreError::UnknownName { .. })
+    ));
+    let seen = AtomicU32::new(0);
+    let stopped = store.verify(&Scope::Whole, &|_| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        ControlFlow::Break(())
+    });
+    assert!(matches!(stopped, Err(StoreError::Stopped)) && seen.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn what_is_broken_is_remembered_and_healed_by_putting_it_again() {
+    let chunks = some_chunks(4, 1000);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("base", &manifest_of(&chunks[..2])).unwrap();
+    overwrite(&pack_path(dir.path(), 1), 16 + 64 + 500, b"rot");
+    assert_eq!(verify(&store).damaged, [ChunkId::of(&chunks[0])]);
+    let bad = ChunkId::of(&chunks[0]);
+    assert_eq!((store.broken().unwrap(), store.missing().unwrap()), (vec![bad], vec![bad]));
+    assert!(!store.contains(&bad));
+    assert_eq!(store.stats().unwrap().broken, 1);
+    // A collection keeps what is sound, and remembers what is needed.
+    gc(&store);
+    assert_eq!(store.missing().unwrap(), [bad]);
+    assert!(store.put(&bad, &chunks[0]).unwrap());
+    assert_eq!((store.broken().unwrap(), store.missing().unwrap()), (vec![], vec![]));
+    assert!(verify(&store).is_clean());
+    drop(store);
+    assert!(verify(&Store::open(dir.path()).unwrap()).is_clean());
 }
 
 #[test]

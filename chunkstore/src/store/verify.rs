@@ -1,7 +1,7 @@
 //! Reading everything back, or some of it. What is bad is marked, so that it is not served and counts as missing until
 //! it is put again; see [`Store::broken`]. It never fetches anything: healing is putting.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
 use super::{Location, Store, StoreError};
@@ -97,6 +97,20 @@ impl Store {
     /// Chunks that were found to be bad and have not been put again since.
     pub fn broken(&self) -> Result<Vec<ChunkId>, StoreError> {
         Ok(self.index.broken()?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Chunks that references need and that are not here, sorted.
+    pub fn missing(&self) -> Result<Vec<ChunkId>, StoreError> {
+        let mut missing = BTreeSet::new();
+        for name in self.names()? {
+            match self.manifest(&name) {
+                Ok(manifest) => missing.extend(manifest.chunks().filter(|id| !self.contains(id))),
+                // What it needs cannot be known; `verify` tells.
+                Err(StoreError::BadReference { .. } | StoreError::UnknownName { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing.into_iter().collect())
     }
 
     fn verify_chunks(

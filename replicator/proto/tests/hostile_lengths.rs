@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use longhaul_proto::handoff::{Message, Record};
-use longhaul_proto::wire::{self, MAX_FRAME_BYTES, Open, PeerStatus, TargetStatus, ToReceiver, ToSender};
+use longhaul_proto::wire::{self, Fetched, MAX_FRAME_BYTES, Open, PeerStatus, TargetStatus, ToReceiver, ToSender};
 
 struct Counting;
 
@@ -50,6 +50,7 @@ fn taken(bytes: &[u8]) -> usize {
     let _ = wire::from_bytes::<ToReceiver>(bytes);
     let _ = wire::from_bytes::<ToSender>(bytes);
     let _ = wire::from_bytes::<PeerStatus>(bytes);
+    let _ = wire::from_bytes::<Fetched>(bytes);
     let _ = wire::from_bytes::<TargetStatus>(bytes);
     let _ = wire::from_bytes::<Message>(bytes);
     let _ = wire::from_bytes::<Record>(bytes);

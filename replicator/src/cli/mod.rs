@@ -252,10 +252,45 @@ enum JobCommand {
 enum StoreCommand {
     /// What it holds
     Stats,
-    /// Read everything and check it
-    Verify,
-    /// Give back the room of chunks that no base needs
-    Gc,
+    /// Read chunks back and check them; exit code 1 when something is wrong
+    Verify {
+        /// Only one chunk in so many, others every day
+        #[arg(long, value_name = "ONE_IN")]
+        sample: Option<u32>,
+        /// Only the chunks of this base
+        #[arg(long, value_name = "NAME", conflicts_with = "sample")]
+        base: Option<String>,
+        /// Read no more than so many MiB a second
+        #[arg(long, value_name = "MIB")]
+        limit_mib_s: Option<u32>,
+        /// Fetch what is damaged or missing: from replicas here, then from peers
+        #[arg(long)]
+        heal: bool,
+    },
+    /// Give back the room of chunks that no base needs; everything else goes on meanwhile
+    Gc {
+        /// Show what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Rewrite packs of which at least this much is not needed (25 by default)
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+        waste_percent: Option<u8>,
+    },
+    /// Write bases with all their chunks into one file, to carry it to another site
+    Export {
+        /// The new file
+        file: PathBuf,
+        /// The bases; all of them when none is named
+        names: Vec<String>,
+    },
+    /// Bring in what `store export` wrote; every chunk is checked
+    Import {
+        /// The file
+        file: PathBuf,
+        /// Replace bases of the same name
+        #[arg(long)]
+        replace: bool,
+    },
 }
 
 fn milliseconds(text: &str) -> Result<u64, String> {
@@ -457,8 +492,19 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Job(JobCommand::Cancel { job }) => Post(at("/v1/jobs", &job, "/cancel")?, json!({})),
         Command::Report { job } => Report(job),
         Command::Store(StoreCommand::Stats) => Get("/v1/store".into()),
-        Command::Store(StoreCommand::Verify) => Post("/v1/store/verify".into(), json!({})),
-        Command::Store(StoreCommand::Gc) => Post("/v1/store/gc".into(), json!({})),
+        Command::Store(StoreCommand::Verify { sample, base, limit_mib_s, heal }) => {
+            let body = json!({ "sample": sample, "base": base, "limit_mib_s": limit_mib_s, "heal": heal });
+            Job("/v1/store/verify".into(), body)
+        }
+        Command::Store(StoreCommand::Gc { dry_run, waste_percent }) => {
+            Job("/v1/store/gc".into(), json!({ "dry_run": dry_run, "waste_percent": waste_percent }))
+        }
+        Command::Store(StoreCommand::Export { file, names }) => {
+            Job("/v1/store/export".into(), json!({ "path": absolute(file)?, "names": names }))
+        }
+        Command::Store(StoreCommand::Import { file, replace }) => {
+            Job("/v1/store/import".into(), json!({ "path": absolute(file)?, "replace": replace }))
+        }
         Command::Daemon | Command::Identity | Command::ExampleConfig | Command::Probe(_) => {
             anyhow::bail!("this command needs no daemon")
         }

@@ -22,7 +22,7 @@ use crate::jobs::{JobState, Report};
 use crate::journal::Claim;
 use crate::peers::Peer;
 use crate::platform::Platform;
-use crate::{bases, estimate, files, migrate, vms, warm};
+use crate::{bases, estimate, files, migrate, upkeep, vms, warm};
 
 /// How long a guest has to power down before it is killed.
 const POWERDOWN: Duration = Duration::from_secs(30);
@@ -88,6 +88,8 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/store", get(store_stats))
         .route("/v1/store/verify", post(verify_store))
         .route("/v1/store/gc", post(gc_store))
+        .route("/v1/store/export", post(export_store))
+        .route("/v1/store/import", post(import_store))
         .with_state(platform)
 }
 
@@ -415,15 +417,34 @@ async fn store_stats(State(platform): Shared) -> Answer {
     Ok(Json(serde_json::to_value(blocking(move || platform.store().stats()).await??)?))
 }
 
-async fn verify_store(State(platform): Shared) -> Answer {
-    let report = blocking(move || platform.store().verify(&|_| {})).await??;
-    let mut value = serde_json::to_value(&report)?;
-    value["clean"] = report.is_clean().into();
-    Ok(Json(value))
+async fn verify_store(State(platform): Shared, Json(request): Json<upkeep::VerifyRequest>) -> Answer {
+    job(upkeep::verify(&platform, request)?)
 }
 
-async fn gc_store(State(platform): Shared) -> Answer {
-    Ok(Json(serde_json::to_value(blocking(move || platform.store().gc()).await??)?))
+async fn gc_store(State(platform): Shared, Json(request): Json<upkeep::GcRequest>) -> Answer {
+    job(upkeep::gc(&platform, request))
+}
+
+#[derive(Deserialize)]
+struct ExportStore {
+    path: PathBuf,
+    #[serde(default)]
+    names: Vec<String>,
+}
+
+async fn export_store(State(platform): Shared, Json(export): Json<ExportStore>) -> Answer {
+    job(upkeep::export(&platform, &export.path, export.names)?)
+}
+
+#[derive(Deserialize)]
+struct ImportStore {
+    path: PathBuf,
+    #[serde(default)]
+    replace: bool,
+}
+
+async fn import_store(State(platform): Shared, Json(import): Json<ImportStore>) -> Answer {
+    job(upkeep::import(&platform, &import.path, import.replace)?)
 }
 
 /// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.

@@ -79,6 +79,12 @@ pub enum Open {
     },
     /// Bidirectional. A question; the answer is one [`PeerStatus`] frame.
     Status,
+    /// Bidirectional. Chunks by name, for a store that has lost them; the answer is one [`Fetched`] frame for each, in order.
+    Fetch {
+        /// 1 to [`MAX_BATCH_EXTENTS`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
+        names: Vec<ChunkName>,
+    },
 }
 
 /// Where a transferred image goes.
@@ -186,6 +192,13 @@ pub struct Packed {
     pub plain_len: u32,
     /// The bytes.
     pub bytes: Bytes,
+}
+
+/// A chunk that was asked for by [`Open::Fetch`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Its bytes, when they are held.
+    pub data: Option<Packed>,
 }
 
 /// One run of blocks in a delta.

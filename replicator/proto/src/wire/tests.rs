@@ -79,6 +79,7 @@ fn open() -> impl Strategy<Value = Open> {
         job().prop_map(|job| Open::Memory { job }),
         (job(), message()).prop_map(|(job, message)| Open::Handoff { job, message }),
         Just(Open::Status),
+        vec(root(), 0..40).prop_map(|names| Open::Fetch { names }),
     ]
 }
 
@@ -178,6 +179,7 @@ fn judge_as_any(bytes: &[u8]) -> Result<(), TestCaseError> {
     judge::<ToReceiver>(bytes)?;
     judge::<ToSender>(bytes)?;
     judge::<PeerStatus>(bytes)?;
+    judge::<Fetched>(bytes)?;
     judge::<TargetStatus>(bytes)?;
     judge::<Record>(bytes)
 }
@@ -316,6 +318,7 @@ fn the_examples_of_the_document() {
     };
     let job = JobId(*b"0123456789abcdef");
     told(frame(&Open::Status).unwrap());
+    told(frame(&Fetched { data: None }).unwrap());
     told(frame(&Open::Transfer { target: Target::Base { name: "deb".into() }, size: 4 << 30 }).unwrap());
     told(frame(&Open::Handoff { job, message: Message::Release { epoch: Epoch(2) } }).unwrap());
     let extents = vec![Extent::Hole { len: 65536 }, Extent::Chunk { len: 300, name: [0xab; 32] }];

@@ -1,0 +1,431 @@
+//! Upkeep of the chunk store: collection, verification and healing, each a job that can be watched and stopped. It decides
+//! nothing about chunks: the store does.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use chunkstore::{
+    ChunkId, Encoded, ExportError, GcOptions, GcProgress, ImportError, Scope, Store, StoreError, VerifyReport,
+};
+use longhaul_proto::JobId;
+use longhaul_proto::wire::{Fetched, MAX_BATCH_EXTENTS, Open};
+use quinn::{Connection, SendStream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::jobs::{self, JobHandle, JobKind};
+use crate::net::{self, NetError};
+use crate::platform::Platform;
+use crate::transfer::sink::Holdings;
+use crate::transfer::{Counters, pack, unpack};
+
+/// Compression of chunks that lie in images, when a peer asks for them.
+const FETCH_LEVEL: i32 = 1;
+
+/// Why upkeep failed. What it touched is whole.
+#[derive(Debug, thiserror::Error)]
+pub enum UpkeepError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Writing an archive.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// Reading an archive.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A file.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, to what.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Somebody has to do something.
+    #[error(
+        "{damaged} chunks were found damaged, {missing} are missing from {references} references: `longhaul store verify --heal` fetches them from replicas here and from peers; else add the base again"
+    )]
+    Unsound {
+        /// Chunks found damaged.
+        damaged: usize,
+        /// Chunks that references lack.
+        missing: usize,
+        /// References that lack chunks or cannot be read.
+        references: usize,
+    },
+    /// A thread of ours broke.
+    #[error("the worker ended unexpectedly")]
+    Worker,
+}
+
+/// What `store gc` is asked.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct GcRequest {
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// See [`GcOptions`].
+    pub waste_percent: Option<u8>,
+}
+
+/// What `store verify` is asked.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct VerifyRequest {
+    /// One chunk in so many, instead of all.
+    pub sample: Option<u32>,
+    /// Only this base.
+    pub base: Option<String>,
+    /// At most so much of the disk, in MiB per second.
+    pub limit_mib_s: Option<u32>,
+    /// Fetch what is missing.
+    #[serde(default)]
+    pub heal: bool,
+}
+
+/// Begins a collection.
+pub fn gc(platform: &Arc<Platform>, request: GcRequest) -> JobId {
+    let options = request.waste_percent.map_or_else(GcOptions::default, |waste_percent| GcOptions {
+        waste_percent: waste_percent.clamp(1, 100),
+    });
+    begin(platform, JobKind::StoreGc, "store", move |platform, handle| async move {
+        let store = platform.store().clone();
+        let progress = Phases::new(&handle);
+        stoppable(&handle, move |stop| {
+            let watch = |now: GcProgress| {
+                progress.gc(now);
+                stop()
+            };
+            if request.dry_run {
+                let plan = store.gc_plan(&options, &watch)?;
+                let summary = format!(
+                    "would remove {} packs and give back {} bytes, after copying {}; {} of {} chunks are needed by no base",
+                    plan.packs.len(),
+                    plan.bytes_to_free,
+                    plan.bytes_to_copy,
+                    plan.chunks_dead,
+                    plan.chunks
+                );
+                return Ok((summary, json!(plan)));
+            }
+            let report = store.gc(&options, &watch)?;
+            let summary = format!(
+                "{} chunks removed, {} moved, {} packs removed, {} bytes given back",
+                report.chunks_removed, report.chunks_moved, report.packs_removed, report.bytes_freed
+            );
+            Ok((summary, json!(report)))
+        })
+        .await
+    })
+}
+
+/// Begins a verification.
+pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId, UpkeepError> {
+    if let Some(base) = &request.base {
+        platform.store().manifest(base)?;
+    }
+    let subject = request.base.clone().unwrap_or_else(|| "store".to_owned());
+    Ok(begin(platform, JobKind::StoreVerify, &subject, move |platform, handle| async move {
+        handle.phase("verify");
+        let report = read_back(&platform, &handle, &request).await?;
+        let mut healed = 0;
+        if request.heal {
+            handle.phase("heal");
+            healed = heal(&platform, &handle).await?;
+        }
+        let store = platform.store().clone();
+        let missing = blocking(move || Ok(store.missing()?)).await?;
+        let mut result = json!(report);
+        result["clean"] = (report.is_clean() && missing.is_empty()).into();
+        result["missing"] = json!(missing);
+        result["healed"] = healed.into();
+        handle.update(|report| report.result = Some(result.clone()));
+        // What was bad and has been healed is sound again; what no base needs does not matter, but is told.
+        let unreadable = report.broken.iter().filter(|broken| broken.error.is_some()).count();
+        let unhealed = if request.heal { 0 } else { report.damaged.len() };
+        if unhealed > 0 || !missing.is_empty() || unreadable > 0 {
+            let references = report.broken.len();
+            return Err(UpkeepError::Unsound { damaged: report.damaged.len(), missing: missing.len(), references });
+        }
+        let summary = format!(
+            "{} chunks read, {} bytes; {} damaged, {healed} healed",
+            report.chunks,
+            report.stored_bytes,
+            report.damaged.len()
+        );
+        Ok((summary, result))
+    }))
+}
+
+/// Begins to write bases and all their chunks into an archive; all bases when `names` is empty.
+pub fn export(platform: &Arc<Platform>, path: &Path, names: Vec<String>) -> Result<JobId, UpkeepError> {
+    let names = if names.is_empty() { platform.store().names()? } else { names };
+    for name in &names {
+        platform.store().manifest(name)?;
+    }
+    let (path, subject) = (path.to_owned(), names.join(", "));
+    Ok(begin(platform, JobKind::StoreExport, &subject, move |platform, handle| async move {
+        handle.phase("export");
+        let (store, counters) = (platform.store().clone(), handle.counters());
+        stoppable(&handle, move |stop| {
+            let io = |source| UpkeepError::Io { what: format!("writing the archive {}", path.display()), source };
+            let watch = |bytes| {
+                counters.scanned.store(bytes, Ordering::Relaxed);
+                stop()
+            };
+            let exported = write_archive(&store, &path, &names, &watch, io);
+            if exported.is_err() && !matches!(&exported, Err(UpkeepError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists) {
+                let _ = std::fs::remove_file(&path);
+            }
+            let report = exported?;
+            Ok((format!("{} is in {}", names.join(", "), path.display()), report))
+        })
+        .await
+    }))
+}
+
+fn write_archive(
+    store: &Store,
+    path: &Path,
+    names: &[String],
+    watch: &dyn Fn(u64) -> ControlFlow<()>,
+    io: impl Fn(std::io::Error) -> UpkeepError,
+) -> Result<Value, UpkeepError> {
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(&io)?;
+    let mut writer = std::io::BufWriter::with_capacity(1 << 20, file);
+    let report = chunkstore::export(store, names, &mut writer, watch)?;
+    let file = writer.into_inner().map_err(|error| io(error.into_error()))?;
+    file.sync_all().map_err(&io)?;
+    Ok(json!(report))
+}
+
+/// Begins to bring an archive's images and chunks into the store.
+pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
+    let io = |source| UpkeepError::Io { what: format!("reading the archive {}", path.display()), source };
+    let file = std::fs::File::open(path).map_err(io)?;
+    let subject = path.display().to_string();
+    Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle| async move {
+        handle.phase("import");
+        let (store, counters) = (platform.store().clone(), handle.counters());
+        stoppable(&handle, move |stop| {
+            let watch = |bytes| {
+                counters.scanned.store(bytes, Ordering::Relaxed);
+                stop()
+            };
+            let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
+            let report = chunkstore::import(&store, &mut reader, replace, &watch)?;
+            Ok((format!("imported {}", report.names.join(", ")), json!(report)))
+        })
+        .await
+    }))
+}
+
+/// Begins a job whose outcome is a line and a value.
+fn begin<F>(
+    platform: &Arc<Platform>,
+    kind: JobKind,
+    subject: &str,
+    work: impl FnOnce(Arc<Platform>, JobHandle) -> F,
+) -> JobId
+where
+    F: Future<Output = Result<(String, Value), UpkeepError>> + Send + 'static,
+{
+    let handle = platform.jobs.begin(jobs::new_id(), kind, subject, None);
+    let id = handle.id();
+    let working = work(platform.clone(), handle.clone());
+    tokio::spawn(async move {
+        let outcome = working.await.map(|(summary, result)| {
+            handle.update(|report| report.result = Some(result));
+            summary
+        });
+        handle.finish(outcome.map_err(|error| error.to_string()));
+    });
+    id
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, UpkeepError> + Send + 'static,
+) -> Result<T, UpkeepError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| UpkeepError::Worker)?
+}
+
+/// Runs synchronous work off the runtime; it learns by the question it is given that somebody has cancelled the job.
+async fn stoppable<T: Send + 'static>(
+    handle: &JobHandle,
+    work: impl FnOnce(&dyn Fn() -> ControlFlow<()>) -> Result<T, UpkeepError> + Send + 'static,
+) -> Result<T, UpkeepError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    let mut working = tokio::task::spawn_blocking(move || {
+        work(&|| if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    });
+    loop {
+        tokio::select! {
+            done = &mut working => return done.map_err(|_| UpkeepError::Worker)?,
+            () = handle.cancelled() => stop.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// Turns a collection's progress into phases of its job.
+struct Phases {
+    handle: JobHandle,
+    phase: std::cell::Cell<&'static str>,
+}
+
+impl Phases {
+    fn new(handle: &JobHandle) -> Phases {
+        Phases { handle: handle.clone(), phase: std::cell::Cell::new("") }
+    }
+
+    fn gc(&self, now: GcProgress) {
+        let (phase, done, all) = match now {
+            GcProgress::Waiting(_) => ("wait", 0, 0),
+            GcProgress::Marking(done, all) => ("mark", done, all),
+            GcProgress::Sweeping(done, all) => ("sweep", done, all),
+        };
+        if self.phase.replace(phase) != phase {
+            self.handle.phase(phase);
+        }
+        if phase == "sweep" {
+            self.handle.counters().scanned.store(done, Ordering::Relaxed);
+            self.handle.update(|report| report.image_bytes = all);
+        }
+    }
+}
+
+async fn read_back(
+    platform: &Arc<Platform>,
+    handle: &JobHandle,
+    request: &VerifyRequest,
+) -> Result<VerifyReport, UpkeepError> {
+    let scope = match (&request.base, request.sample) {
+        (Some(base), _) => Scope::Reference(base.clone()),
+        // Another choice every day, so that in time everything is read.
+        (None, Some(one_in)) => Scope::Sample { one_in: one_in.max(1), seed: jobs::unix_ms() / 86_400_000 },
+        (None, None) => Scope::Whole,
+    };
+    let (store, counters) = (platform.store().clone(), handle.counters());
+    let limit = request.limit_mib_s.map(|mib| f64::from(mib.max(1)) * f64::from(1 << 20));
+    stoppable(handle, move |stop| {
+        let started = Instant::now();
+        let watch = |bytes: u64| {
+            counters.scanned.store(bytes, Ordering::Relaxed);
+            if let Some(limit) = limit {
+                // In steps, so that a job that is cancelled ends soon.
+                while started.elapsed().as_secs_f64() < bytes as f64 / limit && stop().is_continue() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            stop()
+        };
+        Ok(store.verify(&scope, &watch)?)
+    })
+    .await
+}
+
+/// Fetches what references lack: from images here, then from peers. Gives the number of chunks that are back.
+async fn heal(platform: &Arc<Platform>, handle: &JobHandle) -> Result<usize, UpkeepError> {
+    let holdings = platform.holdings.clone();
+    let (mut healed, mut missing) = blocking(move || from_seeds(&holdings)).await?;
+    for (peer, _) in platform.peers.list() {
+        if missing.is_empty() {
+            break;
+        }
+        match from_peer(platform, handle, &peer, &mut missing).await {
+            Ok(fetched) => healed += fetched,
+            Err(error) => handle.update(|report| report.notes.push(format!("nothing more from '{peer}': {error}"))),
+        }
+    }
+    let store = platform.store().clone();
+    blocking(move || Ok(store.sync()?)).await?;
+    Ok(healed)
+}
+
+fn from_seeds(holdings: &Holdings) -> Result<(usize, HashSet<ChunkId>), UpkeepError> {
+    let mut missing: HashSet<ChunkId> = holdings.store.missing()?.into_iter().collect();
+    let before = missing.len();
+    for id in missing.clone() {
+        if let Some(bytes) = holdings.seeds.get(&id) {
+            holdings.store.put(&id, &bytes)?;
+            missing.remove(&id);
+        }
+    }
+    Ok((before - missing.len(), missing))
+}
+
+/// Why a peer did not serve.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("it sent what cannot be read: {0}")]
+    Bad(longhaul_proto::wire::Refusal),
+}
+
+async fn from_peer(
+    platform: &Arc<Platform>,
+    handle: &JobHandle,
+    peer: &str,
+    missing: &mut HashSet<ChunkId>,
+) -> Result<usize, FetchError> {
+    let connection = platform.network.dial(peer).await?;
+    let wanted: Vec<ChunkId> = missing.iter().copied().collect();
+    let mut fetched = 0;
+    for ids in wanted.chunks(MAX_BATCH_EXTENTS) {
+        for (id, encoded) in fetch(&connection, handle, ids).await? {
+            // The store decodes it and checks its name before it takes it.
+            platform.store().put_encoded(&id, &encoded)?;
+            missing.remove(&id);
+            fetched += 1;
+        }
+    }
+    Ok(fetched)
+}
+
+async fn fetch(
+    connection: &Connection,
+    handle: &JobHandle,
+    ids: &[ChunkId],
+) -> Result<Vec<(ChunkId, Encoded)>, FetchError> {
+    let (mut send, mut receive) = connection.open_bi().await.map_err(NetError::from)?;
+    let names = ids.iter().map(|id| *id.as_bytes()).collect();
+    let mut bytes = net::send(&mut send, &Open::Fetch { names }).await?;
+    let mut found = Vec::new();
+    for id in ids {
+        let Fetched { data } = net::expect(&mut receive).await?;
+        if let Some(data) = data {
+            bytes += data.bytes.len() as u64;
+            found.push((*id, unpack(data).map_err(FetchError::Bad)?));
+        }
+    }
+    Counters::add(&handle.counters().wire, bytes);
+    Ok(found)
+}
+
+/// Answers a peer's `Fetch`: each chunk that is here, from the store or an image outside it.
+pub async fn serve_fetch(
+    platform: &Arc<Platform>,
+    mut send: SendStream,
+    names: Vec<[u8; 32]>,
+) -> Result<(), NetError> {
+    for name in names {
+        let holdings = platform.holdings.clone();
+        let found = tokio::task::spawn_blocking(move || find(&holdings, &ChunkId::from_bytes(name))).await;
+        let data = found.ok().flatten().map(pack);
+        net::send(&mut send, &Fetched { data }).await?;
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+fn find(holdings: &Holdings, id: &ChunkId) -> Option<Encoded> {
+    let stored = holdings.store.get_encoded(id).ok();
+    stored.or_else(|| holdings.seeds.get(id).map(|bytes| Encoded::encode(bytes, FETCH_LEVEL)))
+}
