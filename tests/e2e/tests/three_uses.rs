@@ -75,9 +75,41 @@ fn bases_and_images_are_sent_once() -> Result<()> {
         Ok(())
     })?;
     for platform in [&a, &b] {
-        assert_eq!(platform.cli(&["store", "verify"])?["clean"], true);
+        assert_eq!(platform.cli(&["store", "verify"])?["result"]["clean"], true);
     }
     Ok(())
+}
+
+/// What the whole image comes to in one zstd frame, holes and all, in bytes.
+fn compressed(image: &Path, level: i32) -> Result<u64> {
+    struct Count(u64);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut encoder = zstd::Encoder::new(Count(0), level)?;
+    std::io::copy(&mut std::fs::File::open(image)?, &mut encoder)?;
+    Ok(encoder.finish()?.0)
+}
+
+#[test]
+fn an_image_that_nobody_has_takes_less_than_its_compressed_size() -> Result<()> {
+    let turn = turn("an_image_that_nobody_has_takes_less_than_its_compressed_size");
+    let (_, base) = lab()?;
+    let (a, b) = pair()?;
+    let sent = int(&a.cli(&["image", "send", &base.display().to_string(), "b:new"])?, "wire_bytes_disk")?;
+    let whole = compressed(&base, 3)?;
+    turn.say(&format!("{sent} bytes sent, zstd -3 makes {whole} of the whole image"));
+    assert!(sent < whole, "{sent} bytes, where zstd -3 makes {whole} of the whole image");
+    restored(&b, "new", |path, _| {
+        assert!(same_bytes(&base, path)?);
+        Ok(())
+    })
 }
 
 #[test]
