@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{GcOptions, Scope, Store, StoreError};
+use crate::disk::Disk;
 use crate::disk::sim::{Dice, SimDisk};
 use crate::testing::{noise, text};
 use crate::{ChunkId, ImageRoot, Manifest, ManifestExtent};
@@ -107,8 +108,11 @@ fn play(disk: &SimDisk, seed: u64, expected: &mut Expected) -> Result<(), Box<dy
                 store.gc(&options, &|_| GO_ON)?;
             }
             9 => {
-                // The daemon ends and is started again; the system's cache goes on.
+                // The daemon ends and is started again, perhaps without its index; the system's cache goes on.
                 drop(store);
+                if dice.below(2) == 0 {
+                    disk.remove(Path::new("/store/index.redb"))?;
+                }
                 store = open(disk)?;
             }
             _ => store.flush_index()?,
