@@ -13,14 +13,18 @@
 //! Every byte on disk is specified in FORMAT.md. Synchronous code: this crate never opens a socket, never logs,
 //! never reads a clock and knows nothing of virtual machines.
 
+mod chunk;
+mod cuts;
 mod encoded;
 mod files;
+mod gear;
 mod id;
 mod image;
 mod manifest;
 mod map;
 mod parse;
 mod pieces;
+mod pipeline;
 mod replica;
 mod seeds;
 mod store;
@@ -29,8 +33,10 @@ mod sync;
 mod testing;
 mod transfer;
 mod tree;
+mod windows;
 mod zero;
 
+pub use chunk::Chunk;
 pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;
 pub use id::{ChunkId, ImageRoot, ParseIdError};
@@ -42,8 +48,8 @@ pub use pieces::{
 pub use replica::{Generation, Pass, Replica, ReplicaError};
 pub use seeds::Seeds;
 pub use store::{BrokenReference, GcReport, OpenError, Pin, Stats, Store, StoreError, VerifyReport};
-pub use transfer::{IngestError, RestoreError, ingest, restore};
-pub use tree::{ImageTree, TreeStream};
+pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
+pub use tree::ImageTree;
 pub use zero::is_zero;
 
 /// Bytes of an image under one leaf of its [`ImageTree`].

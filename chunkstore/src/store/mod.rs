@@ -28,7 +28,7 @@ pub use verify::{BrokenReference, VerifyReport};
 use crate::encoded::{compress, decode};
 use crate::files::{self, DirLock, LockError};
 use crate::sync::{lock, read, write};
-use crate::{ChunkId, Codec, Encoded, FileError, MAX_CHUNK_BYTES, Manifest};
+use crate::{Chunk, ChunkId, Codec, Encoded, FileError, MAX_CHUNK_BYTES, Manifest};
 use gc::Gate;
 use pack::{Found, Pack};
 use record::Entry;
@@ -306,6 +306,20 @@ impl Store {
         if index.get(id) == Some(&location) {
             index.remove(id);
         }
+    }
+}
+
+impl Store {
+    /// Adds a chunk that is proven already, as it came, or compressed at zstd `level` when that pays; `false` when it
+    /// is here already.
+    pub fn put_chunk(&self, chunk: &Chunk, level: i32) -> Result<bool, StoreError> {
+        let id = chunk.id();
+        if self.contains(&id) {
+            return Ok(false);
+        }
+        check_length(chunk.plain().len())?;
+        let encoded = chunk.encoded(level);
+        self.append(&id, encoded.codec, encoded.plain_len, &encoded.bytes)
     }
 }
 
