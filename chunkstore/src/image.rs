@@ -113,6 +113,25 @@ impl RawImage {
         Ok(RawImage { file, path: path.to_owned(), size })
     }
 
+    /// Creates a file of `size` bytes. With `like`, on a file system that can, it begins with that image's bytes in
+    /// blocks that both share until one of them is written; otherwise it is one hole. `AlreadyExists` rather than
+    /// replacing one.
+    pub(crate) fn create_like(
+        path: impl AsRef<Path>,
+        size: u64,
+        like: Option<&RawImage>,
+    ) -> io::Result<RawImage> {
+        let image = RawImage::create(path, size)?;
+        // Any refusal (other file system, no such feature, a device) just means to begin with nothing.
+        if like.is_some_and(|like| rustix::fs::ioctl_ficlone(&image.file, &like.file).is_ok())
+            && let Err(error) = image.file.set_len(size)
+        {
+            let _ = fs::remove_file(&image.path);
+            return Err(error);
+        }
+        Ok(image)
+    }
+
     fn from_file(file: File, path: &Path) -> io::Result<RawImage> {
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -201,7 +220,7 @@ impl RawImage {
     }
 
     /// Where data begins at or after `offset`.
-    fn data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+    pub(crate) fn data_start(&self, offset: u64) -> io::Result<Option<u64>> {
         if offset >= self.size {
             return Ok(None);
         }

@@ -13,15 +13,19 @@
 //! Every byte on disk is specified in FORMAT.md. Synchronous code: this crate never opens a socket, never logs,
 //! never reads a clock and knows nothing of virtual machines.
 
+mod chunk;
+mod cuts;
 mod disk;
 mod encoded;
 mod files;
+mod gear;
 mod id;
 mod image;
 mod manifest;
 mod map;
 mod parse;
 mod pieces;
+mod pipeline;
 mod replica;
 mod seeds;
 mod store;
@@ -30,8 +34,10 @@ mod sync;
 mod testing;
 mod transfer;
 mod tree;
+mod windows;
 mod zero;
 
+pub use chunk::Chunk;
 pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;
 pub use id::{ChunkId, ImageRoot, ParseIdError};
@@ -46,8 +52,8 @@ pub use store::{
     BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin, Scope, Stats,
     Store, StoreError, VerifyReport,
 };
-pub use transfer::{IngestError, RestoreError, ingest, restore};
-pub use tree::{ImageTree, TreeStream};
+pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
+pub use tree::ImageTree;
 pub use zero::is_zero;
 
 /// Bytes of an image under one leaf of its [`ImageTree`].

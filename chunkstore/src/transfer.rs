@@ -1,21 +1,43 @@
 //! Whole images into a store and out of it. It never publishes: what an ingested image is called is its caller's
 //! business.
 
-use std::io;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::{fs, io};
 
 use bytes::Bytes;
 
-use crate::sync::lock;
+use crate::cuts::{Batch, Cuts};
+use crate::pipeline::{all_cores, in_order};
+use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::{
-    ChunkId, FileError, Manifest, ManifestExtent, PieceData, RawImage, ReadImage, Store, StoreError,
-    TreeStream, pieces,
+    BLOCK_BYTES, Chunk, ChunkId, FileError, MAX_CHUNK_BYTES, Manifest, ManifestExtent, PlacedExtent,
+    RawImage, ReadImage, Seeds, Store, StoreError,
 };
 
-/// Chunks read ahead of the compressors.
-const CHUNKS_AHEAD: usize = 32;
+/// How an image is brought into a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IngestOptions {
+    /// zstd level. 1 is about the fastest that still compresses.
+    pub level: i32,
+    /// Threads that read, cut, hash and compress.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for IngestOptions {
+    fn default() -> IngestOptions {
+        IngestOptions { level: 1, threads: all_cores() }
+    }
+}
+
+/// What a restore did to its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Restored {
+    /// Bytes written, in blocks of [`BLOCK_BYTES`].
+    pub written_bytes: u64,
+    /// Bytes of data that became a hole.
+    pub zeroed_bytes: u64,
+}
 
 /// Why an image could not be brought into a store.
 #[derive(Debug, thiserror::Error)]
@@ -42,105 +64,224 @@ pub enum RestoreError {
     /// A chunk could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The target could not be written. It is incomplete.
+    /// The target could not be read, written or created. It is incomplete.
     #[error(transparent)]
-    Write(#[from] FileError),
+    Target(#[from] FileError),
 }
+
+/// Results that may wait for an earlier one, beside those being made. They hold no bytes of the image.
+const RESULTS_AHEAD: usize = 64;
+
+/// Extents restored in one go: about a MiB.
+const EXTENTS_AT_ONCE: usize = 16;
 
 /// Puts all of an image's chunks into the store and gives its manifest. `progress` gets the bytes of the image that
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
-pub fn ingest(store: &Store, image: &dyn ReadImage, progress: &dyn Fn(u64)) -> Result<Manifest, IngestError> {
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(8);
-    let (sender, receiver) = sync_channel::<(ChunkId, Bytes)>(CHUNKS_AHEAD);
-    let receiver = Arc::new(Mutex::new(receiver));
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|_| {
-                // The workers own the receiver, so that sending fails when all of them have given up.
-                let receiver = receiver.clone();
-                scope.spawn(move || put_all(store, &receiver))
-            })
-            .collect();
-        drop(receiver);
-        let mut failed = None;
-        let manifest = describe(image, progress, |id, bytes| {
-            if !store.contains(&id) && sender.send((id, bytes)).is_err() {
-                failed = Some(());
-            }
-            failed.is_none()
-        });
-        drop(sender);
-        for worker in workers {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        }
-        manifest.map_err(IngestError::Read)
-    })
-}
-
-fn put_all(store: &Store, receiver: &Mutex<Receiver<(ChunkId, Bytes)>>) -> Result<(), StoreError> {
-    loop {
-        let Ok((id, bytes)) = lock(receiver).recv() else { return Ok(()) };
-        store.put(&id, &bytes)?;
-    }
-}
-
-/// Reads an image through, giving every chunk to `take` until that says to stop.
-fn describe(
+///
+/// Needs, beside the store: 40 bytes for each extent of the manifest, which is made in memory, and for each thread
+/// about 3 MiB (two windows of 1.3 MiB, a chunk plain and compressed) and what zstd takes for chunks of 256 KiB at
+/// that level.
+pub fn ingest(
+    store: &Store,
     image: &dyn ReadImage,
+    options: &IngestOptions,
     progress: &dyn Fn(u64),
-    mut take: impl FnMut(ChunkId, Bytes) -> bool,
-) -> io::Result<Manifest> {
+) -> Result<Manifest, IngestError> {
     let size = image.size();
-    let mut tree = TreeStream::new(size);
-    let mut extents = Vec::new();
-    for piece in pieces(image) {
-        let piece = piece?;
-        match piece.data {
-            PieceData::Hole => {
-                tree.hole(piece.len);
-                extents.push(ManifestExtent::Hole { len: piece.len });
-            }
-            PieceData::Chunk { id, bytes } => {
-                tree.data(&bytes);
-                extents.push(ManifestExtent::Data { len: bytes.len() as u32, id });
-                if !take(id, bytes) {
-                    return Err(io::Error::other("stopped"));
-                }
-            }
-        }
-        progress(piece.offset + piece.len);
-    }
-    Ok(Manifest { size, root: tree.finish().root(), extents })
+    let mut cuts = Cuts::new(image, 0..size);
+    let mut root = RootStream::new(size);
+    let (mut extents, mut done) = (Vec::new(), 0);
+    in_order(
+        options.threads,
+        RESULTS_AHEAD,
+        || cuts.batch().map_err(IngestError::Read),
+        |batch| Ok(store_batch(store, options.level, size, batch)?),
+        |stored| {
+            stored.leaves.into_iter().for_each(|(number, hash)| root.leaf(number, hash));
+            done += stored.extents.iter().map(ManifestExtent::len).sum::<u64>();
+            extents.extend(stored.extents);
+            progress(done);
+            Ok(())
+        },
+    )?;
+    Ok(Manifest { size, root: root.finish(), extents })
 }
 
-/// Writes an image from the store over `target`, which has the image's size, and makes it durable. `progress` gets
-/// the bytes of the image that are done.
+struct Stored {
+    extents: Vec<ManifestExtent>,
+    leaves: Vec<(u64, Hash)>,
+}
+
+fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Stored, StoreError> {
+    let leaves =
+        batch.reads.into_iter().flat_map(|read| leaf_hashes(size, read.offset, &read.bytes)).collect();
+    let mut extents = Vec::with_capacity(batch.cuts.len());
+    for cut in batch.cuts {
+        let Some(bytes) = cut.data else {
+            extents.push(ManifestExtent::Hole { len: cut.len });
+            continue;
+        };
+        let chunk = Chunk::of(bytes);
+        store.put_chunk(&chunk, level)?;
+        extents.push(ManifestExtent::Data { len: chunk.plain().len() as u32, id: chunk.id() });
+    }
+    Ok(Stored { extents, leaves })
+}
+
+/// Makes `target`, which has the image's size, the image, and makes that durable. Only blocks that differ are
+/// written: what the target holds already is read and checked instead. Chunks come from `seeds` where they have them,
+/// from the store otherwise, on all cores; each is checked against its name. `progress` gets the bytes of the image
+/// that are done.
 pub fn restore(
     store: &Store,
+    seeds: &Seeds,
     manifest: &Manifest,
     target: &RawImage,
     progress: &dyn Fn(u64),
-) -> Result<(), RestoreError> {
+) -> Result<Restored, RestoreError> {
     if target.size() != manifest.size {
         return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size });
     }
-    let writing = || FileError::at("write the image to", target.path());
-    for placed in manifest.placed() {
-        match placed.extent {
-            ManifestExtent::Hole { len } => target.zero(placed.offset, len).map_err(writing())?,
-            ManifestExtent::Data { len, id } => {
-                let bytes = store.get(&id)?;
-                // The manifest's word on the length is not covered by the chunk's name.
-                if bytes.len() != len as usize {
-                    return Err(StoreError::WrongContent { id }.into());
-                }
-                target.write_at(placed.offset, &bytes).map_err(writing())?;
-            }
-        }
-        progress(placed.offset + placed.extent.len());
+    let restorer = Restorer { store, seeds, target };
+    let mut placed = manifest.placed();
+    let (mut total, mut done) = (Restored::default(), 0);
+    in_order(
+        all_cores(),
+        RESULTS_AHEAD,
+        || {
+            let batch: Vec<PlacedExtent> = placed.by_ref().take(EXTENTS_AT_ONCE).collect();
+            Ok((!batch.is_empty()).then_some(batch))
+        },
+        |batch| restorer.batch(&batch),
+        |(bytes, restored)| {
+            total.written_bytes += restored.written_bytes;
+            total.zeroed_bytes += restored.zeroed_bytes;
+            done += bytes;
+            progress(done);
+            Ok::<_, RestoreError>(())
+        },
+    )?;
+    target.sync_all().map_err(FileError::at("write the image to", target.path()))?;
+    Ok(total)
+}
+
+/// [`restore`] into a new file at `path`, which must not exist. With `like`, an image on the same file system that has
+/// much in common with this one, the two share their equal blocks where the file system can do that. A half-made
+/// file is removed.
+pub fn restore_to(
+    store: &Store,
+    seeds: &Seeds,
+    manifest: &Manifest,
+    path: &Path,
+    like: Option<&RawImage>,
+    progress: &dyn Fn(u64),
+) -> Result<Restored, RestoreError> {
+    let target = RawImage::create_like(path, manifest.size, like)
+        .map_err(FileError::at("create the image at", path))?;
+    let restored = restore(store, seeds, manifest, &target, progress);
+    if restored.is_err() {
+        let _ = fs::remove_file(path);
     }
-    target.sync_all().map_err(writing())?;
-    Ok(())
+    restored
+}
+
+struct Restorer<'a> {
+    store: &'a Store,
+    seeds: &'a Seeds,
+    target: &'a RawImage,
+}
+
+impl Restorer<'_> {
+    /// Restores extents; gives their length too.
+    fn batch(&self, batch: &[PlacedExtent]) -> Result<(u64, Restored), RestoreError> {
+        let mut present = vec![0; MAX_CHUNK_BYTES];
+        let (mut bytes, mut restored) = (0, Restored::default());
+        for placed in batch {
+            match placed.extent {
+                ManifestExtent::Hole { len } => restored.zeroed_bytes += self.hole(placed.offset, len)?,
+                ManifestExtent::Data { len, id } => {
+                    let Some(present) = present.get_mut(..len as usize) else {
+                        return Err(StoreError::BadLength { len: len as usize }.into());
+                    };
+                    restored.written_bytes += self.chunk(placed.offset, id, present)?;
+                }
+            }
+            bytes += placed.extent.len();
+        }
+        Ok((bytes, restored))
+    }
+
+    /// Gives the bytes of data that were there.
+    fn hole(&self, offset: u64, len: u64) -> Result<u64, FileError> {
+        let end = offset + len;
+        let (mut at, mut zeroed) = (offset, 0);
+        while let Some(data) = self.target.next_data(at).map_err(self.reading())? {
+            let data = data.start..data.end.min(end);
+            if data.start >= end {
+                break;
+            }
+            self.target.zero(data.start, data.end - data.start).map_err(self.writing())?;
+            zeroed += data.end - data.start;
+            at = data.end;
+        }
+        Ok(zeroed)
+    }
+
+    /// Gives the bytes written. `present` has the chunk's length, and is for what is there.
+    fn chunk(&self, offset: u64, id: ChunkId, present: &mut [u8]) -> Result<u64, RestoreError> {
+        let end = offset + present.len() as u64;
+        let data = self.target.data_start(offset).map_err(self.reading())?;
+        if data.is_some_and(|start| start < end) {
+            self.target.read_at(offset, present).map_err(self.reading())?;
+            if ChunkId::of(present) == id {
+                return Ok(0);
+            }
+        } else {
+            present.fill(0);
+        }
+        let wanted = self.find(id)?;
+        // The manifest's word on the length is not covered by the chunk's name.
+        if wanted.len() != present.len() {
+            return Err(StoreError::WrongContent { id }.into());
+        }
+        Ok(self.write_changes(offset, present, &wanted).map_err(self.writing())?)
+    }
+
+    fn find(&self, id: ChunkId) -> Result<Bytes, StoreError> {
+        self.seeds.get(&id).map_or_else(|| self.store.get(&id), Ok)
+    }
+
+    /// Writes the blocks of `wanted` that differ from those of `present`; gives their bytes.
+    fn write_changes(&self, offset: u64, present: &[u8], wanted: &[u8]) -> io::Result<u64> {
+        let mut written = 0;
+        let mut write = |changed: std::ops::Range<usize>| {
+            written += changed.len() as u64;
+            self.target.write_at(offset + changed.start as u64, &wanted[changed])
+        };
+        let (mut changed, mut at) = (0..0, 0);
+        while at < wanted.len() {
+            let in_block = (offset + at as u64) % BLOCK_BYTES;
+            let end = wanted.len().min(at + (BLOCK_BYTES - in_block) as usize);
+            if present[at..end] != wanted[at..end] {
+                if changed.end != at {
+                    write(changed)?;
+                    changed = at..at;
+                }
+                changed.end = end;
+            }
+            at = end;
+        }
+        write(changed)?;
+        Ok(written)
+    }
+
+    fn reading(&self) -> impl FnOnce(io::Error) -> FileError {
+        FileError::at("read the image at", self.target.path())
+    }
+
+    fn writing(&self) -> impl FnOnce(io::Error) -> FileError {
+        FileError::at("write the image to", self.target.path())
+    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const PARALLEL_LEAVES: usize = 64;
 /// Leaves read at once when they follow each other.
 const RUN_LEAVES: usize = 16;
 
-type Hash = [u8; 32];
+pub(crate) type Hash = [u8; 32];
 
 /// The hash tree of an image of a fixed size: 32 bytes of memory for each leaf that is not zero.
 ///
@@ -121,10 +121,7 @@ impl ImageTree {
     /// The hash over the image, as of the last refresh.
     pub fn root(&self) -> ImageRoot {
         let top = self.levels.last().and_then(|level| level.first()).copied().unwrap_or(ZERO);
-        let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
-        hasher.update(&self.size.to_le_bytes());
-        hasher.update(&top);
-        ImageRoot::from_bytes(*hasher.finalize().as_bytes())
+        root_of(self.size, &top)
     }
 
     fn leaf_range(&self, leaf: usize) -> Range<u64> {
@@ -160,6 +157,13 @@ impl ImageTree {
             changed = above;
         }
     }
+}
+
+fn root_of(size: u64, top: &Hash) -> ImageRoot {
+    let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
+    hasher.update(&size.to_le_bytes());
+    hasher.update(top);
+    ImageRoot::from_bytes(*hasher.finalize().as_bytes())
 }
 
 fn hash_node(hasher: &blake3::Hasher, height: usize, children: &[Hash]) -> Hash {
@@ -202,75 +206,88 @@ fn hash_leaves(image: &dyn ReadImage, leaves: &[usize], size: u64) -> io::Result
     Ok(hashes)
 }
 
-/// Builds the tree of an image whose bytes pass by once, from the first to the last.
-#[derive(Debug)]
-pub struct TreeStream {
-    tree: ImageTree,
-    at: u64,
-    /// The bytes of the leaf that `at` is in.
-    leaf: Vec<u8>,
+/// The hashes of the leaves that `data` at `offset` reaches into, each with its leaf's number. The image has `size`
+/// bytes, and where `data` begins or ends inside a leaf, the rest of that leaf is zero.
+pub(crate) fn leaf_hashes(size: u64, offset: u64, data: &[u8]) -> Vec<(u64, Hash)> {
+    let mut hashes = Vec::with_capacity(data.len() / LEAF_BYTES as usize + 2);
+    let (mut at, mut rest) = (offset, data);
+    while !rest.is_empty() {
+        let leaf = at / LEAF_BYTES;
+        let (start, end) = (leaf * LEAF_BYTES, size.min((leaf + 1) * LEAF_BYTES));
+        let (now, later) = rest.split_at(rest.len().min((end - at) as usize));
+        let hash = if now.len() as u64 == end - start {
+            hash_leaf(now)
+        } else {
+            let mut padded = vec![0; (end - start) as usize];
+            let from = (at - start) as usize;
+            padded[from..from + now.len()].copy_from_slice(now);
+            hash_leaf(&padded)
+        };
+        hashes.push((leaf, hash));
+        at += now.len() as u64;
+        rest = later;
+    }
+    hashes
 }
 
-impl TreeStream {
+/// The root of an image whose leaves pass by once, from the first to the last: a few KiB of memory, whatever the
+/// image's size.
+#[derive(Debug)]
+pub(crate) struct RootStream {
+    size: u64,
+    leaves: u64,
+    /// At every height the hashes that have no node above them yet.
+    open: Vec<Vec<Hash>>,
+    node_hasher: blake3::Hasher,
+}
+
+impl RootStream {
     /// For an image of `size` bytes.
-    pub fn new(size: u64) -> TreeStream {
-        TreeStream { tree: ImageTree::new(size), at: 0, leaf: Vec::with_capacity(LEAF_BYTES as usize) }
+    pub(crate) fn new(size: u64) -> RootStream {
+        let node_hasher = blake3::Hasher::new_derive_key(NODE_CONTEXT);
+        RootStream { size, leaves: 0, open: Vec::new(), node_hasher }
     }
 
-    /// The next bytes of the image.
-    ///
-    /// # Panics
-    /// When more bytes come than the image has.
-    pub fn data(&mut self, mut data: &[u8]) {
-        assert!(data.len() as u64 <= self.tree.size - self.at, "more bytes than the image has");
-        while !data.is_empty() {
-            let range = self.tree.leaf_range((self.at / LEAF_BYTES) as usize);
-            let room = (range.end - self.at) as usize;
-            let (now, later) = data.split_at(room.min(data.len()));
-            if self.leaf.is_empty() && now.len() == room {
-                self.close(hash_leaf(now));
-            } else {
-                self.leaf.extend_from_slice(now);
-                if now.len() == room {
-                    self.close(hash_leaf(&self.leaf));
-                }
-            }
-            self.at += now.len() as u64;
-            data = later;
+    /// The next leaf that is not zero, or may not be.
+    pub(crate) fn leaf(&mut self, number: u64, hash: Hash) {
+        self.zeroes_to(number);
+        self.push(0, hash);
+        self.leaves += 1;
+    }
+
+    /// All leaves that did not come are zero.
+    pub(crate) fn finish(mut self) -> ImageRoot {
+        self.zeroes_to(self.size.div_ceil(LEAF_BYTES));
+        let top_height = self.open.len().saturating_sub(1);
+        let mut below: Option<Hash> = None;
+        for (height, mut level) in self.open.into_iter().enumerate() {
+            level.extend(below.take());
+            below = match level.as_slice() {
+                [] => None,
+                [top] if height == top_height => Some(*top),
+                _ => Some(hash_node(&self.node_hasher, height + 1, &level)),
+            };
+        }
+        root_of(self.size, &below.unwrap_or(ZERO))
+    }
+
+    fn zeroes_to(&mut self, number: u64) {
+        while self.leaves < number {
+            self.push(0, ZERO);
+            self.leaves += 1;
         }
     }
 
-    /// The next `len` bytes of the image are zero.
-    ///
-    /// # Panics
-    /// When more bytes come than the image has.
-    pub fn hole(&mut self, len: u64) {
-        assert!(len <= self.tree.size - self.at, "more bytes than the image has");
-        let end = self.at + len;
-        while self.at < end {
-            if self.leaf.is_empty() && self.at.is_multiple_of(LEAF_BYTES) {
-                // Leaves are zero until data comes: skip all that the hole covers.
-                let whole = if end == self.tree.size { end } else { end - end % LEAF_BYTES };
-                self.at = self.at.max(whole);
-            }
-            let zeroes = [0; 4096];
-            let now = (end - self.at).min(zeroes.len() as u64) as usize;
-            self.data(&zeroes[..now]);
+    fn push(&mut self, height: usize, hash: Hash) {
+        if self.open.len() == height {
+            self.open.push(Vec::with_capacity(FANOUT));
         }
-    }
-
-    /// The tree; bytes that did not come are zeroes.
-    pub fn finish(mut self) -> ImageTree {
-        self.hole(self.tree.size - self.at);
-        self.tree.rebuild();
-        self.tree
-    }
-
-    /// Called before `at` moves behind the leaf.
-    fn close(&mut self, hash: Hash) {
-        let leaf = (self.at / LEAF_BYTES) as usize;
-        self.tree.set_leaf(leaf, hash);
-        self.leaf.clear();
+        self.open[height].push(hash);
+        if self.open[height].len() == FANOUT {
+            let node = hash_node(&self.node_hasher, height + 1, &self.open[height]);
+            self.open[height].clear();
+            self.push(height + 1, node);
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use chunkstore::{Manifest, RawImage, ReadImage};
+use chunkstore::{IngestOptions, Manifest, RawImage, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::wire::Target;
 use serde::Serialize;
@@ -115,7 +116,8 @@ fn ingest(
     let counters = handle.counters();
     let store = platform.store();
     let pin = store.pin();
-    let manifest = chunkstore::ingest(store, image, &|bytes| Counters::add(&counters.scanned, bytes))
+    let progress = |done| counters.scanned.store(done, Ordering::Relaxed);
+    let manifest = chunkstore::ingest(store, image, &IngestOptions::default(), &progress)
         .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
     Counters::add(&counters.data, manifest.data_bytes());
     store.publish(name, &manifest)?;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Holed, noise};
-use crate::{ChunkId, ReadImage};
+use crate::{ChunkId, MAX_CHUNK_BYTES, ReadImage};
 
 fn all(image: &dyn ReadImage) -> Vec<Piece> {
     pieces(image).collect::<io::Result<_>>().unwrap()

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::{Generation, Replica, ReplicaError, format, recover};
 use crate::testing::{SmallDisk, noise, scratch, snapshot};
-use crate::{ImageTree, Manifest, RawImage, ReadImage, ingest, pieces};
+use crate::{ImageTree, IngestOptions, Manifest, RawImage, ReadImage, ingest, pieces};
 
 const SIZE: u64 = 3_000_000;
 
@@ -169,7 +169,8 @@ fn a_manifest_is_kept_for_its_generation_only() {
     let replica = Replica::open(dir.path().join("replica")).unwrap();
     assert_eq!(replica.manifest(), None);
     let store = crate::Store::open(dir.path().join("store")).unwrap();
-    let manifest = ingest(&store, &replica.image().unwrap().unwrap(), &|_| {}).unwrap();
+    let image = replica.image().unwrap().unwrap();
+    let manifest = ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap();
     replica.save_manifest(&manifest).unwrap();
     assert_eq!(replica.manifest(), Some(manifest.clone()));
     let stale = Manifest { root: ImageTree::new(1).root(), ..manifest };

@@ -32,7 +32,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::encoded::{compress, decode};
 use crate::files::{self, DirLock, LockError};
 use crate::sync::{lock, read, write};
-use crate::{ChunkId, Codec, Encoded, FileError, MAX_CHUNK_BYTES, Manifest};
+use crate::{Chunk, ChunkId, Codec, Encoded, FileError, MAX_CHUNK_BYTES, Manifest};
 use gc::Gate;
 use index::{Flush, Index, PackState};
 use pack::{Found, Pack};
@@ -458,6 +458,20 @@ impl FoundPacks {
             self.rows.clear();
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Adds a chunk that is proven already, as it came, or compressed at zstd `level` when that pays; `false` when it
+    /// is here already.
+    pub fn put_chunk(&self, chunk: &Chunk, level: i32) -> Result<bool, StoreError> {
+        let id = chunk.id();
+        if self.contains(&id) {
+            return Ok(false);
+        }
+        check_length(chunk.plain().len())?;
+        let encoded = chunk.encoded(level);
+        self.append(&id, encoded.codec, encoded.plain_len, &encoded.bytes)
     }
 }
 

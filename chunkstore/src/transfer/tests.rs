@@ -1,7 +1,7 @@
 use std::cell::Cell;
 use std::fs;
 
-use super::{IngestError, RestoreError, ingest, restore};
+use super::{IngestError, IngestOptions, RestoreError, ingest, restore};
 use crate::testing::{noise, text};
 use crate::{ImageTree, Manifest, RawImage, ReadImage, Seeds, Store, StoreError};
 
@@ -17,7 +17,7 @@ fn ingested() -> (tempfile::TempDir, Store, RawImage, Manifest) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
     let image = sample(&dir.path().join("a.raw"));
-    let manifest = ingest(&store, &image, &|_| {}).unwrap();
+    let manifest = ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap();
     (dir, store, image, manifest)
 }
 
@@ -25,6 +25,35 @@ fn ingested() -> (tempfile::TempDir, Store, RawImage, Manifest) {
 fn everything_may_cross_threads() {
     fn crosses<T: Send + Sync + 'static>() {}
     crosses::<(Store, Seeds, RawImage, crate::Replica, crate::Pass, ImageTree, crate::Pin)>();
+}
+
+/// Every kind of content, at aligned and odd places: data with and without structure, repetition, short runs of
+/// zeroes, holes, an odd end.
+fn motley() -> Vec<u8> {
+    let mut bytes = noise(1, 5 << 20);
+    bytes.extend(text(2, (3 << 20) + 4321));
+    bytes.resize(bytes.len() + 300_000, 0);
+    bytes.extend(vec![7; 700_001]);
+    bytes.extend((0..900_000).map(|at| u8::from(at % 70_000 == 0)));
+    bytes.resize(18 << 20, 0);
+    bytes.extend(noise(3, (2 << 20) + 777));
+    bytes[1 << 20..(1 << 20) + 50_000].fill(0);
+    bytes
+}
+
+/// What format version 1 means, cut, hashed and encoded: images published by any version must be found again by this
+/// one.
+#[test]
+fn cuts_names_and_roots_are_those_of_the_first_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let manifest = ingest(&store, &motley(), &IngestOptions::default(), &|_| {}).unwrap();
+    assert_eq!(manifest.root.to_string(), "9c8e122fdd63eb23a7b64a5b2bfa6051695c3287ca0bfa4e85bfa30540685abb");
+    assert_eq!(manifest.extents.len(), 158);
+    assert_eq!(
+        blake3::hash(&manifest.encode()).to_hex().as_str(),
+        "b804dd9ca31a2b929e653027e621c8a250fdf2ad917f62a3426153912c6c306b"
+    );
 }
 
 #[test]
@@ -39,7 +68,8 @@ fn an_image_goes_in_and_comes_out_sparse() {
     let target = RawImage::create(dir.path().join("b.raw"), image.size()).unwrap();
     target.write_at(20 << 20, &noise(9, 1 << 20)).unwrap();
     let done = Cell::new(0);
-    restore(&store, &store.manifest("base").unwrap(), &target, &|bytes| done.set(bytes)).unwrap();
+    restore(&store, &Seeds::new(), &store.manifest("base").unwrap(), &target, &|bytes| done.set(bytes))
+        .unwrap();
     assert_eq!(done.get(), image.size());
     assert!(fs::read(image.path()).unwrap() == fs::read(target.path()).unwrap());
     assert!(target.allocated_bytes().unwrap() <= image.allocated_bytes().unwrap() + 65536);
@@ -50,7 +80,7 @@ fn an_image_goes_in_and_comes_out_sparse() {
 fn a_second_time_adds_nothing() {
     let (_dir, store, image, manifest) = ingested();
     let before = store.stats().unwrap();
-    assert_eq!(ingest(&store, &image, &|_| {}).unwrap(), manifest);
+    assert_eq!(ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap(), manifest);
     assert_eq!(store.stats().unwrap(), before);
 }
 
@@ -58,16 +88,16 @@ fn a_second_time_adds_nothing() {
 fn failures_say_what_to_do() {
     let (dir, store, image, manifest) = ingested();
     let small = RawImage::create(dir.path().join("c.raw"), 4096).unwrap();
-    let error = restore(&store, &manifest, &small, &|_| {}).unwrap_err();
+    let error = restore(&store, &Seeds::new(), &manifest, &small, &|_| {}).unwrap_err();
     assert!(matches!(error, RestoreError::Size { target_bytes: 4096, .. }), "{error}");
 
     let empty = Store::open(dir.path().join("empty")).unwrap();
     let target = RawImage::create(dir.path().join("d.raw"), manifest.size).unwrap();
-    let error = restore(&empty, &manifest, &target, &|_| {}).unwrap_err();
+    let error = restore(&empty, &Seeds::new(), &manifest, &target, &|_| {}).unwrap_err();
     assert!(matches!(error, RestoreError::Store(StoreError::Missing { .. })), "{error}");
 
     fs::OpenOptions::new().write(true).open(image.path()).unwrap().set_len(1 << 20).unwrap();
-    let error = ingest(&store, &image, &|_| {}).unwrap_err();
+    let error = ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap_err();
     assert!(matches!(error, IngestError::Read(_)) && error.to_string().contains("shrank"), "{error}");
 }
 

@@ -3,7 +3,8 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
-use super::{ImageTree, TreeStream};
+use super::{ImageTree, RootStream, leaf_hashes};
+use crate::cuts::Cuts;
 use crate::testing::{Holed, noise};
 use crate::{ImageRoot, LEAF_BYTES, ReadImage};
 
@@ -83,6 +84,21 @@ fn a_failed_refresh_loses_no_mark() {
     assert!(tree.refresh(&vec![0; 65536]).is_err());
 }
 
+#[test]
+fn a_stream_of_leaves_is_a_tree_of_any_height() {
+    for leaves in [0, 1, 2, 255, 256, 257, 511, 512, 513, 65535, 65536, 65537, 70_000] {
+        let size = leaves * LEAF_BYTES;
+        let (mut tree, mut stream) = (ImageTree::new(size), RootStream::new(size));
+        for number in (0..leaves).filter(|number| !(300..2000).contains(number) && number % 7 != 3) {
+            let hash = *blake3::hash(&number.to_le_bytes()).as_bytes();
+            tree.set_leaf(number as usize, hash);
+            stream.leaf(number, hash);
+        }
+        tree.rebuild();
+        assert_eq!(stream.finish(), tree.root(), "{leaves} leaves");
+    }
+}
+
 /// An image as data and zero runs of arbitrary length.
 fn runs() -> impl Strategy<Value = Vec<(bool, usize)>> {
     prop::collection::vec((any::<bool>(), 1..200_000_usize), 0..8)
@@ -91,22 +107,26 @@ fn runs() -> impl Strategy<Value = Vec<(bool, usize)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
+    /// However the image's holes are told, and wherever the reads begin and end.
     #[test]
-    fn a_stream_gives_the_same_root(runs in runs(), cut in 1..100_000_usize) {
-        let bytes: Vec<u8> =
-            runs.iter().flat_map(|(data, len)| if *data { noise(3, *len) } else { vec![0; *len] }).collect();
-        let mut stream = TreeStream::new(bytes.size());
-        let mut at = 0;
-        for (data, len) in &runs {
-            let range = at..at + len;
-            at = range.end;
-            if *data {
-                bytes[range].chunks(cut).for_each(|part| stream.data(part));
-            } else {
-                stream.hole(*len as u64);
+    fn a_stream_of_reads_gives_the_same_root(runs in runs(), known in any::<u8>()) {
+        let mut holed = Holed { bytes: Vec::new(), data: Vec::new() };
+        for (index, (data, len)) in runs.iter().enumerate() {
+            let start = holed.bytes.size();
+            holed.bytes.extend(if *data { noise(3, *len) } else { vec![0; *len] });
+            if *data || known >> (index % 8) & 1 == 0 {
+                holed.data.push(start..holed.bytes.size());
             }
         }
-        prop_assert_eq!(stream.finish().root(), root_of(&bytes));
+        let mut stream = RootStream::new(holed.size());
+        let mut cuts = Cuts::new(&holed, 0..holed.size());
+        while let Some(batch) = cuts.batch().unwrap() {
+            for read in batch.reads {
+                let hashes = leaf_hashes(holed.size(), read.offset, &read.bytes);
+                hashes.into_iter().for_each(|(number, hash)| stream.leaf(number, hash));
+            }
+        }
+        prop_assert_eq!(stream.finish(), root_of(&holed.bytes));
     }
 
     #[test]

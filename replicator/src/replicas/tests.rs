@@ -47,7 +47,7 @@ impl Site {
                     let len = bytes.len() as u32;
                     if !sink.place(piece.offset, len, id).unwrap() {
                         sink.expect(piece.offset, len, id);
-                        sink.chunk(id, None, &bytes, &[piece.offset]).unwrap();
+                        sink.chunk(&Chunk::of(bytes.clone()), &[piece.offset]).unwrap();
                         sent += bytes.len();
                     }
                 }

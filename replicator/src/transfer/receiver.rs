@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use chunkstore::{ChunkId, MAX_CHUNK_BYTES};
+use chunkstore::{Chunk, ChunkId, MAX_CHUNK_BYTES};
 use longhaul_proto::wire::{
     self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender,
 };
@@ -217,34 +217,40 @@ impl Receiver {
             return Err(protocol(format!("a group of {} chunks", indices.len())));
         }
         let encoded = unpack(data)?;
-        let mut rest = encoded
-            .decode(wire::MAX_GROUP_BYTES)
-            .map_err(|error| protocol(format!("chunks of batch {batch}: {error}")))?;
+        let undecodable = |error| protocol(format!("chunks of batch {batch}: {error}"));
+        if let [index] = indices {
+            // What travels alone is kept as it came.
+            let chunk = Chunk::decode(encoded).map_err(undecodable)?;
+            let pending = self.expected(batch, *index, &chunk)?;
+            return self.sink.chunk(&chunk, &pending.offsets);
+        }
+        let mut rest = encoded.decode(wire::MAX_GROUP_BYTES).map_err(undecodable)?;
         for index in indices {
-            let name = self
-                .asked
-                .remove(&(batch, *index))
-                .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
-            let pending = self
-                .pending
-                .remove(&name)
-                .ok_or_else(|| protocol(format!("chunk {name} was asked for and is not expected")))?;
-            let len = pending.len as usize;
+            let len = self.asked.get(&(batch, *index)).and_then(|name| self.pending.get(name));
+            let len = len.map_or(0, |pending| pending.len as usize);
             if rest.len() < len {
-                return Err(protocol(format!("chunk {name} is cut short")));
+                return Err(protocol(format!("chunk {index} of batch {batch} is cut short")));
             }
-            let plain = rest.split_to(len);
-            if ChunkId::of(&plain) != name {
-                return Err(protocol(format!("chunk {name} arrived with other content")));
-            }
-            // What travelled alone can be kept as it came.
-            let alone = (indices.len() == 1 && rest.is_empty()).then_some(&encoded);
-            self.sink.chunk(name, alone, &plain, &pending.offsets)?;
+            let chunk = Chunk::of(rest.split_to(len));
+            let pending = self.expected(batch, *index, &chunk)?;
+            self.sink.chunk(&chunk, &pending.offsets)?;
         }
         if rest.is_empty() {
             Ok(())
         } else {
             Err(protocol(format!("batch {batch}: {} bytes more than the chunks have", rest.len())))
+        }
+    }
+
+    /// Strikes a chunk off what is asked for, if it is what was asked for there.
+    fn expected(&mut self, batch: u32, index: u32, chunk: &Chunk) -> Result<Pending, Refusal> {
+        let name = self
+            .asked
+            .remove(&(batch, index))
+            .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
+        match self.pending.remove(&name) {
+            Some(pending) if chunk.id() == name && chunk.plain().len() == pending.len as usize => Ok(pending),
+            _ => Err(protocol(format!("chunk {name} arrived with other content"))),
         }
     }
 

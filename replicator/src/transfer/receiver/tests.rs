@@ -37,12 +37,10 @@ impl Sink for Image {
 
     fn chunk(
         &mut self,
-        _: ChunkId,
-        _: Option<&Encoded>,
-        plain: &Bytes,
+        chunk: &Chunk,
         offsets: &[u64],
     ) -> Result<(), Refusal> {
-        offsets.iter().for_each(|offset| self.put(*offset, plain));
+        offsets.iter().for_each(|offset| self.put(*offset, chunk.plain()));
         Ok(())
     }
 
