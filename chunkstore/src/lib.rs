@@ -49,8 +49,8 @@ pub use pieces::{
 pub use replica::{Generation, Pass, Replica, ReplicaError};
 pub use seeds::Seeds;
 pub use store::{
-    BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin, Scope, Stats,
-    Store, StoreError, VerifyReport,
+    BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin, Scope,
+    Stats, Store, StoreError, VerifyReport,
 };
 pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
 pub use tree::ImageTree;

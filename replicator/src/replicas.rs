@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{
-    Chunk, ChunkId, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError,
-    Seeds,
+    Chunk, ChunkId, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};

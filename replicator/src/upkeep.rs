@@ -149,7 +149,11 @@ pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId,
         let unhealed = if request.heal { 0 } else { report.damaged.len() };
         if unhealed > 0 || !missing.is_empty() || unreadable > 0 {
             let references = report.broken.len();
-            return Err(UpkeepError::Unsound { damaged: report.damaged.len(), missing: missing.len(), references });
+            return Err(UpkeepError::Unsound {
+                damaged: report.damaged.len(),
+                missing: missing.len(),
+                references,
+            });
         }
         let summary = format!(
             "{} chunks read, {} bytes; {} damaged, {healed} healed",
@@ -261,7 +265,9 @@ async fn stoppable<T: Send + 'static>(
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     let mut working = tokio::task::spawn_blocking(move || {
-        work(&|| if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        work(&|| {
+            if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
     });
     loop {
         tokio::select! {
@@ -338,7 +344,9 @@ async fn heal(platform: &Arc<Platform>, handle: &JobHandle) -> Result<usize, Upk
         }
         match from_peer(platform, handle, &peer, &mut missing).await {
             Ok(fetched) => healed += fetched,
-            Err(error) => handle.update(|report| report.notes.push(format!("nothing more from '{peer}': {error}"))),
+            Err(error) => {
+                handle.update(|report| report.notes.push(format!("nothing more from '{peer}': {error}")))
+            }
         }
     }
     let store = platform.store().clone();

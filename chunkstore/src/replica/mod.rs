@@ -163,7 +163,8 @@ impl Replica {
     /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
     pub fn manifest(&self) -> Option<Manifest> {
         let generation = self.generation()?;
-        let bytes = files::read_bounded(&RealDisk, &self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
+        let bytes =
+            files::read_bounded(&RealDisk, &self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
         let manifest = Manifest::decode(&bytes).ok()?;
         (manifest.root == generation.root && manifest.size == generation.size).then_some(manifest)
     }

@@ -32,7 +32,11 @@ fn manifest(seeds: &[u64]) -> Manifest {
             ManifestExtent::Data { len: bytes.len() as u32, id: ChunkId::of(&bytes) }
         })
         .collect();
-    Manifest { size: extents.iter().map(ManifestExtent::len).sum(), root: ImageRoot::from_bytes([7; 32]), extents }
+    Manifest {
+        size: extents.iter().map(ManifestExtent::len).sum(),
+        root: ImageRoot::from_bytes([7; 32]),
+        extents,
+    }
 }
 
 /// What is known to be published, and what may be.

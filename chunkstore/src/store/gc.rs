@@ -358,8 +358,9 @@ impl Store {
     /// Removes packs in which nothing is needed any more.
     fn drop_packs(&self, packs: &[Arc<Pack>], report: &mut GcReport) -> Result<(), StoreError> {
         let mut rows = lock(&self.syncing);
-        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Dropped)));
-        // The copies must be durable before the originals go; and what the index says of these must not come back.
+        // The copies must be durable before the originals go, and the index must know that these are gone. After a crash in
+        // between it meets them as packs it does not know: they are then collected once more.
+        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Gone)));
         self.make_durable(&mut rows, 0)?;
         for pack in packs {
             report.bytes_freed += pack.bytes()?;
@@ -368,12 +369,7 @@ impl Store {
             lock(&self.writer).forget(pack.number);
             files::remove(&*self.disk, &self.packs_dir.join(pack::file_name(pack.number)))?;
         }
-        files::sync_dir(&*self.disk, &self.packs_dir)?;
-        rows.retain(|(number, state)| {
-            *state != PackState::Dropped || !packs.iter().any(|pack| pack.number == *number)
-        });
-        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Gone)));
-        Ok(())
+        Ok(files::sync_dir(&*self.disk, &self.packs_dir)?)
     }
 }
 

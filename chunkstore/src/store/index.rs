@@ -41,15 +41,12 @@ type Value = [u8; 20];
 
 /// Chunk to place: pack, offset, plain length, stored length.
 const CHUNKS: TableDefinition<&Key, &Value> = TableDefinition::new("chunks");
-/// Packs of which every entry is in `CHUNKS`, with the length of their file; or [`DROPPED`].
+/// Packs of which every entry is in `CHUNKS`, with the length of their file.
 const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 /// Chunks whose bytes were found to be bad, and the pack they lie in.
 const BROKEN: TableDefinition<&Key, u32> = TableDefinition::new("broken");
 /// Sums over `CHUNKS`, and the version.
 const SUMS: TableDefinition<&str, u64> = TableDefinition::new("sums");
-
-/// The length of a pack that a collection has emptied: its file is to go.
-const DROPPED: u64 = u64::MAX;
 
 /// The index could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +112,7 @@ type Changes = HashMap<ChunkId, Change>;
 pub(super) enum PackState {
     /// All its entries are in the index; its file has this length and does not change any more.
     Whole(u64),
-    /// Nothing in it is needed; its file is to go.
-    Dropped,
-    /// Its file has gone.
+    /// Nothing in it counts any more; its file goes next.
     Gone,
 }
 
@@ -202,13 +197,7 @@ impl Index {
 
     fn of(path: &Path, db: Database, sums: Sums) -> Result<Index, redb::Error> {
         let table = db.begin_read()?.open_table(CHUNKS)?;
-        let view = View {
-            pending: Changes::new(),
-            flushing: Arc::default(),
-            table,
-            sums,
-            live: None,
-        };
+        let view = View { pending: Changes::new(), flushing: Arc::default(), table, sums, live: None };
         Ok(Index { path: path.to_owned(), db, view: RwLock::new(view) })
     }
 
@@ -300,7 +289,8 @@ impl Index {
             let view = read(&self.view);
             let mut changes = (*view.flushing).clone();
             changes.extend(view.pending.iter().map(|(id, change)| (*id, *change)));
-            let table = self.db.begin_read().map_err(redb::Error::from).and_then(|t| Ok(t.open_table(CHUNKS)?));
+            let table =
+                self.db.begin_read().map_err(redb::Error::from).and_then(|t| Ok(t.open_table(CHUNKS)?));
             (changes, table.map_err(|error| self.error(error))?)
         };
         let mut walk = || -> Result<(), redb::Error> {
@@ -345,20 +335,12 @@ impl Index {
         Ok(broken)
     }
 
-    /// What is known of packs.
-    pub(super) fn packs(&self) -> Result<HashMap<u32, PackState>, IndexError> {
-        let load = || -> Result<HashMap<u32, PackState>, redb::Error> {
+    /// The packs that are whole, with the length of their file.
+    pub(super) fn packs(&self) -> Result<HashMap<u32, u64>, IndexError> {
+        let load = || -> Result<HashMap<u32, u64>, redb::Error> {
             let table = self.db.begin_read()?.open_table(PACKS)?;
-            let mut packs = HashMap::new();
-            for row in table.iter()? {
-                let (number, len) = row?;
-                let state = match len.value() {
-                    DROPPED => PackState::Dropped,
-                    len => PackState::Whole(len),
-                };
-                packs.insert(number.value(), state);
-            }
-            Ok(packs)
+            let rows = table.iter()?.map(|row| row.map(|(number, len)| (number.value(), len.value())));
+            Ok(rows.collect::<Result<_, _>>()?)
         };
         load().map_err(|error| self.error(error))
     }
@@ -423,7 +405,6 @@ impl Index {
             for (number, state) in packs {
                 match state {
                     PackState::Whole(len) => rows.insert(number, len)?,
-                    PackState::Dropped => rows.insert(number, DROPPED)?,
                     PackState::Gone => rows.remove(number)?,
                 };
             }
@@ -474,7 +455,11 @@ impl Index {
     }
 
     /// Adds the entries of one pack to an index that has others, in any order.
-    pub(super) fn add_pack(&self, number: u32, entries: impl Iterator<Item = Entry>) -> Result<(), IndexError> {
+    pub(super) fn add_pack(
+        &self,
+        number: u32,
+        entries: impl Iterator<Item = Entry>,
+    ) -> Result<(), IndexError> {
         for entry in entries {
             let location = Location::of(number, &entry);
             let known = self.get(&entry.id)?;
@@ -599,11 +584,7 @@ fn parse(value: &Value) -> Option<Location> {
 
 fn read_sums(table: &impl ReadableTable<&'static str, u64>) -> Result<Sums, redb::Error> {
     let sum = |name| Ok::<_, redb::Error>(table.get(name)?.map_or(0, |sum| sum.value()));
-    Ok(Sums {
-        chunks: sum("chunks")?,
-        plain_bytes: sum("plain_bytes")?,
-        stored_bytes: sum("stored_bytes")?,
-    })
+    Ok(Sums { chunks: sum("chunks")?, plain_bytes: sum("plain_bytes")?, stored_bytes: sum("stored_bytes")? })
 }
 
 fn write_sums(table: &mut redb::Table<'_, &'static str, u64>, sums: &Sums) -> Result<(), redb::Error> {

@@ -15,7 +15,7 @@ mod refs;
 mod verify;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,7 +72,8 @@ impl Location {
 
     /// Lengths that a chunk can have.
     fn lengths_fit(&self) -> bool {
-        (1..=MAX_CHUNK_BYTES).contains(&(self.plain_len as usize)) && (1..=self.plain_len).contains(&self.stored_len)
+        (1..=MAX_CHUNK_BYTES).contains(&(self.plain_len as usize))
+            && (1..=self.plain_len).contains(&self.stored_len)
     }
 }
 
@@ -158,7 +159,13 @@ impl Store {
         let next_number = numbers.last().map_or(1, |last| last.saturating_add(1));
         let FoundPacks { packs, unsealed, rows, .. } = found;
         Ok(Store {
-            writer: Mutex::new(Writer::new(disk.clone(), packs_dir.clone(), pack_bytes, next_number, unsealed)),
+            writer: Mutex::new(Writer::new(
+                disk.clone(),
+                packs_dir.clone(),
+                pack_bytes,
+                next_number,
+                unsealed,
+            )),
             disk,
             packs_dir,
             refs_dir,
@@ -391,21 +398,13 @@ impl FoundPacks {
         disk: &Arc<dyn Disk>,
         dir: &Path,
         numbers: &[u32],
-        mut known: std::collections::HashMap<u32, PackState>,
+        mut known: HashMap<u32, u64>,
     ) -> Result<bool, OpenError> {
         for number in numbers.iter().copied() {
-            match known.remove(&number) {
-                Some(PackState::Whole(len)) => {
-                    let Some(pack) = Pack::sealed(disk, dir, number, len)? else { return Ok(false) };
-                    self.packs.insert(number, Arc::new(pack));
-                    continue;
-                }
-                Some(PackState::Dropped) => {
-                    files::remove(&**disk, &dir.join(pack::file_name(number)))?;
-                    self.rows.push((number, PackState::Gone));
-                    continue;
-                }
-                Some(PackState::Gone) | None => {}
+            if let Some(len) = known.remove(&number) {
+                let Some(pack) = Pack::sealed(disk, dir, number, len)? else { return Ok(false) };
+                self.packs.insert(number, Arc::new(pack));
+                continue;
             }
             let pack = match Pack::open(disk, dir, number)? {
                 Found::Nothing => {
@@ -426,10 +425,7 @@ impl FoundPacks {
             self.packs.insert(number, pack.clone());
             self.unknown.push(pack);
         }
-        // A collection's last act may have been to remove the file.
-        let gone = known.iter().filter(|(_, state)| **state == PackState::Dropped);
-        self.rows.extend(gone.map(|(number, _)| (*number, PackState::Gone)));
-        Ok(!known.values().any(|state| matches!(state, PackState::Whole(_))))
+        Ok(known.is_empty())
     }
 
     /// Tells the index of the packs it does not know.

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
 use super::record::{self, Entry, PACK_HEADER_BYTES, PACK_MAGIC, PackIndex};
+use crate::FileError;
 use crate::disk::{Disk, DiskFile};
 use crate::map::Map;
 use crate::sync::{read, write};
-use crate::FileError;
 
 /// A pack file.
 pub(super) struct Pack {
@@ -196,7 +196,8 @@ impl Pack {
     }
 
     fn file(&self) -> Result<Arc<dyn DiskFile>, FileError> {
-        let sealed = || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
+        let sealed =
+            || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
         read(&self.file).clone().ok_or_else(sealed)
     }
 }

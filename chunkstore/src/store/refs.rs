@@ -22,7 +22,12 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
-pub(super) fn publish(disk: &dyn Disk, dir: &Path, name: &str, manifest: &Manifest) -> Result<(), StoreError> {
+pub(super) fn publish(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    manifest: &Manifest,
+) -> Result<(), StoreError> {
     check_name(name)?;
     Ok(files::replace(disk, dir, name, &[&manifest.encode()])?)
 }

@@ -361,7 +361,8 @@ fn a_collection_waits_for_older_pins_and_for_no_others() {
     });
     assert!(waited.load(Ordering::SeqCst));
     assert_eq!(report.unwrap().chunks_removed, 2);
-    let there = [&chunks[0], &chunks[1], &chunks[2], &b"new".to_vec()].map(|c| store.contains(&ChunkId::of(c)));
+    let there =
+        [&chunks[0], &chunks[1], &chunks[2], &b"new".to_vec()].map(|c| store.contains(&ChunkId::of(c)));
     assert_eq!(there, [false, true, false, true]);
 }
 

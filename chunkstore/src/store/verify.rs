@@ -160,7 +160,8 @@ impl Scope {
                 // The name is a hash: any part of it, shifted by the seed, chooses evenly.
                 let (words, _) = id.as_bytes().as_chunks::<8>();
                 let number = words.first().map_or(0, |word| u64::from_le_bytes(*word));
-                let mixed = (number ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+                let mixed =
+                    (number ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93);
                 (mixed >> 32).is_multiple_of(u64::from((*one_in).max(1)))
             }
         }

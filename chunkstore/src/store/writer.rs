@@ -130,11 +130,7 @@ impl Writer {
 
 impl Unsynced {
     /// Makes everything so far durable. Gives the packs that are now whole for good.
-    pub(super) fn sync(
-        &self,
-        disk: &dyn Disk,
-        packs_dir: &Path,
-    ) -> Result<Vec<(u32, PackState)>, FileError> {
+    pub(super) fn sync(&self, disk: &dyn Disk, packs_dir: &Path) -> Result<Vec<(u32, PackState)>, FileError> {
         let full = self.full.iter().map(|open| &open.pack);
         self.active.iter().chain(full).try_for_each(|pack| pack.settle().map(drop))?;
         let mut whole = Vec::new();

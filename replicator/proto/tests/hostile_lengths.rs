@@ -5,7 +5,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use longhaul_proto::handoff::{Message, Record};
-use longhaul_proto::wire::{self, Fetched, MAX_FRAME_BYTES, Open, PeerStatus, TargetStatus, ToReceiver, ToSender};
+use longhaul_proto::wire::{
+    self, Fetched, MAX_FRAME_BYTES, Open, PeerStatus, TargetStatus, ToReceiver, ToSender,
+};
 
 struct Counting;
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chunkstore::{
-    Chunk, ChunkId, ImageRoot, IngestOptions, ImageTree, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds, Store,
+    Chunk, ChunkId, ImageRoot, ImageTree, IngestOptions, Manifest, ManifestExtent, Pin, RawImage, ReadImage,
+    Seeds, Store,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{self, Refusal, RefusalKind};

@@ -35,11 +35,7 @@ impl Sink for Image {
         Ok(())
     }
 
-    fn chunk(
-        &mut self,
-        chunk: &Chunk,
-        offsets: &[u64],
-    ) -> Result<(), Refusal> {
+    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
         offsets.iter().for_each(|offset| self.put(*offset, chunk.plain()));
         Ok(())
     }
