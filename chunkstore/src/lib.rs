@@ -7,12 +7,14 @@
 //! | [`pieces`] | an image as holes and chunks, a function of its content only |
 //! | [`ImageTree`] | one hash over a whole image, cheap to bring up to date |
 //! | [`Store`] | chunks in append-only packs, images as named references to them |
+//! | [`export`], [`import`] | published images as one stream that a disk can carry |
 //! | [`Seeds`] | chunks that live in image files outside the store |
 //! | [`Replica`] | one disk's warm copy, replaced generation by generation |
 //!
 //! Every byte on disk is specified in FORMAT.md. Synchronous code: this crate never opens a socket, never logs,
 //! never reads a clock and knows nothing of virtual machines.
 
+mod archive;
 mod chunk;
 mod cuts;
 mod disk;
@@ -37,6 +39,7 @@ mod tree;
 mod windows;
 mod zero;
 
+pub use archive::{ExportError, ExportReport, ImportError, ImportReport, export, import};
 pub use chunk::Chunk;
 pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;

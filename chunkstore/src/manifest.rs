@@ -10,6 +10,9 @@ const CHECK_BYTES: usize = 32;
 const DATA_BYTES: usize = 4 + 32;
 const HOLE_BYTES: usize = 4 + 8;
 
+/// A manifest of 16 TiB in chunks of 64 KiB has 9 GiB; more is not read.
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 16 << 30;
+
 /// An image as a sequence of extents, from its first byte to its last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {

@@ -19,6 +19,7 @@ pub use pass::Pass;
 
 use crate::disk::RealDisk;
 use crate::files::{self, DirLock, LockError};
+use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::sync::{lock, read, write};
 use crate::{FileError, ImageRoot, Manifest, RawImage, copy_sparse};
 
@@ -36,9 +37,6 @@ pub struct Generation {
     /// The platform it came from; at most 1024 bytes.
     pub source: String,
 }
-
-/// A sidecar larger than this is not read.
-const MAX_MANIFEST_BYTES: u64 = 16 << 30;
 
 /// A replica, open. Clones are the same replica; the directory is free again when the last one and its pass are gone.
 #[derive(Clone)]

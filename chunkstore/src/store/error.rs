@@ -87,6 +87,14 @@ pub enum StoreError {
         /// The name.
         name: String,
     },
+    /// An image has that name, and is not to be replaced.
+    #[error(
+        "the store has an image named {name:?} already: remove it first, or say that it is to be replaced"
+    )]
+    Exists {
+        /// The name.
+        name: String,
+    },
     /// A reference that cannot be read.
     #[error("the reference {name:?} cannot be read: {source}")]
     BadReference {

@@ -10,7 +10,7 @@ mod gc;
 mod index;
 mod live;
 mod pack;
-mod record;
+pub(crate) mod record;
 mod refs;
 mod verify;
 mod writer;
@@ -26,6 +26,7 @@ use bytes::Bytes;
 pub use error::{OpenError, StoreError};
 pub use gc::{GcOptions, GcPlan, GcProgress, GcReport, PackPlan, Pin};
 pub use index::IndexError;
+pub(crate) use refs::check_name;
 pub use verify::{BrokenReference, Scope, VerifyReport};
 
 use crate::disk::{Disk, RealDisk};
@@ -315,16 +316,36 @@ impl Store {
     /// Publishes an image under `name`, in place of what had that name: syncs, then replaces the reference in one
     /// step. All its chunks must be here.
     pub fn publish(&self, name: &str, manifest: &Manifest) -> Result<(), StoreError> {
-        refs::check_name(name)?;
-        // From the look at its chunks to the reference that keeps them nothing may be collected.
+        self.publish_all(&[(name, manifest)], true)
+    }
+
+    /// Publishes images one after the other, after one sync. None of them when one is not to replace what has its name.
+    pub(crate) fn publish_all(&self, images: &[(&str, &Manifest)], replace: bool) -> Result<(), StoreError> {
+        images.iter().try_for_each(|(name, _)| check_name(name))?;
+        // From the look at their chunks to the references that keep them nothing may be collected.
         let _pin = self.pin();
-        for id in manifest.chunks() {
+        for id in images.iter().flat_map(|(_, manifest)| manifest.chunks()) {
             self.index.get(&id)?.ok_or(StoreError::Missing { id })?;
         }
         self.sync()?;
         let _refs = lock(&self.refs);
-        self.keep_chunks_of(name);
-        refs::publish(&*self.disk, &self.refs_dir, name, manifest)
+        if !replace {
+            self.check_free(images.iter().map(|(name, _)| *name))?;
+        }
+        for (name, manifest) in images {
+            self.keep_chunks_of(name);
+            refs::publish(&*self.disk, &self.refs_dir, name, manifest)?;
+        }
+        Ok(())
+    }
+
+    /// No image has any of these names.
+    pub(crate) fn check_free<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> Result<(), StoreError> {
+        let taken = self.names()?;
+        match names.find(|name| taken.binary_search_by(|taken| taken.as_str().cmp(name)).is_ok()) {
+            Some(name) => Err(StoreError::Exists { name: name.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     /// The image published under `name`.

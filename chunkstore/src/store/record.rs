@@ -8,7 +8,7 @@ use crate::{ChunkId, Codec, MAX_CHUNK_BYTES};
 pub(super) const PACK_MAGIC: &[u8; 8] = b"LHPACK\x00\x01";
 pub(super) const PACK_HEADER_BYTES: u64 = 16;
 const RECORD_MAGIC: &[u8; 4] = b"LHCR";
-pub(super) const RECORD_HEADER_BYTES: usize = 64;
+pub(crate) const RECORD_HEADER_BYTES: usize = 64;
 const CHECKED_HEADER_BYTES: usize = 56;
 const INDEX_MAGIC: &[u8; 8] = b"LHINDX\x00\x01";
 const SEAL_MAGIC: &[u8; 8] = b"LHSEALED";
@@ -17,13 +17,13 @@ const FOOTER_BYTES: usize = 64;
 
 /// A record's place in its pack and the shape of what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) id: ChunkId,
+pub(crate) struct Entry {
+    pub(crate) id: ChunkId,
     /// Of the record's header.
-    pub(super) offset: u64,
-    pub(super) codec: Codec,
-    pub(super) plain_len: u32,
-    pub(super) stored_len: u32,
+    pub(crate) offset: u64,
+    pub(crate) codec: Codec,
+    pub(crate) plain_len: u32,
+    pub(crate) stored_len: u32,
 }
 
 impl Entry {
@@ -68,7 +68,7 @@ fn codec_of(byte: u8) -> Option<Codec> {
 }
 
 /// One record, ready to be appended.
-pub(super) fn encode_record(id: &ChunkId, codec: Codec, plain_len: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn encode_record(id: &ChunkId, codec: Codec, plain_len: u32, payload: &[u8]) -> Vec<u8> {
     let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
     record.extend_from_slice(RECORD_MAGIC);
     record.extend_from_slice(&[codec_byte(codec), 0, 0, 0]);
@@ -83,7 +83,7 @@ pub(super) fn encode_record(id: &ChunkId, codec: Codec, plain_len: u32, payload:
 }
 
 /// The record header at the start of `bytes`, said to be at `offset`, with its payload's checksum.
-pub(super) fn parse_header(bytes: &[u8], offset: u64) -> Option<(Entry, [u8; 8])> {
+pub(crate) fn parse_header(bytes: &[u8], offset: u64) -> Option<(Entry, [u8; 8])> {
     let mut fields = Fields::new(bytes.get(..RECORD_HEADER_BYTES)?);
     if fields.take(4)? != RECORD_MAGIC {
         return None;

@@ -5,15 +5,13 @@ use std::path::Path;
 
 use super::StoreError;
 use crate::disk::Disk;
+use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::{FileError, Manifest, files};
 
 /// Longest name of a reference, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 
-/// A manifest of 16 TiB in chunks of 64 KiB has 9 GiB; more is not read.
-const MAX_MANIFEST_BYTES: u64 = 16 << 30;
-
-pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
+pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:@+".contains(&byte);
     if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.') {
         Ok(())

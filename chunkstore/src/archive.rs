@@ -1,0 +1,395 @@
+//! Published images with all their chunks as one stream, to be carried to a site by other means than the network: a
+//! disk, an object store. FORMAT.md has the bytes. It never seeks, never believes what it reads, and publishes nothing
+//! of an archive that is not whole.
+//!
+//! Memory: one image's manifest at a time to export, all of them to import (48 bytes an extent), and the names of the
+//! chunks that the archive has held so far (32 bytes each, up to 75 in their table): some 6 MiB for 4 GiB of chunks.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+
+use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::parse::{Fields, check8};
+use crate::store::check_name;
+use crate::store::record::{self, RECORD_HEADER_BYTES};
+use crate::{ChunkId, Encoded, Manifest, ManifestError, ManifestExtent, Store, StoreError};
+
+const MAGIC: &[u8; 8] = b"LHARCH\x00\x01";
+const END_MAGIC: &[u8; 8] = b"LHARCEND";
+
+/// The list of names is not longer than this: room for 8,000 of the longest.
+const MAX_NAMES_BYTES: usize = 1 << 20;
+
+/// No more is allocated at once for what has not arrived yet.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// Gets the bytes of the archive that are done; may stop it.
+type Watch<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
+
+/// What an archive was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct ExportReport {
+    /// Images.
+    pub images: u64,
+    /// Chunks, each once.
+    pub chunks: u64,
+    /// Length of the archive.
+    pub bytes: u64,
+}
+
+/// What came out of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct ImportReport {
+    /// The images, all of them published now.
+    pub names: Vec<String>,
+    /// Chunks in the archive.
+    pub chunks: u64,
+    /// Of those, the ones that the store did not have.
+    pub chunks_new: u64,
+    /// Length of the archive.
+    pub bytes: u64,
+}
+
+/// Why images could not be written into an archive. What was written of it is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// None, or too many.
+    #[error(
+        "an archive holds at least 1 image and at most 1 MiB of names, not {images} images: name one, or make several archives"
+    )]
+    BadCount {
+        /// How many.
+        images: usize,
+    },
+    /// An image could not be read from the store.
+    #[error("the archive was not finished: {0}")]
+    Store(#[from] StoreError),
+    /// The archive could not be written.
+    #[error("could not write the archive at byte {offset}: {cause}; remove it, and export again")]
+    Write {
+        /// Where in the archive.
+        offset: u64,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// The caller had it stop.
+    #[error("the export was stopped at byte {offset} of the archive: remove it, and export again")]
+    Stopped {
+        /// How far it was.
+        offset: u64,
+    },
+}
+
+/// Why an archive could not be brought into a store. Nothing was published, unless the disk failed while that was being
+/// done; chunks that were stored stay until the next collection, and a second try passes over them.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// Something else.
+    #[error("this is no archive of longhaul: it begins with other bytes")]
+    NoArchive,
+    /// Of another version.
+    #[error(
+        "this archive is of format version {version}, not 1: import it with the longhaul that wrote it, or a newer one"
+    )]
+    OtherVersion {
+        /// The version it says it has.
+        version: u8,
+    },
+    /// It ends too early.
+    #[error("the archive ends within {part} that begins at byte {offset}: it was cut short, copy it again")]
+    CutShort {
+        /// Where the part begins that is not all there.
+        offset: u64,
+        /// What is there.
+        part: &'static str,
+    },
+    /// It is not what was written.
+    #[error("the archive is damaged at byte {offset} ({reason}): copy it again, or export it again")]
+    Damaged {
+        /// Where the part begins that is wrong.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The archive could not be read.
+    #[error("could not read the archive at byte {offset}: {cause}")]
+    Read {
+        /// Where in the archive.
+        offset: u64,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// The caller had it stop.
+    #[error(
+        "the import was stopped at byte {offset} of the archive; the next one passes over the chunks that came in"
+    )]
+    Stopped {
+        /// How far it was.
+        offset: u64,
+    },
+    /// The store could not take it, or has an image of that name ([`StoreError::Exists`]).
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Writes the images published under `names`, with all their chunks, as one archive. Flushes the writer; making a file
+/// durable is the caller's business.
+pub fn export(
+    store: &Store,
+    names: &[impl AsRef<str>],
+    writer: &mut dyn Write,
+    watch: Watch<'_>,
+) -> Result<ExportReport, ExportError> {
+    let _pin = store.pin();
+    let names: BTreeSet<&str> = names.iter().map(AsRef::as_ref).collect();
+    let known: BTreeSet<String> = store.names()?.into_iter().collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(**name)) {
+        return Err(StoreError::UnknownName { name: (*name).to_owned() }.into());
+    }
+    let header = encode_header(&names).ok_or(ExportError::BadCount { images: names.len() })?;
+    let mut output = Output { writer, watch, hasher: blake3::Hasher::new(), at: 0 };
+    output.write(&header)?;
+    let mut written = HashSet::new();
+    for name in &names {
+        let manifest = store.manifest(name)?;
+        output.manifest(&manifest)?;
+        for extent in &manifest.extents {
+            if let ManifestExtent::Data { len, id } = extent
+                && written.insert(*id)
+            {
+                output.chunk(store, id, *len)?;
+            }
+        }
+    }
+    let (images, chunks) = (names.len() as u64, written.len() as u64);
+    output.end(images, chunks)?;
+    Ok(ExportReport { images, chunks, bytes: output.at })
+}
+
+/// Reads an archive to its end mark and no further. Stores the chunks that are not here, each checked against its name,
+/// and then publishes all images. An image that has the name of one that is here replaces it if `replace` says so; if
+/// not, nothing is stored at all.
+pub fn import(
+    store: &Store,
+    reader: &mut dyn Read,
+    replace: bool,
+    watch: Watch<'_>,
+) -> Result<ImportReport, ImportError> {
+    let _pin = store.pin();
+    let mut input = Input { reader, watch, hasher: blake3::Hasher::new(), at: 0 };
+    let names = input.names()?;
+    if !replace {
+        store.check_free(names.iter().map(String::as_str))?;
+    }
+    let mut report = ImportReport::default();
+    let mut seen = HashSet::new();
+    let mut manifests = Vec::with_capacity(names.len());
+    for _ in &names {
+        let manifest = input.manifest()?;
+        for extent in &manifest.extents {
+            if let ManifestExtent::Data { len, id } = extent
+                && seen.insert(*id)
+            {
+                report.chunks_new += u64::from(input.chunk(store, id, *len)?);
+            }
+        }
+        manifests.push(manifest);
+    }
+    report.chunks = seen.len() as u64;
+    input.end(names.len() as u64, report.chunks)?;
+    report.bytes = input.at;
+    let images: Vec<_> = names.iter().map(String::as_str).zip(&manifests).collect();
+    store.publish_all(&images, replace)?;
+    report.names = names;
+    Ok(report)
+}
+
+/// `None`: there are no names, or too many.
+fn encode_header(names: &BTreeSet<&str>) -> Option<Vec<u8>> {
+    let mut list = Vec::new();
+    for name in names {
+        list.push(u8::try_from(name.len()).ok()?);
+        list.extend_from_slice(name.as_bytes());
+    }
+    if list.is_empty() || list.len() > MAX_NAMES_BYTES {
+        return None;
+    }
+    let mut header = MAGIC.to_vec();
+    header.extend_from_slice(&(list.len() as u32).to_le_bytes());
+    header.extend_from_slice(&list);
+    header.extend_from_slice(&check8(&[&header]));
+    Some(header)
+}
+
+/// The names in a header's list: at least one, ascending, none twice.
+fn parse_names(list: &[u8]) -> Option<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    let mut fields = Fields::new(list);
+    while !fields.rest().is_empty() {
+        let len = usize::from(fields.u8()?);
+        let name = std::str::from_utf8(fields.take(len)?).ok()?;
+        check_name(name).ok()?;
+        if names.last().is_some_and(|last| last.as_str() >= name) {
+            return None;
+        }
+        names.push(name.to_owned());
+    }
+    (!names.is_empty()).then_some(names)
+}
+
+/// The first half of an end mark; the second is a hash over everything before it.
+fn encode_end(images: u64, chunks: u64, bytes: u64) -> Vec<u8> {
+    [*END_MAGIC, images.to_le_bytes(), chunks.to_le_bytes(), bytes.to_le_bytes()].concat()
+}
+
+/// An archive being written.
+struct Output<'a> {
+    writer: &'a mut dyn Write,
+    watch: Watch<'a>,
+    hasher: blake3::Hasher,
+    at: u64,
+}
+
+impl Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
+        self.writer.write_all(bytes).map_err(|cause| ExportError::Write { offset: self.at, cause })?;
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+        match (self.watch)(self.at) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ExportError::Stopped { offset: self.at }),
+        }
+    }
+
+    fn manifest(&mut self, manifest: &Manifest) -> Result<(), ExportError> {
+        let manifest = manifest.encode();
+        let len = (manifest.len() as u64).to_le_bytes();
+        self.write(&[len, check8(&[&len])].concat())?;
+        self.write(&manifest)
+    }
+
+    fn chunk(&mut self, store: &Store, id: &ChunkId, len: u32) -> Result<(), ExportError> {
+        let Encoded { codec, plain_len, bytes } = store.get_encoded(id)?;
+        // The manifest's word on the length is not covered by the chunk's name.
+        if plain_len != len {
+            return Err(StoreError::WrongContent { id: *id }.into());
+        }
+        self.write(&record::encode_record(id, codec, plain_len, &bytes))
+    }
+
+    fn end(&mut self, images: u64, chunks: u64) -> Result<(), ExportError> {
+        self.write(&encode_end(images, chunks, self.at))?;
+        let check = self.hasher.finalize();
+        self.write(check.as_bytes())?;
+        self.writer.flush().map_err(|cause| ExportError::Write { offset: self.at, cause })
+    }
+}
+
+/// An archive being read.
+struct Input<'a> {
+    reader: &'a mut dyn Read,
+    watch: Watch<'a>,
+    hasher: blake3::Hasher,
+    at: u64,
+}
+
+impl Input<'_> {
+    /// The next `len` bytes, which are of the part that begins at `offset`. Allocates as they arrive.
+    fn take(&mut self, len: u64, offset: u64, part: &'static str) -> Result<Vec<u8>, ImportError> {
+        let mut bytes = Vec::new();
+        let end = self.at + len;
+        while self.at < end {
+            let (had, step) = (bytes.len(), (end - self.at).min(STEP_BYTES));
+            bytes.resize(had + step as usize, 0);
+            self.reader.read_exact(&mut bytes[had..]).map_err(|cause| match cause.kind() {
+                io::ErrorKind::UnexpectedEof => ImportError::CutShort { offset, part },
+                _ => ImportError::Read { offset: self.at, cause },
+            })?;
+            self.hasher.update(&bytes[had..]);
+            self.at += step;
+            if (self.watch)(self.at).is_break() {
+                return Err(ImportError::Stopped { offset: self.at });
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn names(&mut self) -> Result<Vec<String>, ImportError> {
+        let part = "the header";
+        let damaged = |reason: &str| ImportError::Damaged { offset: 0, reason: reason.to_owned() };
+        let magic = self.take(MAGIC.len() as u64, 0, part)?;
+        if magic != MAGIC {
+            let version = magic[MAGIC.len() - 1];
+            let known = magic.starts_with(&MAGIC[..MAGIC.len() - 1]);
+            return Err(if known { ImportError::OtherVersion { version } } else { ImportError::NoArchive });
+        }
+        let len = self.take(4, 0, part)?;
+        let list_len = Fields::new(&len).u32().unwrap_or_default();
+        if list_len as usize > MAX_NAMES_BYTES {
+            return Err(damaged("its list of names is longer than there can be"));
+        }
+        let list = self.take(list_len.into(), 0, part)?;
+        if self.take(8, 0, part)? != check8(&[&magic, &len, &list]) {
+            return Err(damaged("the header's checksum"));
+        }
+        parse_names(&list).ok_or_else(|| damaged("its list of names contradicts itself"))
+    }
+
+    fn manifest(&mut self) -> Result<Manifest, ImportError> {
+        let (offset, part) = (self.at, "a manifest");
+        let damaged = |reason: &str| ImportError::Damaged { offset, reason: reason.to_owned() };
+        let head = self.take(16, offset, part)?;
+        let mut fields = Fields::new(&head);
+        let (len, check) = (fields.u64().unwrap_or_default(), fields.rest());
+        if check != check8(&[&head[..8]]) {
+            return Err(damaged("the checksum of a manifest's length"));
+        }
+        if len > MAX_MANIFEST_BYTES {
+            return Err(damaged("a manifest is longer than there can be"));
+        }
+        let bytes = self.take(len, offset, part)?;
+        Manifest::decode(&bytes).map_err(|error| match error {
+            ManifestError::Unknown => damaged("a manifest of another version"),
+            ManifestError::Damaged { reason } => damaged(&format!("a manifest: {reason}")),
+        })
+    }
+
+    /// Stores the next chunk, which must be this one. `false`: the store had it.
+    fn chunk(&mut self, store: &Store, id: &ChunkId, len: u32) -> Result<bool, ImportError> {
+        let (offset, part) = (self.at, "a chunk");
+        let damaged = |what: &str| ImportError::Damaged { offset, reason: format!("{what} of chunk {id}") };
+        let head = self.take(RECORD_HEADER_BYTES as u64, offset, part)?;
+        let (entry, check) = record::parse_header(&head, offset).ok_or_else(|| damaged("the head"))?;
+        if (entry.id, entry.plain_len) != (*id, len) {
+            return Err(damaged("another chunk in the place"));
+        }
+        let payload = self.take(entry.stored_len.into(), offset, part)?;
+        if check8(&[&payload]) != check {
+            return Err(damaged("the checksum"));
+        }
+        let encoded = Encoded { codec: entry.codec, plain_len: len, bytes: payload.into() };
+        store.put_encoded(id, &encoded).map_err(|error| match error {
+            StoreError::WrongContent { .. } | StoreError::Undecodable { .. } => damaged("the content"),
+            error => error.into(),
+        })
+    }
+
+    fn end(&mut self, images: u64, chunks: u64) -> Result<(), ImportError> {
+        let (offset, part) = (self.at, "the end mark");
+        let damaged = |reason: &str| ImportError::Damaged { offset, reason: reason.to_owned() };
+        let mark = self.take(32, offset, part)?;
+        let check = self.hasher.finalize();
+        let found = self.take(32, offset, part)?;
+        if mark != encode_end(images, chunks, offset) {
+            return Err(damaged("the end mark is not that of what came before"));
+        }
+        if found != check.as_bytes() {
+            return Err(damaged("the checksum over all of it"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
