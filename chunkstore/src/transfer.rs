@@ -230,14 +230,20 @@ impl Restorer<'_> {
     /// Gives the bytes written. `present` has the chunk's length, and is for what is there.
     fn chunk(&self, offset: u64, id: ChunkId, present: &mut [u8]) -> Result<u64, RestoreError> {
         let end = offset + present.len() as u64;
-        let data = self.target.data_start(offset).map_err(self.reading())?;
-        if data.is_some_and(|start| start < end) {
+        // Its first and last block may be there because of its neighbours: that is no reason to hash it.
+        let head = offset.next_multiple_of(BLOCK_BYTES).min(end);
+        let tail = (end - end % BLOCK_BYTES).max(head);
+        let data = self.target.data_start(head).map_err(self.reading())?;
+        if data.is_some_and(|start| start < tail) {
             self.target.read_at(offset, present).map_err(self.reading())?;
             if ChunkId::of(present) == id {
                 return Ok(0);
             }
         } else {
             present.fill(0);
+            let (head_len, tail_at) = ((head - offset) as usize, (tail - offset) as usize);
+            self.target.read_at(offset, &mut present[..head_len]).map_err(self.reading())?;
+            self.target.read_at(tail, &mut present[tail_at..]).map_err(self.reading())?;
         }
         let wanted = self.find(id)?;
         // The manifest's word on the length is not covered by the chunk's name.

@@ -1,9 +1,9 @@
 use std::cell::Cell;
-use std::fs;
+use std::{fs, io};
 
-use super::{IngestError, IngestOptions, RestoreError, ingest, restore};
-use crate::testing::{noise, text};
-use crate::{ImageTree, Manifest, RawImage, ReadImage, Seeds, Store, StoreError};
+use super::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
+use crate::testing::{SmallDisk, noise, text};
+use crate::{BLOCK_BYTES, ImageTree, Manifest, RawImage, ReadImage, Seeds, Store, StoreError};
 
 fn sample(path: &std::path::Path) -> RawImage {
     let image = RawImage::create(path, (40 << 20) + 777).unwrap();
@@ -99,6 +99,101 @@ fn failures_say_what_to_do() {
     fs::OpenOptions::new().write(true).open(image.path()).unwrap().set_len(1 << 20).unwrap();
     let error = ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap_err();
     assert!(matches!(error, IngestError::Read(_)) && error.to_string().contains("shrank"), "{error}");
+}
+
+#[test]
+fn any_number_of_threads_and_any_level_make_the_same_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut made = Vec::new();
+    for (threads, level) in [(1, 1), (3, 1), (8, 9)] {
+        let store = Store::open(dir.path().join(format!("{threads}-{level}"))).unwrap();
+        let options = IngestOptions { level, threads: threads.try_into().unwrap() };
+        let done = Cell::new(0);
+        made.push(ingest(&store, &motley(), &options, &|bytes| done.set(bytes)).unwrap());
+        assert_eq!(done.get(), motley().size());
+        assert!(made[0].chunks().all(|id| store.get(&id).is_ok()));
+    }
+    assert!(made.iter().all(|manifest| *manifest == made[0]));
+}
+
+#[test]
+fn a_reader_that_fails_ends_the_ingest() {
+    struct Bad;
+    impl ReadImage for Bad {
+        fn size(&self) -> u64 {
+            1 << 40
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            if offset > 20 << 20 {
+                return Err(io::Error::other("bad sector"));
+            }
+            buf.copy_from_slice(&noise(offset, buf.len()));
+            Ok(())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let error = ingest(&store, &Bad, &IngestOptions::default(), &|_| {}).unwrap_err();
+    assert!(matches!(error, IngestError::Read(_)) && error.to_string().contains("bad sector"), "{error}");
+    assert!(store.stats().unwrap().chunks > 100);
+}
+
+#[test]
+fn a_store_that_is_full_ends_the_ingest_and_stays_whole() {
+    let Some(disk) = SmallDisk::mount(3_000_000) else {
+        eprintln!("skipped: not allowed to mount a tmpfs");
+        return;
+    };
+    let store = Store::open(disk.path()).unwrap();
+    let error = ingest(&store, &noise(1, 60 << 20), &IngestOptions::default(), &|_| {}).unwrap_err();
+    assert!(matches!(&error, IngestError::Store(error) if error.is_full()), "{error}");
+    assert!(store.stats().unwrap().chunks > 10 && store.verify(&|_| {}).unwrap().is_clean());
+}
+
+#[test]
+fn a_restore_writes_only_what_differs() {
+    let (dir, store, image, manifest) = ingested();
+    let target = dir.path().join("b.raw");
+    fs::copy(image.path(), &target).unwrap();
+    let target = RawImage::open_write(&target).unwrap();
+    let again = || restore(&store, &Seeds::new(), &manifest, &target, &|_| {}).unwrap();
+    assert_eq!(again().written_bytes, 0);
+    assert_eq!(again(), Restored::default());
+    // Two bytes side by side in two blocks, one elsewhere, and data in a hole.
+    target.write_at(8191, &[1, 2]).unwrap();
+    target.write_at(12 << 20, &[3]).unwrap();
+    target.write_at(25 << 20, &noise(9, 8192)).unwrap();
+    assert_eq!(again(), Restored { written_bytes: 3 * BLOCK_BYTES, zeroed_bytes: 8192 });
+    assert!(fs::read(image.path()).unwrap() == fs::read(target.path()).unwrap());
+}
+
+#[test]
+fn a_restore_takes_what_seeds_have_from_them() {
+    let (dir, _store, image, manifest) = ingested();
+    let empty = Store::open(dir.path().join("empty")).unwrap();
+    let seeds = Seeds::new();
+    seeds.add_image(image.path(), &manifest).unwrap();
+    let path = dir.path().join("b.raw");
+    let restored = restore_to(&empty, &seeds, &manifest, &path, Some(&image), &|_| {}).unwrap();
+    assert!(restored.written_bytes <= manifest.data_bytes());
+    assert!(fs::read(image.path()).unwrap() == fs::read(&path).unwrap());
+    let error = restore_to(&empty, &seeds, &manifest, &path, None, &|_| {}).unwrap_err();
+    assert!(matches!(&error, RestoreError::Target(error) if error.to_string().contains("exists")), "{error}");
+    assert!(path.exists());
+}
+
+#[test]
+fn a_target_that_fills_its_disk_is_an_error_and_harms_no_store() {
+    let Some(disk) = SmallDisk::mount(2_000_000) else {
+        eprintln!("skipped: not allowed to mount a tmpfs");
+        return;
+    };
+    let (_dir, store, _image, manifest) = ingested();
+    let path = disk.path().join("b.raw");
+    let error = restore_to(&store, &Seeds::new(), &manifest, &path, None, &|_| {}).unwrap_err();
+    assert!(matches!(&error, RestoreError::Target(error) if error.is_full()), "{error}");
+    assert!(error.to_string().contains("free some space") && !path.exists(), "{error}");
+    assert!(store.verify(&|_| {}).unwrap().is_clean());
 }
 
 #[test]
