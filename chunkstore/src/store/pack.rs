@@ -56,16 +56,14 @@ impl Pack {
             return Ok(None);
         }
         let map = Map::of(&file).map_err(opening())?;
-        let header = map.bytes().get(..PACK_HEADER_BYTES as usize).unwrap_or_default();
-        if header != record::pack_header(number) {
+        if record::parse_pack_header(map.bytes()) != Some(number) {
             // A crash right after the creation can leave the length without the bytes.
             if is_zero(map.bytes()) {
                 return Ok(None);
             }
-            return Err(OpenError::UnknownPack {
-                path,
-                newer: header.starts_with(&PACK_MAGIC[..6]) && !header.starts_with(PACK_MAGIC),
-            });
+            let begins = |magic: &[u8]| map.bytes().starts_with(magic);
+            let newer = begins(&PACK_MAGIC[..6]) && !begins(PACK_MAGIC);
+            return Err(OpenError::UnknownPack { path, newer });
         }
         if let Some(entries) = record::parse_index(map.bytes()) {
             let pack = Pack { number, path, file, map: OnceLock::from(map) };

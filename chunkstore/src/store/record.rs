@@ -52,6 +52,15 @@ pub(super) fn pack_header(number: u32) -> [u8; PACK_HEADER_BYTES as usize] {
     header
 }
 
+/// The number of the pack that begins with these bytes; `None` when no pack of this version does.
+pub(super) fn parse_pack_header(bytes: &[u8]) -> Option<u32> {
+    let mut fields = Fields::new(bytes.get(..PACK_HEADER_BYTES as usize)?);
+    if fields.take(8)? != PACK_MAGIC {
+        return None;
+    }
+    fields.u32()
+}
+
 pub(super) fn codec_byte(codec: Codec) -> u8 {
     match codec {
         Codec::Raw => 0,
@@ -183,7 +192,10 @@ pub(super) fn parse_index(pack: &[u8]) -> Option<Vec<Entry>> {
     if *blake3::hash(pack.get(start..end + 24)?).as_bytes() != check {
         return None;
     }
-    pack[start..end].chunks_exact(INDEX_ENTRY_BYTES).map(|entry| parse_entry(entry, index_offset)).collect()
+    let entries = pack[start..end].chunks_exact(INDEX_ENTRY_BYTES);
+    let entries: Vec<Entry> = entries.map(|entry| parse_entry(entry, index_offset)).collect::<Option<_>>()?;
+    let in_order = entries.is_sorted_by(|a, b| (a.id, a.offset) < (b.id, b.offset));
+    in_order.then_some(entries)
 }
 
 fn parse_entry(bytes: &[u8], index_offset: u64) -> Option<Entry> {
