@@ -6,6 +6,8 @@
 //! [`Store::gc`].
 
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod gc;
 mod pack;
 mod record;
