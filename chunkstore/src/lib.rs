@@ -59,6 +59,15 @@ pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, r
 pub use tree::ImageTree;
 pub use zero::is_zero;
 
+/// The decoders of this crate that are not public, for the fuzz targets: each reads bytes and panics when what it read
+/// breaks a promise.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::replica::fuzzing::{log, logs, state, states};
+    pub use crate::store::fuzzing::{pack, packs};
+}
+
 /// Bytes of an image under one leaf of its [`ImageTree`].
 pub const LEAF_BYTES: u64 = 65536;
 

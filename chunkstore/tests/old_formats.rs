@@ -12,7 +12,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use chunkstore::{
-    ImageRoot, ImageTree, RawImage, ReadImage, Replica, Scope, Store, export, import, ingest, restore,
+    ImageRoot, ImageTree, IngestOptions, RawImage, ReadImage, Replica, Scope, Seeds, Store, export, import,
+    ingest, restore,
 };
 
 fn data(name: &str) -> PathBuf {
@@ -86,7 +87,7 @@ fn assert_holds(store: &Store, name: &str, image: &Vec<u8>) {
     assert_eq!((manifest.size, manifest.root), (image.size(), root_of(image)), "{name}");
     let dir = tempfile::tempdir().unwrap();
     let target = RawImage::create(dir.path().join("image"), manifest.size).unwrap();
-    restore(store, &manifest, &target, &|_| {}).unwrap();
+    restore(store, &Seeds::new(), &manifest, &target, &|_| {}).unwrap();
     assert!(fs::read(target.path()).unwrap() == *image, "{name}");
 }
 
@@ -102,11 +103,11 @@ fn a_store_of_version_1_is_read_and_goes_on() {
     images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
     // The cuts are part of the format: what is here already is not stored again.
     let before = store.stats().unwrap();
-    let again = ingest(&store, &base_2(), &|_| {}).unwrap();
+    let again = ingest(&store, &base_2(), &IngestOptions::default(), &|_| {}).unwrap();
     assert_eq!((again, store.stats().unwrap()), (store.manifest("base-2").unwrap(), before));
 
     let more = image(1 << 20, &[(0, noise(7, 70_000))]);
-    store.publish("more", &ingest(&store, &more, &|_| {}).unwrap()).unwrap();
+    store.publish("more", &ingest(&store, &more, &IngestOptions::default(), &|_| {}).unwrap()).unwrap();
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_holds(&store, "more", &more);

@@ -14,6 +14,18 @@ pub mod nbd;
 pub mod qemu;
 pub mod qmp;
 
+/// The decoders of this crate that are not public, for the fuzz targets: each reads bytes and panics when what it read
+/// breaks a promise.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::nbd::fuzzing::{
+        option_seeds as nbd_option_seeds, options as nbd_options, request_seeds as nbd_request_seeds,
+        requests as nbd_requests,
+    };
+    pub use crate::qmp::fuzzing::{lines as qmp_lines, seeds as qmp_seeds};
+}
+
 pub use definition::{
     CacheMode, DefinitionError, DiskDefinition, NameError, QemuDefinition, VmDefinition, VmName,
 };

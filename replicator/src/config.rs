@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use longhaul_proto::wire::MAX_NAME_BYTES;
 use serde::Deserialize;
 
 /// A unix socket's path has room for 107 bytes; the longest name below the run directory is that of a VM's socket.
@@ -162,8 +163,17 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
             Err(source) => return Err(ConfigError::Io { path: path.to_owned(), source }),
         };
-        let config: Config = toml::from_str(&text)
+        Config::parse(&text, path)
+    }
+
+    /// The settings that this text makes; `path` is only for the error message.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Config = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        if config.name.len() > MAX_NAME_BYTES {
+            let what = format!("name has {} bytes, more than {MAX_NAME_BYTES}", config.name.len());
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
         let range = 1 << 20..=1 << 30;
         if !range.contains(&config.window_bytes) {
             let what = format!("window_bytes = {} is not within 1 MiB to 1 GiB", config.window_bytes);
@@ -254,6 +264,15 @@ mod tests {
             message.contains("longhaul.toml") && message.contains("lisen") && message.contains('2'),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_name_that_no_message_could_hold_is_refused() {
+        let named =
+            |len: usize| Config::parse(&format!("name = \"{}\"", "n".repeat(len)), Path::new("x.toml"));
+        assert_eq!(named(MAX_NAME_BYTES).unwrap().name.len(), MAX_NAME_BYTES);
+        let message = named(MAX_NAME_BYTES + 1).unwrap_err().to_string();
+        assert!(message.contains("x.toml") && message.contains("256 bytes"), "{message}");
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub mod daemon;
 pub mod estimate;
 pub mod failpoint;
 pub mod files;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod incoming;
 pub mod jobs;

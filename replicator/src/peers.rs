@@ -31,8 +31,7 @@ impl Peers {
     pub fn load(dir: &Path) -> Result<Self, PeersError> {
         let path = dir.join("peers.toml");
         let peers = match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text)
-                .map_err(|source| PeersError::Parse { path: path.clone(), source: Box::new(source) })?,
+            Ok(text) => parse(&text, &path)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(source) => return Err(PeersError::Io { path, source }),
         };
@@ -100,6 +99,12 @@ impl Peers {
         *peers = changed;
         Ok(())
     }
+}
+
+/// The peers that this text lists; `path` is only for the error message.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Peer>, PeersError> {
+    toml::from_str(text)
+        .map_err(|source| PeersError::Parse { path: path.to_owned(), source: Box::new(source) })
 }
 
 fn names(peers: &BTreeMap<String, Peer>) -> String {

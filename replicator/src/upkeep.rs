@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chunkstore::{
-    ChunkId, Encoded, ExportError, GcOptions, GcProgress, ImportError, Scope, Store, StoreError, VerifyReport,
+    ChunkId, Encoded, ExportError, ExportReport, GcOptions, GcProgress, ImportError, Scope, Store,
+    StoreError, VerifyReport,
 };
 use longhaul_proto::JobId;
 use longhaul_proto::wire::{Fetched, MAX_BATCH_EXTENTS, Open};
@@ -33,11 +34,21 @@ pub enum UpkeepError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Writing an archive.
-    #[error(transparent)]
-    Export(#[from] ExportError),
+    #[error("{path}: {source}", path = .path.display())]
+    Export {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        source: ExportError,
+    },
     /// Reading an archive.
-    #[error(transparent)]
-    Import(#[from] ImportError),
+    #[error("{path}: {source}", path = .path.display())]
+    Import {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        source: ImportError,
+    },
     /// A file.
     #[error("{what}: {source}")]
     Io {
@@ -176,17 +187,18 @@ pub fn export(platform: &Arc<Platform>, path: &Path, names: Vec<String>) -> Resu
         handle.phase("export");
         let (store, counters) = (platform.store().clone(), handle.counters());
         stoppable(&handle, move |stop| {
-            let io = |source| UpkeepError::Io { what: format!("writing the archive {}", path.display()), source };
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
                 stop()
             };
-            let exported = write_archive(&store, &path, &names, &watch, io);
-            if exported.is_err() && !matches!(&exported, Err(UpkeepError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists) {
+            let io =
+                |source| UpkeepError::Io { what: format!("writing the archive {}", path.display()), source };
+            let file = std::fs::File::create_new(&path).map_err(io)?;
+            let written = write_archive(&store, &path, file, &names, &watch);
+            if written.is_err() {
                 let _ = std::fs::remove_file(&path);
             }
-            let report = exported?;
-            Ok((format!("{} is in {}", names.join(", "), path.display()), report))
+            Ok((format!("{} is in {}", names.join(", "), path.display()), json!(written?)))
         })
         .await
     }))
@@ -195,33 +207,34 @@ pub fn export(platform: &Arc<Platform>, path: &Path, names: Vec<String>) -> Resu
 fn write_archive(
     store: &Store,
     path: &Path,
+    mut file: std::fs::File,
     names: &[String],
     watch: &dyn Fn(u64) -> ControlFlow<()>,
-    io: impl Fn(std::io::Error) -> UpkeepError,
-) -> Result<Value, UpkeepError> {
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(&io)?;
-    let mut writer = std::io::BufWriter::with_capacity(1 << 20, file);
-    let report = chunkstore::export(store, names, &mut writer, watch)?;
-    let file = writer.into_inner().map_err(|error| io(error.into_error()))?;
-    file.sync_all().map_err(&io)?;
-    Ok(json!(report))
+) -> Result<ExportReport, UpkeepError> {
+    let report = chunkstore::export(store, names, &mut file, watch)
+        .map_err(|source| UpkeepError::Export { path: path.to_owned(), source })?;
+    let what = || format!("making the archive {} durable", path.display());
+    file.sync_all().map_err(|source| UpkeepError::Io { what: what(), source })?;
+    Ok(report)
 }
 
 /// Begins to bring an archive's images and chunks into the store.
 pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
     let io = |source| UpkeepError::Io { what: format!("reading the archive {}", path.display()), source };
-    let file = std::fs::File::open(path).map_err(io)?;
-    let subject = path.display().to_string();
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let (path, subject) = (path.to_owned(), path.display().to_string());
     Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle| async move {
         handle.phase("import");
+        handle.update(|report| report.image_bytes = length);
         let (store, counters) = (platform.store().clone(), handle.counters());
         stoppable(&handle, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
                 stop()
             };
-            let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
-            let report = chunkstore::import(&store, &mut reader, replace, &watch)?;
+            let report = chunkstore::import(&store, &mut file, replace, &watch)
+                .map_err(|source| UpkeepError::Import { path, source })?;
             Ok((format!("imported {}", report.names.join(", ")), json!(report)))
         })
         .await

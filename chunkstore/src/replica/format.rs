@@ -96,7 +96,7 @@ impl LogHeader {
             return None;
         }
         let header = LogHeader { size: fields.u64()?, base: fields.u64()? };
-        (header.encode() == bytes[..LOG_HEADER_BYTES]).then_some(header)
+        (check8(&[&bytes[..32]]) == bytes[32..LOG_HEADER_BYTES]).then_some(header)
     }
 }
 

@@ -5,6 +5,8 @@
 mod error;
 mod extents;
 mod format;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod pass;
 mod recover;
 

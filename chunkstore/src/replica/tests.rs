@@ -246,6 +246,16 @@ fn a_flipped_bit_in_the_log_undoes_the_pass() {
 }
 
 #[test]
+fn bytes_called_zero_are_ignored() {
+    let (dir, mut log, _, after) = before_the_redo();
+    log[24..32].copy_from_slice(&[7; 8]);
+    let check = crate::parse::check8(&[&log[..32]]);
+    log[32..40].copy_from_slice(&check);
+    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    assert_eq!(Replica::open(dir.path()).unwrap().generation(), Some(generation(2, &after)));
+}
+
+#[test]
 fn a_log_of_another_version_is_left_alone() {
     let (dir, mut log, ..) = before_the_redo();
     log[7] = 2;

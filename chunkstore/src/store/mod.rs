@@ -6,6 +6,8 @@
 //! [`Store::gc`]. Its memory does not grow with what it holds.
 
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod gc;
 mod index;
 mod live;

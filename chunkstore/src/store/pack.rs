@@ -82,15 +82,13 @@ impl Pack {
             return Ok(Found::Nothing);
         }
         let map = file.map().map_err(opening())?;
-        let header = map.bytes().get(..PACK_HEADER_BYTES as usize).unwrap_or_default();
-        if header != record::pack_header(number) {
+        if record::parse_pack_header(map.bytes()) != Some(number) {
             if len == PACK_HEADER_BYTES {
                 return Ok(Found::Nothing);
             }
-            return Err(OpenError::UnknownPack {
-                path,
-                newer: header.starts_with(&PACK_MAGIC[..6]) && !header.starts_with(PACK_MAGIC),
-            });
+            let begins = |magic: &[u8]| map.bytes().starts_with(magic);
+            let newer = begins(&PACK_MAGIC[..6]) && !begins(PACK_MAGIC);
+            return Err(OpenError::UnknownPack { path, newer });
         }
         if PackIndex::parse(map.bytes()).is_some() {
             let mut pack = Pack::new(disk, number, path, Some(file));

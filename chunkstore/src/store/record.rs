@@ -52,6 +52,15 @@ pub(super) fn pack_header(number: u32) -> [u8; PACK_HEADER_BYTES as usize] {
     header
 }
 
+/// The number of the pack that begins with these bytes; `None` when no pack of this version does.
+pub(super) fn parse_pack_header(bytes: &[u8]) -> Option<u32> {
+    let mut fields = Fields::new(bytes.get(..PACK_HEADER_BYTES as usize)?);
+    if fields.take(8)? != PACK_MAGIC {
+        return None;
+    }
+    fields.u32()
+}
+
 pub(super) fn codec_byte(codec: Codec) -> u8 {
     match codec {
         Codec::Raw => 0,
@@ -192,7 +201,8 @@ impl<'a> PackIndex<'a> {
             return None;
         }
         let index = PackIndex { entries: pack.get(start..end)?, index_offset };
-        (index.entries().count() == count).then_some(index)
+        let in_order = index.entries().is_sorted_by(|a, b| (a.id, a.offset) < (b.id, b.offset));
+        (in_order && index.entries().count() == count).then_some(index)
     }
 
     /// The entries, sorted by chunk, then offset.

@@ -235,6 +235,43 @@ fn hostile_packs_neither_panic_nor_fill_memory() {
 }
 
 #[test]
+fn bytes_called_zero_are_ignored() {
+    let chunks = some_chunks(2, 100);
+    let dir = closed_store(&chunks);
+    overwrite(&pack_path(dir.path(), 1), 12, &[1, 2, 3, 4]);
+    let store = Store::open(dir.path()).unwrap();
+    for chunk in &chunks {
+        assert_eq!(store.get(&ChunkId::of(chunk)).unwrap(), chunk);
+    }
+}
+
+#[test]
+fn an_index_out_of_order_is_no_index() {
+    let entry = |offset| record::Entry {
+        id: ChunkId::of(b"x"),
+        offset,
+        codec: Codec::Raw,
+        plain_len: 1,
+        stored_len: 1,
+    };
+    let pack = vec![0; 400];
+    let sealed = |entries: &mut [record::Entry]| {
+        [&pack[..], &record::encode_index(entries, pack.len() as u64)].concat()
+    };
+    let read = |pack: &[u8]| record::PackIndex::parse(pack).map(|index| index.entries().collect::<Vec<_>>());
+    let mut good = sealed(&mut [entry(16), entry(81)]);
+    assert_eq!(read(&good), Some(vec![entry(16), entry(81)]));
+    assert_eq!(read(&sealed(&mut [entry(16), entry(16)])), None);
+    let (first, second) = (400..452, 452..504);
+    let swapped = [&good[second], &good[first]].concat();
+    good[400..504].copy_from_slice(&swapped);
+    let footer = good.len() - 64;
+    let check = blake3::hash(&good[400..footer + 24]);
+    good[footer + 24..footer + 56].copy_from_slice(check.as_bytes());
+    assert_eq!(read(&good), None);
+}
+
+#[test]
 fn only_what_the_name_says_is_taken() {
     let dir = scratch();
     let store = Store::open(dir.path()).unwrap();

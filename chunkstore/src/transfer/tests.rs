@@ -1,9 +1,10 @@
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::{fs, io};
 
 use super::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
 use crate::testing::{SmallDisk, noise, text};
-use crate::{BLOCK_BYTES, ImageTree, Manifest, RawImage, ReadImage, Seeds, Store, StoreError};
+use crate::{BLOCK_BYTES, ImageTree, Manifest, RawImage, ReadImage, Scope, Seeds, Store, StoreError};
 
 fn sample(path: &std::path::Path) -> RawImage {
     let image = RawImage::create(path, (40 << 20) + 777).unwrap();
@@ -147,7 +148,10 @@ fn a_store_that_is_full_ends_the_ingest_and_stays_whole() {
     let store = Store::open(disk.path()).unwrap();
     let error = ingest(&store, &noise(1, 60 << 20), &IngestOptions::default(), &|_| {}).unwrap_err();
     assert!(matches!(&error, IngestError::Store(error) if error.is_full()), "{error}");
-    assert!(store.stats().unwrap().chunks > 10 && store.verify(&|_| {}).unwrap().is_clean());
+    assert!(
+        store.stats().unwrap().chunks > 10
+            && store.verify(&Scope::Whole, &|_| ControlFlow::Continue(())).unwrap().is_clean()
+    );
 }
 
 #[test]
@@ -193,7 +197,7 @@ fn a_target_that_fills_its_disk_is_an_error_and_harms_no_store() {
     let error = restore_to(&store, &Seeds::new(), &manifest, &path, None, &|_| {}).unwrap_err();
     assert!(matches!(&error, RestoreError::Target(error) if error.is_full()), "{error}");
     assert!(error.to_string().contains("free some space") && !path.exists(), "{error}");
-    assert!(store.verify(&|_| {}).unwrap().is_clean());
+    assert!(store.verify(&Scope::Whole, &|_| ControlFlow::Continue(())).unwrap().is_clean());
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! Offers what QEMU's NBD client uses and nothing else (no TLS, no structured replies, no block status).
 
 mod codec;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod overlay;
 mod server;
 

@@ -33,10 +33,13 @@ pub struct NbdServer {
     acceptor: Option<JoinHandle<()>>,
 }
 
+/// What there is to choose from, by name.
+pub(super) type Exports = Vec<(String, Arc<Overlay>)>;
+
 #[derive(Debug)]
 struct Shared {
     listener: UnixListener,
-    exports: Vec<(String, Arc<Overlay>)>,
+    exports: Exports,
     connections: Mutex<Connections>,
 }
 
@@ -96,10 +99,10 @@ impl Shared {
     fn connections(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn export(&self, name: &str) -> Option<&Arc<Overlay>> {
-        self.exports.iter().find(|(export, _)| export == name).map(|(_, overlay)| overlay)
-    }
+fn find<'a>(exports: &'a Exports, name: &str) -> Option<&'a Arc<Overlay>> {
+    exports.iter().find(|(export, _)| export == name).map(|(_, overlay)| overlay)
 }
 
 fn remove_dead_socket(socket: &Path) -> io::Result<()> {
@@ -151,7 +154,7 @@ fn admit(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
 
 fn serve(shared: &Shared, id: u64, stream: UnixStream) {
     let mut export = None;
-    let result = converse(shared, stream, &mut export);
+    let result = stream.try_clone().and_then(|writer| converse(&shared.exports, stream, writer, &mut export));
     let stopping = {
         let mut connections = shared.connections();
         connections.open.remove(&id);
@@ -166,18 +169,23 @@ fn serve(shared: &Shared, id: u64, stream: UnixStream) {
 }
 
 /// One connection from greeting to goodbye. `export` is set when the client has chosen one.
-fn converse(shared: &Shared, stream: UnixStream, export: &mut Option<Arc<Overlay>>) -> io::Result<()> {
-    let mut writer = BufWriter::with_capacity(BUFFER_BYTES, stream.try_clone()?);
-    let mut reader = BufReader::with_capacity(BUFFER_BYTES, stream);
-    let Some(overlay) = negotiate(shared, &mut reader, &mut writer)? else { return Ok(()) };
+fn converse(
+    exports: &Exports,
+    client: impl Read,
+    answers: impl Write,
+    export: &mut Option<Arc<Overlay>>,
+) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(BUFFER_BYTES, answers);
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, client);
+    let Some(overlay) = negotiate(exports, &mut reader, &mut writer)? else { return Ok(()) };
     *export = Some(overlay.clone());
     transmit(&overlay, &mut reader, &mut writer)
 }
 
 /// Greeting and options; `None` when the client left in good order.
-fn negotiate(
-    shared: &Shared,
-    reader: &mut BufReader<UnixStream>,
+pub(super) fn negotiate(
+    exports: &Exports,
+    reader: &mut impl Read,
     writer: &mut impl Write,
 ) -> io::Result<Option<Arc<Overlay>>> {
     let flags = codec::FLAG_FIXED_NEWSTYLE | codec::FLAG_NO_ZEROES;
@@ -206,7 +214,7 @@ fn negotiate(
         match header.kind {
             OptionKind::ExportName => {
                 let no_zeroes = client & u32::from(codec::FLAG_NO_ZEROES) != 0;
-                return enter_by_name(shared, &data, no_zeroes, writer).map(Some);
+                return enter_by_name(exports, &data, no_zeroes, writer).map(Some);
             }
             OptionKind::Abort => {
                 reply(codec::REP_ACK, b"")?;
@@ -214,14 +222,14 @@ fn negotiate(
                 return Ok(None);
             }
             OptionKind::List if data.is_empty() => {
-                for (name, _) in &shared.exports {
+                for (name, _) in exports {
                     reply(codec::REP_SERVER, &server_name(name))?;
                 }
                 reply(codec::REP_ACK, b"")?;
             }
             OptionKind::List => reply(codec::REP_ERR_INVALID, b"")?,
             OptionKind::Info | OptionKind::Go => {
-                let overlay = describe(shared, &data, &mut reply)?;
+                let overlay = describe(exports, &data, &mut reply)?;
                 writer.flush()?;
                 if let (OptionKind::Go, Some(overlay)) = (header.kind, overlay) {
                     return Ok(Some(overlay));
@@ -236,14 +244,14 @@ fn negotiate(
 
 /// Answers INFO and GO.
 fn describe(
-    shared: &Shared,
+    exports: &Exports,
     data: &[u8],
     reply: &mut impl FnMut(u32, &[u8]) -> io::Result<()>,
 ) -> io::Result<Option<Arc<Overlay>>> {
     let Some(name) = codec::export_name(data) else {
         return reply(codec::REP_ERR_INVALID, b"").map(|()| None);
     };
-    let Some(overlay) = shared.export(name) else {
+    let Some(overlay) = find(exports, name) else {
         return reply(codec::REP_ERR_UNKNOWN, b"").map(|()| None);
     };
     reply(codec::REP_INFO, &info_export(overlay.size()))?;
@@ -254,12 +262,12 @@ fn describe(
 
 /// The old way in: no error reply exists, only hanging up.
 fn enter_by_name(
-    shared: &Shared,
+    exports: &Exports,
     name: &[u8],
     no_zeroes: bool,
     writer: &mut impl Write,
 ) -> io::Result<Arc<Overlay>> {
-    let overlay = std::str::from_utf8(name).ok().and_then(|name| shared.export(name));
+    let overlay = std::str::from_utf8(name).ok().and_then(|name| find(exports, name));
     let overlay = overlay.ok_or_else(|| invalid("there is no export of that name"))?;
     writer.write_all(&overlay.size().to_be_bytes())?;
     writer.write_all(&codec::EXPORT_FLAGS.to_be_bytes())?;
@@ -271,10 +279,10 @@ fn enter_by_name(
 }
 
 /// Requests until the client says goodbye.
-fn transmit(
+pub(super) fn transmit(
     overlay: &Overlay,
-    reader: &mut BufReader<UnixStream>,
-    writer: &mut BufWriter<UnixStream>,
+    reader: &mut BufReader<impl Read>,
+    writer: &mut impl Write,
 ) -> io::Result<()> {
     let mut payload = Vec::new();
     loop {

@@ -3,6 +3,8 @@
 //! Knows nothing of what the commands mean. Never blocks on a slow listener (it lags and is told so), never reads a
 //! line beyond [`MAX_LINE_BYTES`], never waits for an answer without a bound.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -210,7 +212,7 @@ fn first_id() -> u64 {
 
 /// The task that owns the socket.
 struct Owner {
-    lines: Lines,
+    lines: Lines<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     queue: mpsc::Receiver<Command>,
     events: broadcast::Sender<Event>,
@@ -259,39 +261,60 @@ impl Owner {
 
     fn take(&mut self, line: Value) -> Result<(), QmpError> {
         tracing::trace!(%line, "QMP <");
-        if line.get("event").is_some() {
-            let event = Event::deserialize(line).map_err(|error| QmpError::Protocol(error.to_string()))?;
+        match Said::parse(line)? {
             // No listener is no error.
-            let _ = self.events.send(event);
-            return Ok(());
+            Said::Event(event) => drop(self.events.send(event)),
+            Said::Answer { id, result } => {
+                let Some((command, reply)) = self.waiting.remove(&id) else { return Ok(()) };
+                let answer = result.map_err(|(class, message)| QmpError::Refused { command, class, message });
+                let _ = reply.send(answer);
+            }
         }
-        let Some(id) = line.get("id").and_then(Value::as_u64) else {
-            return Err(QmpError::Protocol(line.to_string().chars().take(200).collect()));
-        };
-        let Some((command, reply)) = self.waiting.remove(&id) else { return Ok(()) };
-        let answer = match line.get("error") {
-            Some(error) => Err(QmpError::Refused {
-                command,
-                class: error.get("class").and_then(Value::as_str).unwrap_or("").into(),
-                message: error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").into(),
-            }),
-            None => Ok(line.get("return").cloned().unwrap_or(Value::Null)),
-        };
-        let _ = reply.send(answer);
         Ok(())
     }
 }
 
+/// What QEMU says with one line.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Event(Event),
+    /// To the command of this id; an error as its class and QEMU's words.
+    Answer {
+        id: u64,
+        result: Result<Value, (String, String)>,
+    },
+}
+
+impl Said {
+    fn parse(line: Value) -> Result<Said, QmpError> {
+        if line.get("event").is_some() {
+            let event = Event::deserialize(line).map_err(|error| QmpError::Protocol(error.to_string()))?;
+            return Ok(Said::Event(event));
+        }
+        let Some(id) = line.get("id").and_then(Value::as_u64) else {
+            return Err(QmpError::Protocol(line.to_string().chars().take(200).collect()));
+        };
+        let result = match line.get("error") {
+            Some(error) => Err((
+                error.get("class").and_then(Value::as_str).unwrap_or("").into(),
+                error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").into(),
+            )),
+            None => Ok(line.get("return").cloned().unwrap_or(Value::Null)),
+        };
+        Ok(Said::Answer { id, result })
+    }
+}
+
 /// Lines of JSON, bounded. `next` may be dropped and called again without losing bytes.
-struct Lines {
-    reader: OwnedReadHalf,
+struct Lines<R> {
+    reader: R,
     buffer: Vec<u8>,
     /// How much of `buffer` is known to hold no newline.
     searched: usize,
 }
 
-impl Lines {
-    fn new(reader: OwnedReadHalf) -> Lines {
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(reader: R) -> Lines<R> {
         Lines { reader, buffer: Vec::with_capacity(8192), searched: 0 }
     }
 

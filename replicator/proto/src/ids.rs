@@ -31,7 +31,8 @@ impl FromStr for JobId {
 
     fn from_str(text: &str) -> Result<Self, BadJobId> {
         let bad = || BadJobId(text.to_owned());
-        if text.len() != 32 || !text.is_ascii() {
+        // `from_str_radix` takes a sign as well.
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(bad());
         }
         let mut bytes = [0; 16];
@@ -64,3 +65,6 @@ impl fmt::Display for Epoch {
         write!(f, "{}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,7 +133,7 @@ pub fn offered(
     Ok(())
 }
 
-fn parse_plan(vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
+pub(crate) fn parse_plan(vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
     let wrong = |why: String| OfferError::Plan { vm: vm.to_owned(), why };
     let plan: Plan = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
     if plan.definition.name.as_str() != vm {

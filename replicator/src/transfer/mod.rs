@@ -76,7 +76,7 @@ impl TransferError {
     }
 }
 
-fn pack(encoded: Encoded) -> Packed {
+pub(crate) fn pack(encoded: Encoded) -> Packed {
     let codec = match encoded.codec {
         Codec::Raw => 0,
         Codec::Zstd => 1,
@@ -84,7 +84,7 @@ fn pack(encoded: Encoded) -> Packed {
     Packed { codec, plain_len: encoded.plain_len, bytes: encoded.bytes }
 }
 
-fn unpack(packed: Packed) -> Result<Encoded, Refusal> {
+pub(crate) fn unpack(packed: Packed) -> Result<Encoded, Refusal> {
     let codec = match packed.codec {
         0 => Codec::Raw,
         1 => Codec::Zstd,

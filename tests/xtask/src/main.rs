@@ -2,6 +2,7 @@
 //! part of the product.
 
 mod demo;
+mod fuzz;
 mod tasks;
 mod tidy;
 
@@ -16,6 +17,8 @@ cargo xtask TASK
              a real guest on a real disk moves between two platforms, with proof; installs and builds what it needs
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
+  fuzz [TARGET...] [--seconds N] [--input FILE]
+             coverage-guided fuzzing of every decoder, 60 s each; with --input one input once, as a failure says
   tidy       the rules of this source tree that no compiler checks
   setup      installs the Debian packages that demo and test need (by apt, as root), and nothing else
 ";
@@ -37,6 +40,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["demo", rest @ ..] => demo::run(&demo::Options::parse(rest)?),
         ["test"] => tasks::test(),
         ["ci"] => tasks::ci(),
+        ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),
         ["tidy"] => tasks::tidy(),
         ["setup"] => harness::lab::apt::setup(),
         [] | ["help" | "--help" | "-h"] => {

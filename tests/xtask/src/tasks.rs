@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use harness::Lab;
 use harness::lab::{apt, workspace};
 
-use crate::tidy;
+use crate::{fuzz, tidy};
 
 /// Builds the product's programs where the tests and the demo look for them.
 pub(crate) fn build() -> Result<()> {
@@ -43,6 +43,7 @@ pub(crate) fn test() -> Result<()> {
 /// What CI runs.
 pub(crate) fn ci() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
+    cargo(&["fmt", "--manifest-path", fuzz::MANIFEST, "--check"], &[])?;
     tidy()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
     cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])?;
@@ -119,7 +120,7 @@ fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn cargo_command() -> Command {
+pub(crate) fn cargo_command() -> Command {
     let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
     let mut command = Command::new(cargo);
     command.current_dir(workspace());

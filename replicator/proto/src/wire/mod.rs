@@ -135,8 +135,10 @@ pub struct Taken {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its own name for itself.
+    #[serde(deserialize_with = "bounded::name")]
     pub name: String,
     /// `CARGO_PKG_VERSION`.
+    #[serde(deserialize_with = "bounded::name")]
     pub version: String,
     /// Bytes free where its images are.
     pub free_bytes: u64,

@@ -304,6 +304,14 @@ fn what_is_beyond_a_limit_is_no_message() {
     for open in too_much {
         assert!(from_bytes::<Open>(&to_bytes(&open).unwrap()).is_err());
     }
+    let status = |name: usize, version: usize| PeerStatus {
+        name: "n".repeat(name),
+        version: "v".repeat(version),
+        free_bytes: 0,
+    };
+    let read = |status| from_bytes::<PeerStatus>(&to_bytes(&status).unwrap());
+    assert!(read(status(MAX_NAME_BYTES, MAX_NAME_BYTES)).is_ok());
+    assert!(read(status(MAX_NAME_BYTES + 1, 1)).is_err() && read(status(1, MAX_NAME_BYTES + 1)).is_err());
 }
 
 /// What PROTOCOL.md gives as examples, and with it numbers of variants: a change here is another protocol.

@@ -28,13 +28,27 @@ pub const PACKAGES: &[Package] = &[
     Package { name: "iproute2", purpose: "shows and sets the host's network" },
 ];
 
-/// Installs what is missing, by apt, saying what and why; nothing when nothing is missing.
+/// Those that only the fuzzer needs.
+pub const FUZZER: &[Package] = &[
+    Package { name: "g++", purpose: "builds the fuzzer's own library, libFuzzer" },
+    Package { name: "libc6-dev", purpose: "links it" },
+];
+
+/// Installs what the lab needs and is missing; nothing when nothing is missing.
+///
+/// # Errors
+/// As for [`install`].
+pub fn setup() -> Result<()> {
+    install(PACKAGES)
+}
+
+/// Installs those that are missing, by apt, saying what and why.
 ///
 /// # Errors
 /// When something must be installed and the caller is not root, or apt fails.
-pub fn setup() -> Result<()> {
+pub fn install(packages: &[Package]) -> Result<()> {
     let missing: Vec<&Package> =
-        PACKAGES.iter().filter(|package| installed(package.name).is_none()).collect();
+        packages.iter().filter(|package| installed(package.name).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
