@@ -5,10 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use chunkstore::{
-    ChunkId, Encoded, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError,
-    Seeds,
+    Chunk, ChunkId, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
@@ -247,14 +245,8 @@ impl Sink for ReplicaSink {
         self.assembly()?.hole(offset, len)
     }
 
-    fn chunk(
-        &mut self,
-        name: ChunkId,
-        _encoded: &Encoded,
-        plain: &Bytes,
-        offsets: &[u64],
-    ) -> Result<(), Refusal> {
-        self.assembly()?.chunk(name, plain, offsets)
+    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
+        self.assembly()?.chunk(chunk, offsets)
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {

@@ -47,8 +47,7 @@ impl Site {
                     let len = bytes.len() as u32;
                     if !sink.place(piece.offset, len, id).unwrap() {
                         sink.expect(piece.offset, len, id);
-                        let encoded = Encoded::encode(bytes.clone(), 1);
-                        sink.chunk(id, &encoded, &bytes, &[piece.offset]).unwrap();
+                        sink.chunk(&Chunk::of(bytes.clone()), &[piece.offset]).unwrap();
                         sent += bytes.len();
                     }
                 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use chunkstore::{ChunkId, MAX_CHUNK_BYTES};
+use chunkstore::{Chunk, ChunkId, MAX_CHUNK_BYTES};
 use longhaul_proto::wire::{
     self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender,
 };
@@ -218,13 +218,12 @@ impl Receiver {
             .remove(&(batch, index))
             .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
         let Some(pending) = self.pending.remove(&name) else { return Ok(()) };
-        let encoded = unpack(data)?;
-        let plain =
-            encoded.decode(MAX_CHUNK_BYTES).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
-        if plain.len() != pending.len as usize || ChunkId::of(&plain) != name {
+        let chunk =
+            Chunk::decode(unpack(data)?).map_err(|error| protocol(format!("chunk {name}: {error}")))?;
+        if chunk.plain().len() != pending.len as usize || chunk.id() != name {
             return Err(protocol(format!("chunk {name} arrived with other content")));
         }
-        self.sink.chunk(name, &encoded, &plain, &pending.offsets)
+        self.sink.chunk(&chunk, &pending.offsets)
     }
 
     fn delta(&mut self, runs: &[Run], data: Packed) -> Result<(), Refusal> {

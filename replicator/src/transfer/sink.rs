@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chunkstore::{
-    ChunkId, Encoded, ImageRoot, ImageTree, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds, Store,
+    Chunk, ChunkId, ImageRoot, ImageTree, IngestOptions, Manifest, ManifestExtent, Pin, RawImage, ReadImage,
+    Seeds, Store,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{self, Refusal, RefusalKind};
@@ -30,13 +31,7 @@ pub trait Sink: Send {
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal>;
 
     /// A chunk that was asked for, and all the places it is wanted at.
-    fn chunk(
-        &mut self,
-        name: ChunkId,
-        encoded: &Encoded,
-        plain: &Bytes,
-        offsets: &[u64],
-    ) -> Result<(), Refusal>;
+    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal>;
 
     /// Blocks of a delta.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal>;
@@ -84,14 +79,8 @@ impl Sink for BaseSink {
         Ok(())
     }
 
-    fn chunk(
-        &mut self,
-        name: ChunkId,
-        encoded: &Encoded,
-        _plain: &Bytes,
-        _offsets: &[u64],
-    ) -> Result<(), Refusal> {
-        match self.store.put_encoded(&name, encoded) {
+    fn chunk(&mut self, chunk: &Chunk, _offsets: &[u64]) -> Result<(), Refusal> {
+        match self.store.put_chunk(chunk, IngestOptions::default().level) {
             Ok(_) => Ok(()),
             Err(error) if error.is_full() => Err(refuse(RefusalKind::NoSpace, error.to_string())),
             Err(error) => Err(failed(error)),
@@ -209,10 +198,10 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// See [`Sink::chunk`].
-    pub fn chunk(&mut self, name: ChunkId, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
+    pub fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
         for offset in offsets {
-            self.put(*offset, plain)?;
-            self.remember(name, *offset);
+            self.put(*offset, chunk.plain())?;
+            self.remember(chunk.id(), *offset);
         }
         Ok(())
     }
@@ -300,14 +289,8 @@ impl Sink for MigrationSink {
         self.assembly.hole(offset, len)
     }
 
-    fn chunk(
-        &mut self,
-        name: ChunkId,
-        _encoded: &Encoded,
-        plain: &Bytes,
-        offsets: &[u64],
-    ) -> Result<(), Refusal> {
-        self.assembly.chunk(name, plain, offsets)
+    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
+        self.assembly.chunk(chunk, offsets)
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
@@ -372,7 +355,7 @@ impl Sink for EstimateSink {
         Ok(())
     }
 
-    fn chunk(&mut self, _name: ChunkId, _: &Encoded, _: &Bytes, _offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunk(&mut self, _: &Chunk, _offsets: &[u64]) -> Result<(), Refusal> {
         Err(refuse(RefusalKind::Protocol, "an estimate takes no bytes"))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use chunkstore::Encoded;
+use chunkstore::{Chunk, Encoded};
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::FINAL_MARK;
 
@@ -35,8 +35,8 @@ impl Sink for Image {
         Ok(())
     }
 
-    fn chunk(&mut self, _: ChunkId, _: &Encoded, plain: &Bytes, offsets: &[u64]) -> Result<(), Refusal> {
-        offsets.iter().for_each(|offset| self.put(*offset, plain));
+    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
+        offsets.iter().for_each(|offset| self.put(*offset, chunk.plain()));
         Ok(())
     }
 
