@@ -210,6 +210,17 @@ fn an_error_comes_once_and_after_what_was_good() {
     }
 }
 
+#[test]
+fn zeroes_that_are_no_holes_of_the_file_are_not_kept() {
+    let mut bytes = vec![0; 100 << 20];
+    bytes[..1 << 20].copy_from_slice(&noise(1, 1 << 20));
+    bytes[99 << 20..].copy_from_slice(&noise(2, 1 << 20));
+    let mut cuts = Cuts::new(&bytes, 0..bytes.size());
+    while let Some(batch) = cuts.batch().unwrap() {
+        assert!(batch.reads.iter().map(|read| read.bytes.len()).sum::<usize>() <= 4 << 20);
+    }
+}
+
 /// Runs of data, of zeroes and of sparse data (a byte here and there), with odd lengths.
 fn image() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec((0..4_u64, 1..600_000_usize, any::<bool>()), 0..8).prop_map(|runs| {

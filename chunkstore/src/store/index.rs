@@ -168,7 +168,7 @@ impl Index {
             transaction.open_table(BROKEN)?;
             transaction.open_table(SUMS)?.insert("version", VERSION)?;
             transaction.commit()?;
-            Ok(Index::of(path, db, Sums::default())?)
+            Index::of(path, db, Sums::default())
         };
         made().map_err(|error| failed()(into_io(error)))
     }

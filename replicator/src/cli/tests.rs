@@ -104,6 +104,10 @@ fn an_image_goes_to_a_peer_under_its_own_name_or_another() {
 fn paths_are_the_callers_not_the_daemons() {
     assert_eq!(asks("base add debian x.raw").2["image"], json!(here("x.raw")));
     assert_eq!(asks("replica restore web x.raw").2["path"], json!(here("x.raw")));
+    let export = json!({ "path": here("x"), "names": ["debian"] });
+    assert_eq!(asks("store export x debian"), ("job", "/v1/store/export".to_owned(), export));
+    let import = json!({ "path": here("x"), "replace": true });
+    assert_eq!(asks("store import x --replace"), ("job", "/v1/store/import".to_owned(), import));
 }
 
 #[test]
@@ -137,8 +141,25 @@ fn every_other_command_asks_for_what_it_says() {
         ("job cancel 12", "post", "/v1/jobs/12/cancel", json!({})),
         ("report 12", "report", "12", null.clone()),
         ("store stats", "get", "/v1/store", null),
-        ("store verify", "post", "/v1/store/verify", json!({})),
-        ("store gc", "post", "/v1/store/gc", json!({})),
+        (
+            "store verify --sample 30 --limit-mib-s 50",
+            "job",
+            "/v1/store/verify",
+            json!({ "sample": 30, "base": null, "limit_mib_s": 50, "heal": false }),
+        ),
+        (
+            "store verify --base debian --heal",
+            "job",
+            "/v1/store/verify",
+            json!({ "sample": null, "base": "debian", "limit_mib_s": null, "heal": true }),
+        ),
+        ("store gc", "job", "/v1/store/gc", json!({ "dry_run": false, "waste_percent": null })),
+        (
+            "store gc --dry-run --waste-percent 10",
+            "job",
+            "/v1/store/gc",
+            json!({ "dry_run": true, "waste_percent": 10 }),
+        ),
     ];
     for (line, method, path, body) in cases {
         assert_eq!(asks(line), (method, path.to_owned(), body), "{line}");
