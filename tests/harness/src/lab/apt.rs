@@ -33,8 +33,16 @@ pub const PACKAGES: &[Package] = &[
 /// # Errors
 /// When something must be installed and the caller is not root, or apt fails.
 pub fn setup() -> Result<()> {
+    install(PACKAGES)
+}
+
+/// [`setup`] for other packages than the lab's.
+///
+/// # Errors
+/// As for [`setup`].
+pub fn install(packages: &[Package]) -> Result<()> {
     let missing: Vec<&Package> =
-        PACKAGES.iter().filter(|package| installed(package.name).is_none()).collect();
+        packages.iter().filter(|package| installed(package.name).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -102,7 +110,9 @@ fn apt_get() -> Command {
     command
 }
 
-fn installed(name: &str) -> Option<String> {
+/// The installed version of a package.
+#[must_use]
+pub fn installed(name: &str) -> Option<String> {
     let format = "-f=${db:Status-Status} ${Version}";
     let out = shell::output(Command::new("dpkg-query").args(["-W", format, name])).ok()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -21,7 +21,7 @@ const PURE_BANS: [&str; 5] =
 const PILLARS: [(&str, &[&str]); 3] =
     [("chunkstore", &[]), ("migrate-driver", &[]), ("mobility", &["mobility-proto"])];
 /// Our crates.
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "chunkstore",
     "migrate-driver",
     "mobility",
@@ -30,11 +30,12 @@ const OURS: [&str; 10] = [
     "longhaul-proto",
     "harness",
     "guest",
+    "benches",
     "e2e",
     "xtask",
 ];
 /// Those under tests/, which nothing outside may use.
-const TESTS: [&str; 4] = ["harness", "guest", "e2e", "xtask"];
+const TESTS: [&str; 5] = ["harness", "guest", "benches", "e2e", "xtask"];
 
 pub(super) fn check(root: &Path) -> Result<Vec<String>> {
     let mut broken = Vec::new();
