@@ -14,6 +14,8 @@ use wait4::Wait4;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
+    /// Processor time, of all cores together.
+    pub(crate) cpu_seconds: f64,
     /// Peak resident memory of the largest process.
     pub(crate) rss_bytes: u64,
     /// Its standard output.
@@ -43,7 +45,12 @@ fn run(command: &mut Command) -> Result<Run> {
         let messages = contents(&mut stderr)?;
         bail!("`{}` ended with {}: {}", shell::line(command), used.status, shell::tail(messages.as_bytes()));
     }
-    Ok(Run { seconds, rss_bytes: used.rusage.maxrss, stdout: contents(&mut stdout)? })
+    Ok(Run {
+        seconds,
+        cpu_seconds: (used.rusage.utime + used.rusage.stime).as_secs_f64(),
+        rss_bytes: used.rusage.maxrss,
+        stdout: contents(&mut stdout)?,
+    })
 }
 
 /// The same command on one core only.
