@@ -6,11 +6,11 @@
 //! more than a few MiB.
 //!
 //! # Why so
-//! `cargo xtask bench chunking`, on two versions of a Debian root file system with some 870 MiB of data each. MiB that are
-//! new in the second version, when it was *made* anew from updated packages, *updated* in place, laid *out* otherwise
-//! with the same files, or had 264 random 4 KiB *pages* rewritten; what the two versions of the first case take
-//! together, compressed chunk by chunk at zstd 1 and 3; a manifest. And the speed of cutting and hashing, in GB/s of a
-//! core's own time (`--quick --runs 7`, on a busy machine):
+//! `cargo xtask bench chunking`, on two versions of a Debian root file system with some 870 MiB of data each. MiB
+//! that are new in the second version, when it was *made* anew from updated packages, *updated* in place, laid *out*
+//! otherwise with the same files, or had 264 random 4 KiB *pages* rewritten; what the two versions of the first case
+//! take together, compressed chunk by chunk at zstd 1 and 3; a manifest. And the speed of cutting and hashing, in
+//! GB/s of a core's own time (`--quick --runs 7`, on a busy machine):
 //!
 //! | cut | made | updated | out | pages | zstd 1 | zstd 3 | manifest | GB/s |
 //! |---|---|---|---|---|---|---|---|---|
@@ -30,8 +30,8 @@
 //!   the other side.
 //! - For writes in place, fixed blocks win, the smaller the better: dirt is tracked and sent in [`BLOCK_BYTES`], not in
 //!   chunks. Where both versions are at hand, the difference never passes through here.
-//! - What updated packages take in all hardly depends on the average, since smaller chunks share more and compress worse.
-//!   What a clone has new does, and so does the number of chunks. 64 KiB is between: 16 million chunks in a TiB.
+//! - What updated packages take in all hardly depends on the average, since smaller chunks share more and compress
+//!   worse. What a clone has new does, and so does the number of chunks. 64 KiB is between: 16 million chunks in a TiB.
 
 use std::io;
 use std::iter::FusedIterator;
