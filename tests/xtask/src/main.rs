@@ -15,6 +15,9 @@ cargo xtask TASK
 
   demo [--json FILE] [--no-preseed] [--runs N]
              a real guest on a real disk moves between two platforms, with proof; installs and builds what it needs
+  bench NAME [--json FILE] [--quick] [--runs N]
+             figures against the real programs (store) or of the ways to cut (chunking); installs what it needs;
+             --quick: a small image and one run
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]
@@ -38,6 +41,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["demo", rest @ ..] => demo::run(&demo::Options::parse(rest)?),
+        ["bench", rest @ ..] => tasks::bench(rest),
         ["test"] => tasks::test(),
         ["ci"] => tasks::ci(),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),

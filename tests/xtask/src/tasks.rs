@@ -1,4 +1,4 @@
-//! The tasks that run cargo: test and ci, and what both build first.
+//! The tasks that run cargo: bench, test and ci, and what they build first.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -38,6 +38,12 @@ pub(crate) fn test() -> Result<()> {
         bail!("the tests did not all pass; what failed stands above");
     }
     Ok(())
+}
+
+/// Builds the benchmarks and runs one; what its words mean is its own business.
+pub(crate) fn bench(words: &[&str]) -> Result<()> {
+    let run = ["run", "--quiet", "--package", "benches", "--bin", "bench", "--"];
+    cargo(&[&run, words].concat(), &[])
 }
 
 /// What CI runs.

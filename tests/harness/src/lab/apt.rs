@@ -116,7 +116,9 @@ fn apt_get() -> Command {
     command
 }
 
-fn installed(name: &str) -> Option<String> {
+/// The installed version of a package.
+#[must_use]
+pub fn installed(name: &str) -> Option<String> {
     let format = "-f=${db:Status-Status} ${Version}";
     let out = shell::output(Command::new("dpkg-query").args(["-W", format, name])).ok()?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -24,6 +24,18 @@ pub struct BaseImage {
     pub packages: &'static [&'static str],
     /// The size of the disk in MiB.
     pub disk_mib: u32,
+    /// Which versions of the packages.
+    pub age: Age,
+}
+
+/// Which versions of its packages an image has. The two ages of one recipe differ as a host does before and after its
+/// upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// As the last point release had them.
+    Released,
+    /// With all updates since.
+    Updated,
 }
 
 impl BaseImage {
@@ -34,17 +46,39 @@ impl BaseImage {
             name: "debian",
             packages: &["?essential", "linux-image-amd64", "python3", "perl", "gcc", "git", "vim"],
             disk_mib: 4096,
+            age: Age::Updated,
         }
     }
 
     /// The essential packages and apt.
     #[must_use]
     pub fn small() -> Self {
-        Self { name: "small", packages: &["?essential", "apt"], disk_mib: 1024 }
+        Self { name: "small", packages: &["?essential", "apt"], disk_mib: 1024, age: Age::Updated }
+    }
+
+    /// More than 4 GiB of data: kernels, compilers, interpreters with their libraries, an office, a browser, a
+    /// database.
+    #[must_use]
+    pub fn large() -> Self {
+        #[rustfmt::skip]
+        let packages = &[
+            "?essential", "linux-image-amd64", "linux-image-cloud-amd64", "gcc", "g++", "gdb", "cmake", "git", "vim",
+            "clang-14", "llvm-14", "rustc", "rust-src", "golang-1.19-go", "golang-1.19-src", "openjdk-17-jdk-headless",
+            "perl", "python3", "python3-scipy", "nodejs", "emacs-nox", "libreoffice-writer", "libreoffice-calc",
+            "texlive-latex-recommended", "fonts-noto-core", "firefox-esr", "postgresql-15",
+        ];
+        Self { name: "large", packages, disk_mib: 5120, age: Age::Updated }
+    }
+
+    /// The same image before its packages were updated.
+    #[must_use]
+    pub fn released(self) -> Self {
+        Self { age: Age::Released, ..self }
     }
 
     fn key(&self) -> String {
-        let recipe = format!("{RECIPE} {} {:?}", self.disk_mib, self.packages);
+        let age = if self.age == Age::Released { " released" } else { "" };
+        let recipe = format!("{RECIPE} {} {:?}{age}", self.disk_mib, self.packages);
         blake3::hash(recipe.as_bytes()).to_hex()[..8].to_owned()
     }
 
@@ -72,8 +106,14 @@ impl BaseImage {
     }
 
     fn unpack(&self, tree: &Path) -> Result<()> {
-        let (suite, sources) = apt::sources()?;
-        say(&format!("unpacking a Debian {suite} root file system for the base image {}", self.name));
+        let (suite, mut sources) = apt::sources()?;
+        if self.age == Age::Released {
+            sources.retain(|line| line.contains(&format!(" {suite} ")));
+        }
+        say(&format!(
+            "unpacking a Debian {suite} root file system for the base image {} ({:?})",
+            self.name, self.age
+        ));
         let mut command = Command::new("mmdebstrap");
         command.args(["--quiet", "--mode=root", "--variant=extract", "--format=directory"]);
         command.arg("--aptopt=APT::Install-Recommends \"false\"");

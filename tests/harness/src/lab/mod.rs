@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::files;
-pub use base::BaseImage;
+pub use base::{Age, BaseImage};
 
 /// The built lab.
 #[derive(Debug, Clone)]

@@ -21,7 +21,7 @@ const PURE_BANS: [&str; 5] =
 const PILLARS: [(&str, &[&str]); 3] =
     [("chunkstore", &[]), ("migrate-driver", &[]), ("mobility", &["mobility-proto"])];
 /// Our crates.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     "chunkstore",
     "migrate-driver",
     "mobility",
@@ -30,12 +30,13 @@ const OURS: [&str; 11] = [
     "longhaul-proto",
     "harness",
     "guest",
+    "benches",
     "e2e",
     "xtask",
     "fuzz",
 ];
 /// Those under tests/, which nothing outside may use.
-const TESTS: [&str; 5] = ["harness", "guest", "e2e", "xtask", "fuzz"];
+const TESTS: [&str; 6] = ["harness", "guest", "benches", "e2e", "xtask", "fuzz"];
 
 pub(super) fn check(root: &Path) -> Result<Vec<String>> {
     let mut broken = Vec::new();

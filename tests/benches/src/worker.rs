@@ -1,0 +1,137 @@
+//! Our side of a measurement, as a process of its own like the programs it is compared with. It uses only the public
+//! interface of `chunkstore`, and prints one JSON object.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use chunkstore::{ChunkId, GcOptions, IngestOptions, PieceData, RawImage, Seeds, Store};
+use serde_json::{Value, json};
+
+use crate::store::synthetic;
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Brings an image into a store and publishes it, which makes it durable.
+    Ingest { store: PathBuf, image: PathBuf, name: String },
+    /// Writes an image out of a store to a new file.
+    Restore { store: PathBuf, name: String, target: PathBuf },
+    /// Cuts and hashes an image; nothing else.
+    ChunkHash { image: PathBuf },
+    /// Fills a store with small chunks, half of them unreachable.
+    Fill { store: PathBuf, chunks: u64 },
+    /// Opens a store, asks it for all that a reference has and for as much that it has not, and says what that keeps in
+    /// memory.
+    Open { store: PathBuf },
+    /// Collects garbage.
+    Gc { store: PathBuf },
+}
+
+impl Task {
+    /// The words after `worker`.
+    ///
+    /// # Errors
+    /// When they are no task.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        Ok(match *words {
+            ["ingest", store, image, name] => {
+                Self::Ingest { store: store.into(), image: image.into(), name: name.to_owned() }
+            }
+            ["restore", store, name, target] => {
+                Self::Restore { store: store.into(), name: name.to_owned(), target: target.into() }
+            }
+            ["chunk-hash", image] => Self::ChunkHash { image: image.into() },
+            ["fill", store, chunks] => {
+                Self::Fill { store: store.into(), chunks: chunks.parse().context("the number of chunks")? }
+            }
+            ["open", store] => Self::Open { store: store.into() },
+            ["gc", store] => Self::Gc { store: store.into() },
+            _ => bail!("there is no task `{}`", words.join(" ")),
+        })
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub(crate) fn run(&self) -> Result<Value> {
+        match self {
+            Self::Ingest { store, image, name } => ingest(store, image, name),
+            Self::Restore { store, name, target } => restore(store, name, target),
+            Self::ChunkHash { image } => chunk_hash(image),
+            Self::Fill { store, chunks } => {
+                synthetic::fill(&Store::open(store)?, *chunks).map(|()| json!({}))
+            }
+            Self::Open { store } => open(store),
+            Self::Gc { store } => gc(store),
+        }
+    }
+}
+
+fn ingest(store: &Path, image: &Path, name: &str) -> Result<Value> {
+    let store = Store::open(store)?;
+    let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
+    let pin = store.pin();
+    let manifest = chunkstore::ingest(&store, &image, &IngestOptions::default(), &|_| {})?;
+    store.publish(name, &manifest)?;
+    drop(pin);
+    Ok(json!({ "data_bytes": manifest.data_bytes() }))
+}
+
+fn restore(store: &Path, name: &str, target: &Path) -> Result<Value> {
+    let store = Store::open(store)?;
+    let manifest = store.manifest(name)?;
+    let target =
+        RawImage::create(target, manifest.size).with_context(|| format!("creating {}", target.display()))?;
+    chunkstore::restore(&store, &Seeds::new(), &manifest, &target, &|_| {})?;
+    Ok(json!({ "data_bytes": manifest.data_bytes() }))
+}
+
+fn chunk_hash(image: &Path) -> Result<Value> {
+    let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
+    let mut data_bytes = 0;
+    for piece in chunkstore::pieces(&image) {
+        let piece = piece?;
+        if matches!(piece.data, PieceData::Chunk { .. }) {
+            data_bytes += piece.len;
+        }
+    }
+    Ok(json!({ "data_bytes": data_bytes }))
+}
+
+fn open(store: &Path) -> Result<Value> {
+    let store = Store::open(store)?;
+    let mut asked = 0_u64;
+    for name in store.names()? {
+        for id in store.manifest(&name)?.chunks() {
+            let absent = ChunkId::of(id.as_bytes());
+            if !store.contains(&id) || store.contains(&absent) {
+                bail!("the index answered wrongly about {id}");
+            }
+            asked += 2;
+        }
+    }
+    Ok(json!({ "asked": asked, "index_bytes": anonymous_bytes()? }))
+}
+
+fn gc(store: &Path) -> Result<Value> {
+    let store = Store::open(store)?;
+    let start = Instant::now();
+    let report = store.gc(&GcOptions::default(), &|_| ControlFlow::Continue(()))?;
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    Ok(json!({ "ms": ms, "chunks_removed": report.chunks_removed, "left": store.stats()?.chunks }))
+}
+
+/// Memory of this process that is not a file's.
+fn anonymous_bytes() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let value = crate::machine::field(&status, "RssAnon").context("no RssAnon in /proc/self/status")?;
+    let kib: u64 = value.trim_end_matches("kB").trim().parse().context("reading RssAnon")?;
+    Ok(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests;
