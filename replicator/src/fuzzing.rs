@@ -66,7 +66,10 @@ pub fn plans() -> Vec<Vec<u8>> {
     let (name, text) = plan.split_once('\n').expect("a name and a plan");
     let parsed: Plan = destination::parse_plan(name, text.as_bytes()).expect("a plan");
     let written = serde_json::to_vec(&parsed).expect("a plan can be written");
-    vec![plan.into(), [b"web\n", &written[..]].concat()]
+    let size = |bytes: u64| plan.replace("4294967296", &bytes.to_string()).into_bytes();
+    let most = longhaul_proto::wire::MAX_IMAGE_BYTES;
+    // The last one is refused.
+    vec![plan.into(), [b"web\n", &written[..]].concat(), size(most), size(most + 1)]
 }
 
 /// The example, and one with its keys in use.

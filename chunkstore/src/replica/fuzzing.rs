@@ -5,6 +5,7 @@ use super::Generation;
 use super::extents::Source;
 use super::format::{self, Committed, LOG_HEADER_BYTES, LogHeader, MAX_SOURCE_BYTES};
 use crate::ImageRoot;
+use crate::parse::check8;
 
 /// Reads `bytes` as a state file, which has one form only.
 pub fn state(bytes: &[u8]) {
@@ -59,6 +60,7 @@ fn image_by_record(size: u64, log: &[u8]) -> Vec<u8> {
             rest[at..at + len].iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte))
         };
         let (kind, offset, len, payload) = (rest[4], number(8, 8), number(16, 8), number(24, 4));
+        assert_eq!(check8(&[&rest[..32], &rest[40..40 + payload]]), rest[32..40]);
         match kind {
             1 => image[offset..offset + len].copy_from_slice(&rest[40..40 + len]),
             2 => image[offset..offset + len].fill(0),

@@ -3,6 +3,10 @@
 //! Threads, because every request is a system call into page cache: there is nothing to await, and a hypervisor opens
 //! one connection a disk. Never touches the network, never waits for anything but its client and the scratch file.
 
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
@@ -325,6 +329,8 @@ pub(super) fn transmit(
 fn room(buffer: &mut Vec<u8>, len: u32) -> &mut [u8] {
     let len = len as usize;
     if buffer.len() < len {
+        // Exactly: by itself a vector grows to twice what it had, and so to twice the longest payload.
+        buffer.reserve_exact(len - buffer.len());
         buffer.resize(len, 0);
     }
     &mut buffer[..len]

@@ -84,7 +84,14 @@ pub(super) fn encodeds() -> Vec<Vec<u8>> {
 /// What is good of a journal reads the same alone, and with one more record behind it.
 pub(super) fn journal(bytes: &[u8]) {
     let Ok((records, good)) = journal::decode(bytes) else { return };
-    assert!(good <= bytes.len());
+    let mut at = journal::HEADER.len().min(good);
+    while at < good {
+        let length = bytes[at..at + 4].iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte));
+        let (sum, payload) = (&bytes[at + 4..at + 12], &bytes[at + 12..at + 12 + length]);
+        assert_eq!(blake3::hash(payload).as_bytes()[..8], *sum, "the record at {at}");
+        at += 12 + length;
+    }
+    assert_eq!(at, good);
     assert_eq!(journal::decode(&bytes[..good]), Ok((records.clone(), good)));
     let mut written = journal::HEADER.to_vec();
     for record in &records {
