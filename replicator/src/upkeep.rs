@@ -150,21 +150,18 @@ pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId,
         }
         let store = platform.store().clone();
         let missing = blocking(move || Ok(store.missing()?)).await?;
+        // What was bad and has been healed is sound again; what is bad and no base needs does no harm after that.
+        let unhealed = if request.heal { 0 } else { report.damaged.len() };
+        let unreadable = report.broken.iter().filter(|broken| broken.error.is_some()).count();
+        let clean = unhealed == 0 && unreadable == 0 && missing.is_empty();
         let mut result = json!(report);
-        result["clean"] = (report.is_clean() && missing.is_empty()).into();
+        result["clean"] = clean.into();
         result["missing"] = json!(missing);
         result["healed"] = healed.into();
-        handle.update(|report| report.result = Some(result.clone()));
-        // What was bad and has been healed is sound again; what no base needs does not matter, but is told.
-        let unreadable = report.broken.iter().filter(|broken| broken.error.is_some()).count();
-        let unhealed = if request.heal { 0 } else { report.damaged.len() };
-        if unhealed > 0 || !missing.is_empty() || unreadable > 0 {
-            let references = report.broken.len();
-            return Err(UpkeepError::Unsound {
-                damaged: report.damaged.len(),
-                missing: missing.len(),
-                references,
-            });
+        if !clean {
+            handle.update(|report| report.result = Some(result));
+            let (damaged, missing, references) = (report.damaged.len(), missing.len(), report.broken.len());
+            return Err(UpkeepError::Unsound { damaged, missing, references });
         }
         let summary = format!(
             "{} chunks read, {} bytes; {} damaged, {healed} healed",
