@@ -127,12 +127,15 @@ fn choose(all: &[String], chosen: &[String]) -> Result<Vec<String>> {
 struct Fuzzer {
     dir: PathBuf,
     program: PathBuf,
+    /// Two at once would take each other's seeds away.
+    _lock: files::Locked,
 }
 
 impl Fuzzer {
     fn build() -> Result<Self> {
         let dir = workspace().join(".cache/fuzz");
         files::create_dir(&dir)?;
+        let lock = files::lock(&dir.join("lock"))?;
         let host = host()?;
         // With the host named as the target, what runs during the build is built without the instrumentation.
         let mut command = cargo_command();
@@ -146,7 +149,7 @@ impl Fuzzer {
             bail!("building the fuzz targets failed");
         }
         let program = dir.join("target").join(host).join("debug/fuzz");
-        Ok(Self { dir, program })
+        Ok(Self { dir, program, _lock: lock })
     }
 
     /// Writes what the targets begin with, anew; their names, sorted.
