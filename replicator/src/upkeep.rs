@@ -146,7 +146,10 @@ pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId,
         let mut healed = 0;
         if request.heal {
             handle.phase("heal");
-            healed = heal(&platform, &handle).await?;
+            healed = tokio::select! {
+                healed = heal(&platform, &handle) => healed?,
+                () = handle.cancelled() => return Err(StoreError::Stopped.into()),
+            };
         }
         let store = platform.store().clone();
         let missing = blocking(move || Ok(store.missing()?)).await?;
