@@ -50,6 +50,10 @@ pub(super) fn open(bytes: &[u8]) {
             assert!(roots.len() <= MAX_DISKS);
             Vec::new()
         }
+        Some(Open::Fetch { names }) => {
+            assert!(BATCH.contains(&names.len()));
+            Vec::new()
+        }
         _ => Vec::new(),
     };
     assert!(names.iter().all(|name| NAME.contains(&name.len())), "{names:?}");
@@ -58,6 +62,7 @@ pub(super) fn open(bytes: &[u8]) {
 pub(super) fn to_receiver(bytes: &[u8]) {
     match message::<ToReceiver>(bytes) {
         Some(ToReceiver::Extents { extents, .. }) => assert!(BATCH.contains(&extents.len())),
+        Some(ToReceiver::Chunks { indices, .. }) => assert!(BATCH.contains(&indices.len())),
         Some(ToReceiver::Delta { runs, .. }) => assert!(BATCH.contains(&runs.len())),
         _ => {}
     }
@@ -69,9 +74,10 @@ pub(super) fn to_sender(bytes: &[u8]) {
     }
 }
 
-/// The two messages that come alone.
+/// The messages that come alone.
 pub(super) fn answers(bytes: &[u8]) {
     message::<Taken>(bytes);
+    message::<Fetched>(bytes);
     if let Some(status) = message::<PeerStatus>(bytes) {
         assert!(NAME.contains(&status.name.len()) && NAME.contains(&status.version.len()));
     }
@@ -140,7 +146,14 @@ fn open_messages() -> Vec<Open> {
         Message::Unknown,
     ];
     let handoff = messages.into_iter().map(|message| Open::Handoff { job, message });
-    let alone = [Open::Memory { job }, Open::Status];
+    let fetch = |count| Open::Fetch { names: vec![[5; 32]; count] };
+    let alone = [
+        Open::Memory { job },
+        Open::Status,
+        fetch(2),
+        fetch(MAX_BATCH_EXTENTS),
+        fetch(MAX_BATCH_EXTENTS + 1),
+    ];
     targets.map(transfer).into_iter().chain(handoff).chain(alone).collect()
 }
 
@@ -156,7 +169,8 @@ fn receiver_messages() -> Vec<ToReceiver> {
         ToReceiver::Extents { batch: 0, extents: vec![chunk, Extent::Hole { len: 1 << 33 }] },
         ToReceiver::Extents { batch: 9, extents: vec![Extent::Hole { len: 1 }; MAX_BATCH_EXTENTS] },
         ToReceiver::Extents { batch: 9, extents: vec![Extent::Hole { len: 1 }; MAX_BATCH_EXTENTS + 1] },
-        ToReceiver::Chunk { batch: 1, index: 2, data: data.clone() },
+        ToReceiver::Chunks { batch: 1, indices: vec![2, 0], data: data.clone() },
+        ToReceiver::Chunks { batch: 1, indices: vec![2; MAX_BATCH_EXTENTS + 1], data: data.clone() },
         ToReceiver::Delta { runs: vec![run(0, false), run(1 << 40, true)], data: data.clone() },
         ToReceiver::Delta { runs: vec![run(0, true); MAX_BATCH_EXTENTS], data: data.clone() },
         ToReceiver::Delta { runs: vec![run(0, true); MAX_BATCH_EXTENTS + 1], data },
@@ -186,7 +200,9 @@ pub(super) fn to_senders() -> Vec<Vec<u8>> {
 pub(super) fn answer_seeds() -> Vec<Vec<u8>> {
     let status = |name| PeerStatus { name, version: "0.1.0".into(), free_bytes: 1 << 40 };
     let statuses = payloads([status("a".into()), status(longest_name()), status(too_long_name())]);
-    [statuses, payloads([Taken { bytes: 1 << 33 }])].concat()
+    let data = Packed { codec: 0, plain_len: 3, bytes: Bytes::from_static(b"abc") };
+    let fetched = payloads([Fetched { data: None }, Fetched { data: Some(data) }]);
+    [statuses, payloads([Taken { bytes: 1 << 33 }]), fetched].concat()
 }
 
 pub(super) fn frame_seeds() -> Vec<Vec<u8>> {
