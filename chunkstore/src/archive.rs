@@ -2,8 +2,9 @@
 //! disk, an object store. FORMAT.md has the bytes. It never seeks, never believes what it reads, and publishes nothing
 //! of an archive that is not whole.
 //!
-//! Memory: one image's manifest at a time to export, all of them to import (48 bytes an extent), and the names of the
-//! chunks that the archive has held so far (32 bytes each, up to 75 in their table): some 6 MiB for 4 GiB of chunks.
+//! Memory: one image's manifest at a time to export, all of them to import (48 bytes an extent, and for one of them as
+//! much again for what is new in it), and the names of the chunks that the archive has held so far (32 bytes each, up to 75
+//! in their table): some 10 MiB for 4 GiB of chunks.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Read, Write};
@@ -12,10 +13,12 @@ use std::ops::ControlFlow;
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::parse::{Fields, check8};
 use crate::store::check_name;
-use crate::store::record::{self, RECORD_HEADER_BYTES};
-use crate::{ChunkId, Encoded, Manifest, ManifestError, ManifestExtent, Store, StoreError};
+use crate::store::record::{self, CHUNK_HEAD_BYTES, GROUP_HEAD_BYTES, Head, Holds, Record};
+use crate::{ChunkId, Encoded, Group, LEVEL, Manifest, ManifestError, ManifestExtent, Store, StoreError};
 
-const MAGIC: &[u8; 8] = b"LHARCH\x00\x01";
+/// The last byte is the version: this one is written, the one before is read too.
+const MAGIC: &[u8; 8] = b"LHARCH\x00\x02";
+const VERSION_1: u8 = 1;
 const END_MAGIC: &[u8; 8] = b"LHARCEND";
 
 /// The list of names is not longer than this: room for 8,000 of the longest.
@@ -90,7 +93,7 @@ pub enum ImportError {
     NoArchive,
     /// Of another version.
     #[error(
-        "this archive is of format version {version}, not 1: import it with the longhaul that wrote it, or a newer one"
+        "this archive is of format version {version}, not 1 or 2: import it with the longhaul that wrote it, or a newer one"
     )]
     OtherVersion {
         /// The version it says it has.
@@ -154,12 +157,13 @@ pub fn export(
     for name in &names {
         let manifest = store.manifest(name)?;
         output.manifest(&manifest)?;
-        for extent in &manifest.extents {
-            if let ManifestExtent::Data { len, id } = extent
-                && written.insert(*id)
-            {
-                output.chunk(store, id, *len)?;
-            }
+        let new = new_chunks(&manifest, &mut written);
+        let mut rest = new.as_slice();
+        while !rest.is_empty() {
+            let (count, encoded) = store.group(rest, LEVEL)?;
+            let (group, behind) = rest.split_at(count);
+            output.write(&record::encode_group(group.iter().copied(), &encoded))?;
+            rest = behind;
         }
     }
     let (images, chunks) = (names.len() as u64, written.len() as u64);
@@ -177,7 +181,7 @@ pub fn import(
     watch: Watch<'_>,
 ) -> Result<ImportReport, ImportError> {
     let _pin = store.pin();
-    let mut input = Input { reader, watch, hasher: blake3::Hasher::new(), at: 0 };
+    let mut input = Input { reader, watch, hasher: blake3::Hasher::new(), at: 0, old: false };
     let names = input.names()?;
     if !replace {
         store.check_free(names.iter().map(String::as_str))?;
@@ -187,12 +191,12 @@ pub fn import(
     let mut manifests = Vec::with_capacity(names.len());
     for _ in &names {
         let manifest = input.manifest()?;
-        for extent in &manifest.extents {
-            if let ManifestExtent::Data { len, id } = extent
-                && seen.insert(*id)
-            {
-                report.chunks_new += u64::from(input.chunk(store, id, *len)?);
-            }
+        let new = new_chunks(&manifest, &mut seen);
+        let mut rest = new.as_slice();
+        while !rest.is_empty() {
+            let group = input.group(rest)?;
+            report.chunks_new += store.put_group(&group, LEVEL)? as u64;
+            rest = &rest[group.chunks().len()..];
         }
         manifests.push(manifest);
     }
@@ -203,6 +207,15 @@ pub fn import(
     store.publish_all(&images, replace)?;
     report.names = names;
     Ok(report)
+}
+
+/// The chunks of an image that are not in `seen` yet, with their lengths, each once; they are from now on.
+fn new_chunks(manifest: &Manifest, seen: &mut HashSet<ChunkId>) -> Vec<(ChunkId, u32)> {
+    let data = manifest.extents.iter().filter_map(|extent| match extent {
+        ManifestExtent::Data { len, id } => Some((*id, *len)),
+        ManifestExtent::Hole { .. } => None,
+    });
+    data.filter(|(id, _)| seen.insert(*id)).collect()
 }
 
 /// `None`: there are no names, or too many.
@@ -269,15 +282,6 @@ impl Output<'_> {
         self.write(&manifest)
     }
 
-    fn chunk(&mut self, store: &Store, id: &ChunkId, len: u32) -> Result<(), ExportError> {
-        let Encoded { codec, plain_len, bytes } = store.get_encoded(id)?;
-        // The manifest's word on the length is not covered by the chunk's name.
-        if plain_len != len {
-            return Err(StoreError::WrongContent { id: *id }.into());
-        }
-        self.write(&record::encode_record(id, codec, plain_len, &bytes))
-    }
-
     fn end(&mut self, images: u64, chunks: u64) -> Result<(), ExportError> {
         self.write(&encode_end(images, chunks, self.at))?;
         let check = self.hasher.finalize();
@@ -292,6 +296,8 @@ struct Input<'a> {
     watch: Watch<'a>,
     hasher: blake3::Hasher,
     at: u64,
+    /// It is of version 1.
+    old: bool,
 }
 
 impl Input<'_> {
@@ -319,10 +325,12 @@ impl Input<'_> {
         let part = "the header";
         let damaged = |reason: &str| ImportError::Damaged { offset: 0, reason: reason.to_owned() };
         let magic = self.take(MAGIC.len() as u64, 0, part)?;
-        if magic != MAGIC {
-            let version = magic[MAGIC.len() - 1];
-            let known = magic.starts_with(&MAGIC[..MAGIC.len() - 1]);
-            return Err(if known { ImportError::OtherVersion { version } } else { ImportError::NoArchive });
+        let Some(version) = magic.strip_prefix(&MAGIC[..MAGIC.len() - 1]).and_then(<[u8]>::first) else {
+            return Err(ImportError::NoArchive);
+        };
+        self.old = *version == VERSION_1;
+        if !self.old && magic != MAGIC {
+            return Err(ImportError::OtherVersion { version: *version });
         }
         let len = self.take(4, 0, part)?;
         let list_len = Fields::new(&len).u32().unwrap_or_default();
@@ -355,24 +363,32 @@ impl Input<'_> {
         })
     }
 
-    /// Stores the next chunk, which must be this one. `false`: the store had it.
-    fn chunk(&mut self, store: &Store, id: &ChunkId, len: u32) -> Result<bool, ImportError> {
-        let (offset, part) = (self.at, "a chunk");
-        let damaged = |what: &str| ImportError::Damaged { offset, reason: format!("{what} of chunk {id}") };
-        let head = self.take(RECORD_HEADER_BYTES as u64, offset, part)?;
-        let (entry, check) = record::parse_header(&head, offset).ok_or_else(|| damaged("the head"))?;
-        if (entry.id, entry.plain_len) != (*id, len) {
-            return Err(damaged("another chunk in the place"));
+    /// The next group, which must hold the first of these chunks.
+    fn group(&mut self, wanted: &[(ChunkId, u32)]) -> Result<Group, ImportError> {
+        let (offset, part) = (self.at, "a group of chunks");
+        let damaged = |what: &str| {
+            let id = wanted.first().map(|(id, _)| id.to_string()).unwrap_or_default();
+            ImportError::Damaged { offset, reason: format!("{what} of the group that begins with chunk {id}") }
+        };
+        let head_bytes = if self.old { CHUNK_HEAD_BYTES } else { GROUP_HEAD_BYTES };
+        let mut bytes = self.take(head_bytes as u64, offset, part)?;
+        let of_version = |head: &Head| self.old == matches!(head.holds, Holds::Chunk(_));
+        let head = Head::parse(&bytes).filter(of_version).ok_or_else(|| damaged("the head"))?;
+        bytes.extend(self.take((head.record_bytes() - head_bytes) as u64, offset, part)?);
+        let record = Record::parse(&bytes).ok_or_else(|| damaged("the table"))?;
+        let lens: Vec<u32> = record.chunks().map(|(_, len)| len).collect();
+        let wanted = wanted.get(..lens.len()).unwrap_or_default();
+        if !record.chunks().eq(wanted.iter().copied()) {
+            return Err(damaged("other chunks in the place"));
         }
-        let payload = self.take(entry.stored_len.into(), offset, part)?;
-        if check8(&[&payload]) != check {
+        if !record.is_intact() {
             return Err(damaged("the checksum"));
         }
-        let encoded = Encoded { codec: entry.codec, plain_len: len, bytes: payload.into() };
-        store.put_encoded(id, &encoded).map_err(|error| match error {
-            StoreError::WrongContent { .. } | StoreError::Undecodable { .. } => damaged("the content"),
-            error => error.into(),
-        })
+        let payload = record.payload.to_vec();
+        let encoded = Encoded { codec: head.codec, plain_len: head.plain_len, bytes: payload.into() };
+        let group = Group::decode(encoded, &lens).map_err(|_| damaged("the content"))?;
+        let named = group.chunks().iter().map(|chunk| chunk.id()).eq(wanted.iter().map(|(id, _)| *id));
+        if named { Ok(group) } else { Err(damaged("the content")) }
     }
 
     fn end(&mut self, images: u64, chunks: u64) -> Result<(), ImportError> {

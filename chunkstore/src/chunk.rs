@@ -1,31 +1,22 @@
-//! A chunk whose name has been proven. It never takes a name on trust, so that who holds one need not hash it again.
+//! Chunks whose names have been proven, alone and in groups. Neither ever takes a name on trust, so that who holds one
+//! need not hash it again.
 
 use bytes::Bytes;
 
 use crate::encoded::Encoded;
-use crate::{ChunkId, Codec, DecodeError, MAX_CHUNK_BYTES};
+use crate::{ChunkId, Codec, DecodeError, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 
-/// Plain bytes with their name, and the encoded form if they came in one. There is no way to make one but to hash.
-#[derive(Debug, Clone)]
+/// Plain bytes with their name. There is no way to make one but to hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     id: ChunkId,
     plain: Bytes,
-    encoded: Option<Encoded>,
 }
 
 impl Chunk {
     /// Names bytes.
     pub fn of(plain: Bytes) -> Chunk {
-        Chunk { id: ChunkId::of(&plain), plain, encoded: None }
-    }
-
-    /// Decodes and names what came from elsewhere; whether that is the name it came under is for the caller to see.
-    /// No more than [`MAX_CHUNK_BYTES`] is ever decoded.
-    pub fn decode(encoded: Encoded) -> Result<Chunk, DecodeError> {
-        let plain = encoded.decode(MAX_CHUNK_BYTES)?;
-        // A frame that gained nothing is legal to send, but not to keep.
-        let kept = encoded.codec == Codec::Raw || encoded.bytes.len() < plain.len();
-        Ok(Chunk { id: ChunkId::of(&plain), plain, encoded: kept.then_some(encoded) })
+        Chunk { id: ChunkId::of(&plain), plain }
     }
 
     /// Its name.
@@ -37,11 +28,58 @@ impl Chunk {
     pub fn plain(&self) -> &Bytes {
         &self.plain
     }
+}
 
-    /// As it came, or encoded now at zstd `level`.
-    pub(crate) fn encoded(&self, level: i32) -> Encoded {
-        self.encoded.clone().unwrap_or_else(|| Encoded::encode(self.plain.clone(), level))
+/// Chunks that are compressed together, because that takes a tenth less room than one by one.
+#[derive(Debug, Clone)]
+pub struct Group {
+    chunks: Vec<Chunk>,
+    encoded: Option<Encoded>,
+}
+
+impl Group {
+    /// Chunks that are still to be compressed.
+    pub fn of(chunks: Vec<Chunk>) -> Group {
+        Group { chunks, encoded: None }
     }
+
+    /// Decodes what came from elsewhere and names the chunks in it, which have these lengths; whether those are the names
+    /// they came under is for the caller to see. No more than [`MAX_GROUP_BYTES`] is ever decoded.
+    pub fn decode(encoded: Encoded, lens: &[u32]) -> Result<Group, DecodeError> {
+        let damaged = |reason: String| DecodeError::Damaged { reason };
+        let sum: u64 = lens.iter().map(|len| u64::from(*len)).sum();
+        if let Some(len) = lens.iter().find(|len| !(1..=MAX_CHUNK_BYTES).contains(&(**len as usize))) {
+            return Err(damaged(format!("a chunk of {len} bytes")));
+        }
+        if sum != u64::from(encoded.plain_len) {
+            return Err(damaged(format!("{} bytes for chunks of {sum}", encoded.plain_len)));
+        }
+        let mut plain = encoded.decode(MAX_GROUP_BYTES)?;
+        let chunks = lens.iter().map(|len| Chunk::of(plain.split_to(*len as usize))).collect();
+        // A frame that gained nothing is legal to send, but not to keep.
+        let kept = encoded.codec == Codec::Raw || encoded.bytes.len() < encoded.plain_len as usize;
+        Ok(Group { chunks, encoded: kept.then_some(encoded) })
+    }
+
+    /// The chunks.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// As it came.
+    pub(crate) fn encoded(&self) -> Option<&Encoded> {
+        self.encoded.as_ref()
+    }
+}
+
+/// Chunks one behind the other, encoded at zstd `level`.
+pub(crate) fn encode_together(chunks: &[&Chunk], level: i32) -> Encoded {
+    if let [chunk] = chunks {
+        return Encoded::encode(chunk.plain.clone(), level);
+    }
+    let mut plain = Vec::with_capacity(chunks.iter().map(|chunk| chunk.plain.len()).sum());
+    chunks.iter().for_each(|chunk| plain.extend_from_slice(&chunk.plain));
+    Encoded::encode(plain.into(), level)
 }
 
 #[cfg(test)]

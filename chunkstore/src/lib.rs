@@ -40,7 +40,7 @@ mod windows;
 mod zero;
 
 pub use archive::{ExportError, ExportReport, ImportError, ImportReport, export, import};
-pub use chunk::Chunk;
+pub use chunk::{Chunk, Group};
 pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;
 pub use id::{ChunkId, ImageRoot, ParseIdError};
@@ -70,6 +70,16 @@ pub mod fuzzing {
 
 /// Bytes of an image under one leaf of its [`ImageTree`].
 pub const LEAF_BYTES: u64 = 65536;
+
+/// zstd level at which chunks are kept, unless their owner says otherwise.
+pub const LEVEL: i32 = 2;
+
+/// Chunks are compressed together until they have so many bytes: more takes hardly less room, and all of it is to be
+/// decoded for one of them.
+pub const GROUP_BYTES: usize = 1 << 20;
+
+/// No group of chunks is longer than this: one of 4 MiB less the longest chunk.
+pub const MAX_GROUP_BYTES: usize = (4 << 20) - MAX_CHUNK_BYTES;
 
 /// No chunk is longer than this.
 pub const MAX_CHUNK_BYTES: usize = 256 * 1024;

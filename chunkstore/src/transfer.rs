@@ -11,14 +11,14 @@ use crate::cuts::{Batch, Cuts};
 use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::{
-    BLOCK_BYTES, Chunk, ChunkId, FileError, MAX_CHUNK_BYTES, Manifest, ManifestExtent, PlacedExtent,
-    RawImage, ReadImage, Seeds, Store, StoreError,
+    BLOCK_BYTES, Chunk, ChunkId, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, Manifest,
+    ManifestExtent, PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
 };
 
 /// How an image is brought into a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IngestOptions {
-    /// zstd level. 1 is about the fastest that still compresses.
+    /// zstd level, of [`GROUP_BYTES`](crate::GROUP_BYTES) at a time. Negative ones are the fastest.
     pub level: i32,
     /// Threads that read, cut, hash and compress.
     pub threads: NonZeroUsize,
@@ -26,7 +26,7 @@ pub struct IngestOptions {
 
 impl Default for IngestOptions {
     fn default() -> IngestOptions {
-        IngestOptions { level: 1, threads: all_cores() }
+        IngestOptions { level: LEVEL, threads: all_cores() }
     }
 }
 
@@ -69,18 +69,17 @@ pub enum RestoreError {
     Target(#[from] FileError),
 }
 
+/// Extents restored in one go at most.
+const MAX_BATCH_EXTENTS: usize = 1024;
+
 /// Results that may wait for an earlier one, beside those being made. They hold no bytes of the image.
 const RESULTS_AHEAD: usize = 64;
-
-/// Extents restored in one go: about a MiB.
-const EXTENTS_AT_ONCE: usize = 16;
 
 /// Puts all of an image's chunks into the store and gives its manifest. `progress` gets the bytes of the image that
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
 /// Needs, beside the store: 40 bytes for each extent of the manifest, which is made in memory, and for each thread
-/// about 3 MiB (two windows of 1.3 MiB, a chunk plain and compressed) and what zstd takes for chunks of 256 KiB at
-/// that level.
+/// about 6 MiB (two windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -116,15 +115,19 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
     let leaves =
         batch.reads.into_iter().flat_map(|read| leaf_hashes(size, read.offset, &read.bytes)).collect();
     let mut extents = Vec::with_capacity(batch.cuts.len());
+    let mut chunks = Vec::new();
     for cut in batch.cuts {
-        let Some(bytes) = cut.data else {
-            extents.push(ManifestExtent::Hole { len: cut.len });
-            continue;
-        };
-        let chunk = Chunk::of(bytes);
-        store.put_chunk(&chunk, level)?;
-        extents.push(ManifestExtent::Data { len: chunk.plain().len() as u32, id: chunk.id() });
+        extents.push(match cut.data {
+            None => ManifestExtent::Hole { len: cut.len },
+            Some(bytes) => {
+                let chunk = Chunk::of(bytes);
+                let extent = ManifestExtent::Data { len: chunk.plain().len() as u32, id: chunk.id() };
+                chunks.push(chunk);
+                extent
+            }
+        });
     }
+    store.put_group(&Group::of(chunks), level)?;
     Ok(Stored { extents, leaves })
 }
 
@@ -149,7 +152,17 @@ pub fn restore(
         all_cores(),
         RESULTS_AHEAD,
         || {
-            let batch: Vec<PlacedExtent> = placed.by_ref().take(EXTENTS_AT_ONCE).collect();
+            // As they were ingested, and so lie together.
+            let (mut batch, mut data) = (Vec::new(), 0);
+            while data < GROUP_BYTES as u64
+                && batch.len() < MAX_BATCH_EXTENTS
+                && let Some(next) = placed.next()
+            {
+                if let ManifestExtent::Data { len, .. } = next.extent {
+                    data += u64::from(len);
+                }
+                batch.push(next);
+            }
             Ok((!batch.is_empty()).then_some(batch))
         },
         |batch| restorer.batch(&batch),

@@ -1,8 +1,8 @@
 //! What an older longhaul wrote is still read, and goes on being used. `tests/data` keeps one directory for each version
 //! of a format, as the code of that version left it; nothing here ever writes there.
 //!
-//! `store-v1`: two sealed packs, one that is not, no index; `base` and `base-2`. `replica-v1`: generation 1 in place,
-//! generation 2 committed in the redo log. `archive-v1`: both images of the store.
+//! `store-v1`, `store-v2`: two sealed packs, one that is not, no index; `base` and `base-2`. `replica-v1`: generation 1
+//! in place, generation 2 committed in the redo log. `archive-v1`, `archive-v2`: both images of the store.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use chunkstore::{
-    ImageRoot, ImageTree, IngestOptions, RawImage, ReadImage, Replica, Scope, Seeds, Store, export, import,
+    GcOptions, ImageRoot, ImageTree, IngestOptions, RawImage, ReadImage, Replica, Scope, Seeds, Store, export, import,
     ingest, restore,
 };
 
@@ -95,11 +95,20 @@ const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
 
 #[test]
 fn a_store_of_version_1_is_read_and_goes_on() {
-    let dir = copy_of("store-v1");
+    is_read_and_goes_on("store-v1");
+}
+
+#[test]
+fn a_store_of_version_2_is_read_and_goes_on() {
+    is_read_and_goes_on("store-v2");
+}
+
+fn is_read_and_goes_on(name: &str) {
+    let dir = copy_of(name);
+    let packs = (1..=3).map(|number| fs::read(data(&format!("{name}/packs/000{number}.pack"))).unwrap());
+    assert!(packs.map(|pack| pack.ends_with(b"LHSEALED")).eq([true, true, false]));
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.names().unwrap(), ["base", "base-2"]);
-    let packs = (1..=3).map(|number| fs::read(data(&format!("store-v1/packs/000{number}.pack"))).unwrap());
-    assert!(packs.map(|pack| pack.ends_with(b"LHSEALED")).eq([true, true, false]));
     images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
     // The cuts are part of the format: what is here already is not stored again.
     let before = store.stats().unwrap();
@@ -112,6 +121,16 @@ fn a_store_of_version_1_is_read_and_goes_on() {
     let store = Store::open(dir.path()).unwrap();
     assert_holds(&store, "more", &more);
     images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
+    assert!(store.verify(&Scope::Whole, &|_| GO_ON).unwrap().is_clean());
+    // Whoever has only the older version can still tell what is not of it.
+    let headers = |number| fs::read(dir.path().join(format!("packs/000{number}.pack"))).unwrap()[..8].to_vec();
+    assert_eq!(headers(3) == *b"LHPACK\x00\x01", name == "store-v1");
+    store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
+    assert_holds(&store, "more", &more);
+    store.remove("base").unwrap();
+    store.remove("more").unwrap();
+    store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
+    assert_holds(&store, "base-2", &base_2());
     assert!(store.verify(&Scope::Whole, &|_| GO_ON).unwrap().is_clean());
 }
 
@@ -143,16 +162,18 @@ fn a_replica_of_version_1_finishes_its_pass() {
 }
 
 #[test]
-fn an_archive_of_version_1_is_read_and_written_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    let archive = data("archive-v1");
-    let report = import(&store, &mut File::open(&archive).unwrap(), false, &|_| GO_ON).unwrap();
-    assert_eq!(report.names, ["base", "base-2"]);
-    assert_eq!(report.bytes, archive.metadata().unwrap().len());
-    images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
+fn archives_of_older_versions_are_read_and_todays_is_written_the_same() {
+    for (name, current) in [("archive-v1", false), ("archive-v2", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let archive = data(name);
+        let report = import(&store, &mut File::open(&archive).unwrap(), false, &|_| GO_ON).unwrap();
+        assert_eq!(report.names, ["base", "base-2"]);
+        assert_eq!(report.bytes, archive.metadata().unwrap().len());
+        images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
 
-    let mut again = Vec::new();
-    export(&store, &["base-2", "base"], &mut again, &|_| GO_ON).unwrap();
-    assert!(again == fs::read(&archive).unwrap());
+        let mut again = Vec::new();
+        export(&store, &["base-2", "base"], &mut again, &|_| GO_ON).unwrap();
+        assert_eq!(again == fs::read(&archive).unwrap(), current);
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{
-    Chunk, ChunkId, Generation, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
+    ChunkId, Generation, Group, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
@@ -245,8 +245,8 @@ impl Sink for ReplicaSink {
         self.assembly()?.hole(offset, len)
     }
 
-    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
-        self.assembly()?.chunk(chunk, offsets)
+    fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+        self.assembly()?.chunks(group, offsets)
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {

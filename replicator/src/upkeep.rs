@@ -402,7 +402,7 @@ async fn from_peer(
     for ids in wanted.chunks(MAX_BATCH_EXTENTS) {
         for (id, encoded) in fetch(&connection, handle, ids).await? {
             // The store decodes it and checks its name before it takes it.
-            platform.store().put_encoded(&id, &encoded)?;
+            platform.store().put_encoded(&id, encoded)?;
             missing.remove(&id);
             fetched += 1;
         }
@@ -447,6 +447,6 @@ pub async fn serve_fetch(
 }
 
 fn find(holdings: &Holdings, id: &ChunkId) -> Option<Encoded> {
-    let stored = holdings.store.get_encoded(id).ok();
-    stored.or_else(|| holdings.seeds.get(id).map(|bytes| Encoded::encode(bytes, FETCH_LEVEL)))
+    let found = holdings.store.get(id).ok().or_else(|| holdings.seeds.get(id));
+    found.map(|bytes| Encoded::encode(bytes, FETCH_LEVEL))
 }

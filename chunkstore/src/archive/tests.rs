@@ -8,9 +8,9 @@ use tempfile::TempDir;
 
 use super::{ExportError, ImportError, ImportReport, encode_end, encode_header, export, import, parse_names};
 use crate::parse::check8;
-use crate::store::record::{encode_record, parse_header};
+use crate::store::record::{Record, encode_chunk, encode_group};
 use crate::testing::{noise, scratch, text};
-use crate::{ChunkId, Codec, ImageRoot, Manifest, ManifestExtent, Store, StoreError};
+use crate::{ChunkId, Codec, Encoded, ImageRoot, Manifest, ManifestExtent, Store, StoreError};
 
 const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
 
@@ -98,19 +98,19 @@ fn the_bytes_are_those_of_the_document() {
     publish(&store, "a", &[&chunk]);
     let archive = exported(&store, &["a"]);
     // Header.
-    assert_eq!(archive[..14], *b"LHARCH\x00\x01\x02\x00\x00\x00\x01a");
+    assert_eq!(archive[..14], *b"LHARCH\x00\x02\x02\x00\x00\x00\x01a");
     assert_eq!(archive[14..22], check8(&[&archive[..14]]));
-    // Image: its manifest, then its chunk as a record of a pack.
+    // Image: its manifest, then its chunk in a record as in a pack.
     let bytes = manifest(&[&chunk]).encode();
     assert_eq!(archive[22..30], (bytes.len() as u64).to_le_bytes());
     assert_eq!(archive[30..38], check8(&[&archive[22..30]]));
     let record_at = 38 + bytes.len();
     assert_eq!(archive[38..record_at], bytes);
-    let (entry, check) = parse_header(&archive[record_at..], 0).unwrap();
-    assert_eq!((entry.id, entry.codec, check), (ChunkId::of(&chunk), Codec::Raw, check8(&[&chunk])));
-    assert_eq!(archive[record_at + 64..][..300], chunk);
+    let record = Record::parse(&archive[record_at..]).unwrap();
+    assert!(record.is_intact() && record.chunks().eq([(ChunkId::of(&chunk), 300)]));
+    assert_eq!((record.head.codec, record.payload), (Codec::Raw, &chunk[..]));
     // End mark.
-    let end = &archive[record_at + 64 + 300..];
+    let end = &archive[record_at + 48 + 36 + 300..];
     assert_eq!(end.len(), 64);
     assert_eq!(end[..8], *b"LHARCEND");
     let counts = [1_u64, 1, (archive.len() - 64) as u64].map(u64::to_le_bytes).concat();
@@ -190,7 +190,7 @@ fn a_bit_flipped_anywhere_is_noticed() {
             let error = if fresh { read(&empty().1, &bad) } else { read(&store, &bad) }.unwrap_err();
             match error {
                 ImportError::NoArchive => assert!(bit < 56),
-                ImportError::OtherVersion { version } => assert!(bit / 8 == 7 && version != 1),
+                ImportError::OtherVersion { version } => assert!(bit / 8 == 7 && version > 2 || version == 0),
                 // Of a length: it reaches beyond the end.
                 ImportError::CutShort { offset: 0, .. } => assert!((64..96).contains(&bit)),
                 ImportError::Damaged { offset, .. } => assert!(offset <= bit as u64 / 8),
@@ -206,7 +206,14 @@ fn a_forged_archive_is_refused_where_it_is_wrong() {
     let (_dir, store) = empty();
     let (chunk, other) = (noise(1, 300), noise(2, 300));
     let (id, image) = (ChunkId::of(&chunk), manifest_part(&manifest(&[&chunk])));
-    let record = encode_record(&id, Codec::Raw, 300, &chunk);
+    let group = |chunks: &[(ChunkId, u32)], codec, bytes: &[u8]| {
+        let plain_len = chunks.iter().map(|(_, len)| len).sum();
+        encode_group(
+            chunks.iter().copied(),
+            &Encoded { codec, plain_len, bytes: bytes.to_vec().into() },
+        )
+    };
+    let record = group(&[(id, 300)], Codec::Raw, &chunk);
     let at = archive_of(&["a"], &[], 0, 0).len() as u64 - 64;
     let chunk_at = at + image.len() as u64;
     let end_at = chunk_at + record.len() as u64;
@@ -224,24 +231,31 @@ fn a_forged_archive_is_refused_where_it_is_wrong() {
         (
             chunk_at,
             "the content",
-            archive_of(&["a"], &[&image, &encode_record(&id, Codec::Raw, 300, &other)], 1, 1),
+            archive_of(&["a"], &[&image, &group(&[(id, 300)], Codec::Raw, &other)], 1, 1),
         ),
         (
             chunk_at,
             "the content",
-            archive_of(&["a"], &[&image, &encode_record(&id, Codec::Zstd, 300, b"x")], 1, 1),
+            archive_of(&["a"], &[&image, &group(&[(id, 300)], Codec::Zstd, b"x")], 1, 1),
         ),
         (
             chunk_at,
-            "another chunk",
+            "other chunks",
             archive_of(
                 &["a"],
-                &[&image, &encode_record(&ChunkId::of(&other), Codec::Raw, 300, &other)],
+                &[&image, &group(&[(ChunkId::of(&other), 300)], Codec::Raw, &other)],
                 1,
                 1,
             ),
         ),
-        (at + short.len() as u64, "another chunk", archive_of(&["a"], &[&short, &record], 1, 1)),
+        (at + short.len() as u64, "other chunks", archive_of(&["a"], &[&short, &record], 1, 1)),
+        // A record of version 1, more chunks than are wanted.
+        (chunk_at, "the head", archive_of(&["a"], &[&image, &encode_chunk(&id, Codec::Raw, 300, &chunk)], 1, 1)),
+        (
+            chunk_at,
+            "other chunks",
+            archive_of(&["a"], &[&image, &group(&[(id, 300), (id, 300)], Codec::Raw, &[7; 600])], 1, 1),
+        ),
         // A chunk twice, one that no image has, counts of something else.
         (end_at, "the end mark", archive_of(&["a"], &[&image, &record, &record], 1, 2)),
         (end_at, "the end mark", archive_of(&["a"], &[&image, &record], 1, 2)),
@@ -296,9 +310,9 @@ fn names_are_in_order_and_fit_for_a_reference() {
 fn another_version_is_told_from_something_else() {
     let (_dir, store) = empty();
     let mut newer = sample();
-    newer[7] = 2;
+    newer[7] = 3;
     let error = read(&store, &newer).unwrap_err();
-    assert!(matches!(error, ImportError::OtherVersion { version: 2 }), "{error}");
+    assert!(matches!(error, ImportError::OtherVersion { version: 3 }), "{error}");
     assert!(matches!(read(&store, &text(1, 100)), Err(ImportError::NoArchive)));
 }
 

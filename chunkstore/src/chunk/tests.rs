@@ -1,34 +1,46 @@
 use bytes::Bytes;
 
-use super::Chunk;
+use super::{Chunk, Group, encode_together};
 use crate::testing::{noise, text};
-use crate::{ChunkId, Codec, DecodeError, Encoded, MAX_CHUNK_BYTES};
+use crate::{ChunkId, Codec, DecodeError, Encoded, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 
 #[test]
-fn a_chunk_has_the_name_of_its_bytes() {
-    let plain = Bytes::from(text(1, 50_000));
-    let came = Encoded::encode(plain.clone(), 3);
-    for chunk in [Chunk::of(plain.clone()), Chunk::decode(came.clone()).unwrap()] {
-        assert_eq!((chunk.id(), chunk.plain()), (ChunkId::of(&plain), &plain));
-        assert_eq!(chunk.encoded(1).decode(50_000).unwrap(), plain);
+fn chunks_have_the_names_of_their_bytes() {
+    let plain = [text(1, 50_000), noise(2, 300), text(3, 1)].map(Bytes::from);
+    let chunks = plain.clone().map(Chunk::of);
+    for (chunk, plain) in chunks.iter().zip(&plain) {
+        assert_eq!((chunk.id(), chunk.plain()), (ChunkId::of(plain), plain));
     }
-    assert_eq!(Chunk::decode(came.clone()).unwrap().encoded(1), came);
+    let together = encode_together(&chunks.each_ref(), 3);
+    assert_eq!(together.codec, Codec::Zstd);
+    let group = Group::decode(together.clone(), &[50_000, 300, 1]).unwrap();
+    assert_eq!((group.chunks(), group.encoded()), (&chunks[..], Some(&together)));
+    assert!(Group::of(chunks.to_vec()).encoded().is_none());
+    assert_eq!(encode_together(&[&chunks[0]], 3).decode(50_000).unwrap(), plain[0]);
 }
 
 #[test]
-fn what_gained_nothing_is_encoded_anew() {
+fn what_gained_nothing_is_to_be_encoded_anew() {
     let plain = noise(1, 1000);
     let bytes = zstd::bulk::compress(&plain, 1).unwrap();
     assert!(bytes.len() > plain.len());
     let loose = Encoded { codec: Codec::Zstd, plain_len: 1000, bytes: bytes.into() };
-    assert_eq!(Chunk::decode(loose).unwrap().encoded(1).codec, Codec::Raw);
+    assert!(Group::decode(loose, &[400, 600]).unwrap().encoded().is_none());
 }
 
 #[test]
 fn what_is_too_long_or_damaged_is_none() {
-    let long = Encoded::encode(vec![7; MAX_CHUNK_BYTES + 1].into(), 1);
-    assert!(matches!(Chunk::decode(long), Err(DecodeError::TooLong { .. })));
+    let decode = |data: Vec<u8>, lens: &[u32]| Group::decode(Encoded::encode(data.into(), 1), lens);
+    let longest = MAX_CHUNK_BYTES as u32;
+    assert!(decode(vec![7; MAX_CHUNK_BYTES], &[longest]).is_ok());
+    let damaged = |outcome| matches!(outcome, Err(DecodeError::Damaged { .. }));
+    assert!(damaged(decode(vec![7; MAX_CHUNK_BYTES + 1], &[longest + 1])));
+    for lens in [&[5, 0, 5][..], &[10, 1], &[9], &[]] {
+        assert!(damaged(decode(vec![7; 10], lens)), "{lens:?}");
+    }
+    assert!(damaged(decode(vec![7; 10], &[u32::MAX; 3])));
+    let long = decode(vec![7; MAX_GROUP_BYTES + 1], &[&[longest; 16][..], &[1]].concat());
+    assert!(matches!(long, Err(DecodeError::TooLong { .. })));
     let bytes = Bytes::from_static(b"not a frame");
-    let bad = Encoded { codec: Codec::Zstd, plain_len: 100, bytes };
-    assert!(matches!(Chunk::decode(bad), Err(DecodeError::Damaged { .. })));
+    assert!(damaged(Group::decode(Encoded { codec: Codec::Zstd, plain_len: 100, bytes }, &[100])));
 }

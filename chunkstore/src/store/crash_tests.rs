@@ -10,7 +10,7 @@ use super::{GcOptions, Scope, Store, StoreError};
 use crate::disk::Disk;
 use crate::disk::sim::{Dice, SimDisk};
 use crate::testing::{noise, text};
-use crate::{ChunkId, ImageRoot, Manifest, ManifestExtent};
+use crate::{Chunk, ChunkId, Group, ImageRoot, Manifest, ManifestExtent};
 
 const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
 
@@ -88,9 +88,13 @@ fn play(disk: &SimDisk, seed: u64, expected: &mut Expected) -> Result<(), Box<dy
         match dice.below(10) {
             0..=3 => {
                 let _pin = store.pin();
-                for seed in &seeds {
-                    let bytes = chunk(*seed);
-                    store.put(&ChunkId::of(&bytes), &bytes)?;
+                let chunks = seeds.iter().map(|seed| Chunk::of(chunk(*seed).into()));
+                if dice.below(2) == 0 {
+                    store.put_group(&Group::of(chunks.collect()), 1)?;
+                } else {
+                    for chunk in chunks {
+                        store.put(&chunk.id(), chunk.plain())?;
+                    }
                 }
                 expected.begin(&name, Some(seeds.clone()));
                 store.publish(&name, &manifest(&seeds))?;

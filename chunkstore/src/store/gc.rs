@@ -11,15 +11,20 @@
 //!    Copies are durable before the pack is removed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::mem;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::index::PackState;
 use super::live::LiveSet;
-use super::{Location, Pack, Store, StoreError, pack, record};
+use super::record::Record;
+use super::{Location, Pack, Store, StoreError, in_groups, pack, record, slice};
+use crate::chunk::encode_together;
 use crate::sync::{lock, read, write};
-use crate::{ChunkId, files};
+use crate::{Chunk, ChunkId, GROUP_BYTES, LEVEL, files};
 
 /// How a collection is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -245,7 +250,7 @@ impl Store {
         let mut kept: HashMap<u32, (u64, u64)> = HashMap::new();
         self.index.each(|id, location| {
             plan.chunks += 1;
-            let bytes = location.record_bytes() as u64;
+            let bytes = location.record_bytes();
             if live.contains(id) {
                 let (live_bytes, live_chunks) = kept.entry(location.pack).or_default();
                 *live_bytes += bytes;
@@ -305,13 +310,16 @@ impl Store {
         let late = self.index.collect(dead)?;
         report.chunks_removed += (candidates - late.len()) as u64;
         needed.extend(late);
-        needed.sort_unstable_by_key(|(_, location)| location.offset);
-        for (id, location) in &needed {
-            match self.relocate(id, *location, pack)? {
-                true => report.chunks_moved += 1,
-                false => report.chunks_damaged += 1,
+        needed.sort_unstable_by_key(|(_, location)| location.order());
+        let mut rest = Rest::default();
+        for record in needed.chunk_by(|(_, a), (_, b)| a.offset == b.offset) {
+            report.chunks_moved += self.relocate(record, pack, &mut rest)? as u64;
+            if rest.bytes >= GROUP_BYTES {
+                self.append_rest(&mut rest)?;
             }
         }
+        self.append_rest(&mut rest)?;
+        report.chunks_damaged += rest.damaged;
         Ok(!needed.is_empty())
     }
 
@@ -334,25 +342,77 @@ impl Store {
         Ok(here)
     }
 
-    /// Copies a record to the active pack. A bad one is left behind, and marked.
-    fn relocate(&self, id: &ChunkId, location: Location, pack: &Pack) -> Result<bool, StoreError> {
-        let record = pack.with_record(location.offset, location.record_bytes(), |bytes| {
-            record::parse_record(bytes, location.offset).map(|(entry, _)| (entry, bytes.to_vec()))
-        })?;
-        match record {
-            Some((entry, bytes)) if entry.id == *id => {
-                let mut writer = lock(&self.writer);
-                // It may have been found bad and put again meanwhile.
-                if self.index.peek(id)? == Some(location) {
-                    self.append_record(&mut writer, &bytes, entry)?;
-                }
-                Ok(true)
+    /// Moves chunks of one record: as it is when all of it is needed, otherwise by adding them to the `rest`. Gives how
+    /// many are not bad: those are left behind, and marked.
+    fn relocate(
+        &self,
+        chunks: &[(ChunkId, Location)],
+        pack: &Pack,
+        rest: &mut Rest,
+    ) -> Result<usize, StoreError> {
+        enum Read {
+            Whole(Vec<u8>),
+            Plain(Bytes),
+            Bad,
+        }
+        let Some((_, first)) = chunks.first() else { return Ok(0) };
+        let read = pack.with_record(first.offset, |bytes| match Record::parse(bytes) {
+            Some(record) if record.is_current() && record.chunks().count() == chunks.len() && record.is_intact() => {
+                Read::Whole(record.bytes.to_vec())
             }
-            _ => {
-                self.index.set_broken(id, location)?;
-                Ok(false)
+            Some(record) => record.decode().map_or(Read::Bad, Read::Plain),
+            None => Read::Bad,
+        })?;
+        let plain = match read {
+            Read::Whole(record) => {
+                self.append_copy(&record, chunks.iter().map(|(id, location)| (*id, *location)))?;
+                return Ok(chunks.len());
+            }
+            Read::Plain(plain) => plain,
+            Read::Bad => Bytes::new(),
+        };
+        let mut moved = 0;
+        for (id, location) in chunks {
+            match slice(&plain, location).map(Chunk::of).filter(|chunk| chunk.id() == *id) {
+                Some(chunk) => {
+                    moved += 1;
+                    rest.bytes += chunk.plain().len();
+                    rest.chunks.push((chunk, *location));
+                }
+                None => {
+                    rest.damaged += 1;
+                    self.index.set_broken(id, *location)?;
+                }
             }
         }
+        Ok(moved)
+    }
+
+    /// Stores what is left of records, together.
+    fn append_rest(&self, rest: &mut Rest) -> Result<(), StoreError> {
+        rest.bytes = 0;
+        let moved = mem::take(&mut rest.chunks);
+        let chunks: Vec<&Chunk> = moved.iter().map(|(chunk, _)| chunk).collect();
+        let mut from = moved.iter().map(|(chunk, location)| (chunk.id(), *location));
+        for together in in_groups(&chunks) {
+            let record = record::encode_chunks(together, &encode_together(together, LEVEL));
+            self.append_copy(&record, from.by_ref().take(together.len()))?;
+        }
+        Ok(())
+    }
+
+    /// Appends a record with chunks that lie elsewhere so far. One may have been found bad and put again meanwhile.
+    fn append_copy(
+        &self,
+        record: &[u8],
+        from: impl Iterator<Item = (ChunkId, Location)>,
+    ) -> Result<(), StoreError> {
+        let mut writer = lock(&self.writer);
+        let copies = self.append_record(&mut writer, record)?;
+        for ((id, to), (_, from)) in copies.into_iter().zip(from) {
+            self.index.relocate(&id, from, to)?;
+        }
+        Ok(())
     }
 
     /// Removes packs in which nothing is needed any more.
@@ -371,6 +431,14 @@ impl Store {
         }
         Ok(files::sync_dir(&*self.disk, &self.packs_dir)?)
     }
+}
+
+/// Chunks of records that go in part, on their way into new ones.
+#[derive(Default)]
+struct Rest {
+    chunks: Vec<(Chunk, Location)>,
+    bytes: usize,
+    damaged: u64,
 }
 
 /// Packs are emptied this many numbers at a time: 2 GiB of copies at most before originals are removed.

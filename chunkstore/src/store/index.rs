@@ -19,7 +19,7 @@ use super::record::Entry;
 use crate::disk::{Disk, DiskFile};
 use crate::parse::Fields;
 use crate::sync::{read, write};
-use crate::{ChunkId, Codec, FileError};
+use crate::{ChunkId, FileError};
 
 /// The database's file.
 pub(super) const FILE_NAME: &str = "index.redb";
@@ -34,12 +34,12 @@ pub(super) const MAX_PENDING: usize = 65_536;
 const REBUILD_BATCH: usize = 1 << 18;
 
 /// Raise when a table changes; a database of another version is made again.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 type Key = [u8; 32];
-type Value = [u8; 20];
+type Value = [u8; 24];
 
-/// Chunk to place: pack, offset, plain length, stored length.
+/// Chunk to place: pack, offset of the record, start in it, plain length, part of the record's stored length.
 const CHUNKS: TableDefinition<&Key, &Value> = TableDefinition::new("chunks");
 /// Packs of which every entry is in `CHUNKS`, with the length of their file.
 const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
@@ -229,6 +229,15 @@ impl Index {
         Ok(())
     }
 
+    /// The chunk lies at `to` from now on, unless it lies elsewhere than at `from` by now.
+    pub(super) fn relocate(&self, id: &ChunkId, from: Location, to: Location) -> Result<(), IndexError> {
+        let mut view = write(&self.view);
+        if view.get(id).map_err(|error| self.error(error))? == Some(from) {
+            view.change(id, Some(from), Change::At(to));
+        }
+        Ok(())
+    }
+
     /// The chunk's bytes at that place are bad.
     pub(super) fn set_broken(&self, id: &ChunkId, location: Location) -> Result<(), IndexError> {
         let mut view = write(&self.view);
@@ -413,7 +422,7 @@ impl Index {
         Ok(self.db.begin_read()?.open_table(CHUNKS)?)
     }
 
-    /// Fills an empty index from packs, each with its entries sorted by chunk and offset. A chunk that is in several
+    /// Fills an empty index from packs, each with its entries sorted by chunk and place. A chunk that is in several
     /// places lies in the pack with the highest number, there at the highest offset.
     pub(super) fn fill<'a>(
         &self,
@@ -504,7 +513,7 @@ struct Head {
 
 impl Head {
     /// By chunk, then the place that holds first.
-    fn key(&self) -> (ChunkId, std::cmp::Reverse<(u32, u64)>) {
+    fn key(&self) -> (ChunkId, std::cmp::Reverse<(u32, u64, u32)>) {
         (self.id, std::cmp::Reverse(self.location.order()))
     }
 }
@@ -550,7 +559,7 @@ impl Iterator for Merged<'_> {
     fn next(&mut self) -> Option<(ChunkId, Location)> {
         let first = self.heads.pop()?;
         self.pull(first.from);
-        // Within a pack the offsets of one chunk ascend, so a later one may still beat what came first.
+        // Within a pack the places of one chunk ascend, so a later one may still beat what came first.
         let mut best = first.location;
         while self.heads.peek().is_some_and(|head| head.id == first.id) {
             let Some(other) = self.heads.pop() else { break };
@@ -564,22 +573,22 @@ impl Iterator for Merged<'_> {
 }
 
 fn encode(location: &Location) -> Value {
-    let mut value = [0; 20];
+    let mut value = [0; 24];
     value[..4].copy_from_slice(&location.pack.to_le_bytes());
     value[4..12].copy_from_slice(&location.offset.to_le_bytes());
-    value[12..16].copy_from_slice(&location.plain_len.to_le_bytes());
-    value[16..].copy_from_slice(&location.stored_len.to_le_bytes());
+    value[12..16].copy_from_slice(&location.start.to_le_bytes());
+    value[16..20].copy_from_slice(&location.plain_len.to_le_bytes());
+    value[20..].copy_from_slice(&location.stored_len.to_le_bytes());
     value
 }
 
 /// What is no location is no chunk: the record decides, when it is read.
 fn parse(value: &Value) -> Option<Location> {
     let mut fields = Fields::new(value);
-    let (pack, offset) = (fields.u32()?, fields.u64()?);
+    let (pack, offset, start) = (fields.u32()?, fields.u64()?, fields.u32()?);
     let (plain_len, stored_len) = (fields.u32()?, fields.u32()?);
-    let codec = if stored_len == plain_len { Codec::Raw } else { Codec::Zstd };
-    let location = Location { pack, codec, plain_len, stored_len, offset };
-    location.lengths_fit().then_some(location)
+    let location = Location { pack, offset, start, plain_len, stored_len };
+    location.fits().then_some(location)
 }
 
 fn read_sums(table: &impl ReadableTable<&'static str, u64>) -> Result<Sums, redb::Error> {

@@ -5,6 +5,7 @@
 //! single chunk. A crash loses at most what was put since. The store never changes or removes a chunk but in
 //! [`Store::gc`]. Its memory does not grow with what it holds.
 
+mod decoded;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -17,8 +18,9 @@ mod refs;
 mod verify;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -32,51 +34,67 @@ pub(crate) use refs::check_name;
 pub use verify::{BrokenReference, Scope, VerifyReport};
 
 use crate::disk::{Disk, RealDisk};
-use crate::encoded::{compress, decode};
 use crate::files::{self, DirLock, LockError};
 use crate::sync::{lock, read, write};
-use crate::{Chunk, ChunkId, Codec, Encoded, FileError, MAX_CHUNK_BYTES, Manifest};
+use crate::chunk::encode_together;
+use crate::{
+    Chunk, ChunkId, Encoded, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, Manifest,
+};
+use decoded::Decoded;
 use gc::Gate;
 use index::{Flush, Index, PackState};
 use pack::{Found, Pack};
-use record::Entry;
+use record::{Entry, MAX_GROUP_CHUNKS, Record};
 use writer::{Open, Writer};
 
 /// A pack is sealed when it has grown to this.
 const PACK_BYTES: u64 = 256 << 20;
 
-/// zstd level of what is put plain: about the fastest that still compresses.
-const LEVEL: i32 = 1;
-
 /// Where a chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Location {
     pack: u32,
-    codec: Codec,
-    plain_len: u32,
-    stored_len: u32,
+    /// Of the record that holds it.
     offset: u64,
+    /// Where it starts in the record's plain bytes.
+    start: u32,
+    plain_len: u32,
+    /// Its part of the record's stored bytes.
+    stored_len: u32,
 }
 
 impl Location {
     fn of(pack: u32, entry: &Entry) -> Location {
-        let Entry { id: _, offset, codec, plain_len, stored_len } = *entry;
-        Location { pack, codec, plain_len, stored_len, offset }
+        let Entry { id: _, offset, start, plain_len, stored_len } = *entry;
+        Location { pack, offset, start, plain_len, stored_len }
     }
 
-    fn record_bytes(&self) -> usize {
-        record::RECORD_HEADER_BYTES + self.stored_len as usize
+    /// About what it takes in a pack.
+    fn record_bytes(&self) -> u64 {
+        let head = if self.start == 0 { record::GROUP_HEAD_BYTES } else { 0 };
+        (head + record::TABLE_ENTRY_BYTES) as u64 + u64::from(self.stored_len)
     }
 
-    /// Of two places of one chunk the later one holds: it was put again because the first was bad, or moved.
-    fn order(&self) -> (u32, u64) {
+    fn record(&self) -> (u32, u64) {
         (self.pack, self.offset)
     }
 
-    /// Lengths that a chunk can have.
-    fn lengths_fit(&self) -> bool {
+    /// In the record's plain bytes.
+    fn range(&self) -> Range<usize> {
+        let start = self.start as usize;
+        start..start + self.plain_len as usize
+    }
+
+    /// Of two places of one chunk the later one holds: it was put again because the first was bad, or moved.
+    fn order(&self) -> (u32, u64, u32) {
+        (self.pack, self.offset, self.start)
+    }
+
+    /// Numbers that a place can have.
+    fn fits(&self) -> bool {
         (1..=MAX_CHUNK_BYTES).contains(&(self.plain_len as usize))
-            && (1..=self.plain_len).contains(&self.stored_len)
+            && self.start as usize <= MAX_GROUP_BYTES - self.plain_len as usize
+            && self.stored_len <= self.plain_len
     }
 }
 
@@ -112,6 +130,7 @@ pub struct Store {
     writer: Mutex<Writer>,
     index: Index,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
+    decoded: Decoded,
     sync_failed: AtomicBool,
     _lock: Option<DirLock>,
 }
@@ -178,6 +197,7 @@ impl Store {
             syncing: Mutex::new(rows),
             index,
             packs: RwLock::new(packs),
+            decoded: Decoded::default(),
             sync_failed: AtomicBool::new(false),
             _lock: None,
         })
@@ -189,93 +209,158 @@ impl Store {
         self.index.get(id).is_ok_and(|location| location.is_some())
     }
 
-    /// The chunk's bytes, checked against its name.
+    /// The chunk's bytes, checked against its name: perhaps a slice of the group it lies in, which stays in memory as
+    /// long as one slice of it does.
     pub fn get(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
         let (location, pack) = self.locate(id)?;
-        let plain = pack.with_record(location.offset, location.record_bytes(), |bytes| {
-            let (entry, _) = record::parse_header(bytes, location.offset)?;
-            let payload = &bytes[record::RECORD_HEADER_BYTES..];
-            if entry.id != *id {
-                return None;
-            }
-            decode(location.codec, location.plain_len, payload, MAX_CHUNK_BYTES).ok()
-        })?;
-        match plain {
-            Some(plain) if ChunkId::of(&plain) == *id => Ok(plain.into()),
+        match self.plain(&pack, &location)? {
+            Some(plain) if ChunkId::of(&plain) == *id => Ok(plain),
             _ => Err(self.damaged(id, location, &pack)),
         }
     }
 
-    /// The chunk as it lies in its pack, to be sent on without compressing it again. Checked by checksum against
-    /// decay on the disk, not against its name: who decodes it does that.
-    pub fn get_encoded(&self, id: &ChunkId) -> Result<Encoded, StoreError> {
-        let (location, pack) = self.locate(id)?;
-        let payload = pack.with_record(location.offset, location.record_bytes(), |bytes| {
-            let (entry, payload) = record::parse_record(bytes, location.offset)?;
-            (entry.id == *id).then(|| Bytes::copy_from_slice(payload))
-        })?;
-        match payload {
-            Some(bytes) => Ok(Encoded { codec: location.codec, plain_len: location.plain_len, bytes }),
-            None => Err(self.damaged(id, location, &pack)),
+    /// What lies there, not checked; `None` when it cannot be decoded.
+    fn plain(&self, pack: &Pack, location: &Location) -> Result<Option<Bytes>, FileError> {
+        enum Read {
+            Chunk(Bytes),
+            Group(Bytes),
         }
+        if let Some(group) = self.decoded.get(location.record()) {
+            return Ok(slice(&group, location));
+        }
+        let read = pack.with_record(location.offset, |bytes| {
+            let record = Record::parse(bytes)?;
+            match record.plain() {
+                Some(plain) => plain.get(location.range()).map(Bytes::copy_from_slice).map(Read::Chunk),
+                None => record.decode().map(Read::Group),
+            }
+        })?;
+        Ok(match read {
+            Some(Read::Group(group)) => {
+                let plain = slice(&group, location);
+                if group.len() > location.plain_len as usize {
+                    self.decoded.add(location.record(), group);
+                }
+                plain
+            }
+            Some(Read::Chunk(plain)) => Some(plain),
+            None => None,
+        })
     }
 
-    /// Adds a chunk, compressing it when that pays; `false` when it is here already, which costs a look into memory.
+    /// The first of the `wanted` chunks, given with their lengths, as one group, and how many they are: as it lies in its
+    /// pack where they are together there, compressed anew at zstd `level` otherwise. A group that is passed on as it
+    /// lies is checked by checksum against decay on the disk, not against names: who decodes it does that.
+    pub fn group(&self, wanted: &[(ChunkId, u32)], level: i32) -> Result<(usize, Encoded), StoreError> {
+        if let Some(whole) = self.whole_group(wanted)? {
+            return Ok(whole);
+        }
+        let (mut plain, mut count) = (Vec::new(), 0);
+        for (id, len) in wanted {
+            let bytes = self.get(id)?;
+            // Somebody else's word on the length is not covered by the chunk's name.
+            if bytes.len() != *len as usize {
+                return Err(StoreError::WrongContent { id: *id });
+            }
+            plain.extend_from_slice(&bytes);
+            count += 1;
+            let full = plain.len() >= GROUP_BYTES || count == MAX_GROUP_CHUNKS;
+            if full || self.whole_group(&wanted[count..])?.is_some() {
+                break;
+            }
+        }
+        Ok((count, Encoded::encode(plain.into(), level)))
+    }
+
+    /// The group that the first of these chunks make up, if they do.
+    fn whole_group(&self, wanted: &[(ChunkId, u32)]) -> Result<Option<(usize, Encoded)>, StoreError> {
+        let Some((first, _)) = wanted.first() else { return Ok(None) };
+        let (location, pack) = self.locate(first)?;
+        if location.start > 0 {
+            return Ok(None);
+        }
+        let group = pack.with_record(location.offset, |bytes| {
+            let record = Record::parse(bytes)?;
+            let count = record.chunks().count();
+            let same = wanted.get(..count).is_some_and(|wanted| record.chunks().eq(wanted.iter().copied()));
+            (same && record.is_intact()).then(|| (count, record.encoded()))
+        })?;
+        Ok(group)
+    }
+
+    /// Adds a chunk, compressing it when that pays; `false` when it is here already, which costs a look into the index.
     pub fn put(&self, id: &ChunkId, data: &[u8]) -> Result<bool, StoreError> {
         if self.contains(id) {
             return Ok(false);
         }
         check_length(data.len())?;
-        if ChunkId::of(data) != *id {
-            return Err(StoreError::WrongContent { id: *id });
-        }
-        match compress(data, LEVEL) {
-            Some(payload) => self.append(id, Codec::Zstd, data.len() as u32, &payload),
-            None => self.append(id, Codec::Raw, data.len() as u32, data),
-        }
+        self.put_named(id, Group::of(vec![Chunk::of(Bytes::copy_from_slice(data))]))
     }
 
     /// Adds a chunk as it came from a peer, after decoding it and checking its name; `false` when it is here
     /// already, which is not checked again.
-    pub fn put_encoded(&self, id: &ChunkId, encoded: &Encoded) -> Result<bool, StoreError> {
+    pub fn put_encoded(&self, id: &ChunkId, encoded: Encoded) -> Result<bool, StoreError> {
         if self.contains(id) {
             return Ok(false);
         }
-        check_length(encoded.plain_len as usize)?;
-        let plain =
-            encoded.decode(MAX_CHUNK_BYTES).map_err(|source| StoreError::Undecodable { id: *id, source })?;
-        if ChunkId::of(&plain) != *id {
-            return Err(StoreError::WrongContent { id: *id });
-        }
-        // A frame that gained nothing is legal to send, but not to keep.
-        match encoded.codec {
-            Codec::Zstd if encoded.bytes.len() >= plain.len() => self.put(id, &plain),
-            codec => self.append(id, codec, encoded.plain_len, &encoded.bytes),
-        }
+        let lens = [encoded.plain_len];
+        let group = Group::decode(encoded, &lens);
+        self.put_named(id, group.map_err(|source| StoreError::Undecodable { id: *id, source })?)
     }
 
-    fn append(&self, id: &ChunkId, codec: Codec, plain_len: u32, payload: &[u8]) -> Result<bool, StoreError> {
-        let record = record::encode_record(id, codec, plain_len, payload);
-        let stored_len = payload.len() as u32;
-        let mut writer = lock(&self.writer);
-        if self.contains(id) {
-            return Ok(false);
+    fn put_named(&self, id: &ChunkId, group: Group) -> Result<bool, StoreError> {
+        if group.chunks().iter().any(|chunk| chunk.id() != *id) {
+            return Err(StoreError::WrongContent { id: *id });
         }
-        let entry = Entry { id: *id, offset: 0, codec, plain_len, stored_len };
-        self.append_record(&mut writer, &record, entry)?;
-        drop(writer);
+        Ok(self.put_group(&group, LEVEL)? > 0)
+    }
+
+    /// Adds chunks: as they came, when none of them is here yet; otherwise those that are not, compressed together at
+    /// zstd `level` where that pays. Gives how many they were.
+    pub fn put_group(&self, group: &Group, level: i32) -> Result<usize, StoreError> {
+        let chunks = group.chunks();
+        chunks.iter().try_for_each(|chunk| check_length(chunk.plain().len()))?;
+        let mut seen = HashSet::with_capacity(chunks.len());
+        let absent: Vec<&Chunk> =
+            chunks.iter().filter(|chunk| !self.contains(&chunk.id()) && seen.insert(chunk.id())).collect();
+        if let (Some(encoded), true) = (group.encoded(), absent.len() == chunks.len())
+            && (1..=MAX_GROUP_CHUNKS).contains(&absent.len())
+        {
+            return self.append(&absent, encoded);
+        }
+        let mut added = 0;
+        for together in in_groups(&absent) {
+            added += self.append(together, &encode_together(together, level))?;
+        }
+        Ok(added)
+    }
+
+    fn append(&self, chunks: &[&Chunk], encoded: &Encoded) -> Result<usize, StoreError> {
+        let record = record::encode_chunks(chunks, encoded);
+        let added = {
+            let mut writer = lock(&self.writer);
+            let absent = chunks.iter().filter(|chunk| !self.contains(&chunk.id())).count();
+            if absent > 0 {
+                for (id, location) in self.append_record(&mut writer, &record)? {
+                    self.index.set(&id, location)?;
+                }
+            }
+            absent
+        };
         if self.index.pending() >= index::MAX_PENDING {
             self.sync()?;
         }
-        Ok(true)
+        Ok(added)
     }
 
-    /// The caller holds the writer, so what is in the index and not in `writer` any more is what the next sync covers.
-    fn append_record(&self, writer: &mut Writer, record: &[u8], entry: Entry) -> Result<(), StoreError> {
-        let (pack, entry) = writer.append(record, entry)?;
+    /// Gives where the record's chunks lie now. The caller holds the writer until the index has what of it is to count,
+    /// so what is in the index and not in `writer` any more is what the next sync covers.
+    fn append_record(&self, writer: &mut Writer, record: &[u8]) -> Result<Vec<(ChunkId, Location)>, StoreError> {
+        let record = Record::parse(record).expect("it was made or read just now");
+        let (pack, entries) = writer.append(&record)?;
         let number = pack.number;
         write(&self.packs).entry(number).or_insert(pack);
-        Ok(self.index.set(&entry.id, Location::of(number, &entry))?)
+        Ok(entries.iter().map(|entry| (entry.id, Location::of(number, entry))).collect())
     }
 
     /// Makes everything put so far durable.
@@ -397,6 +482,7 @@ impl Store {
 
     /// Marks a chunk whose bytes are bad, so that it is not served and the next put stores it anew.
     fn damaged(&self, id: &ChunkId, location: Location, pack: &Pack) -> StoreError {
+        self.decoded.forget(location.record());
         match self.index.set_broken(id, location) {
             Ok(()) => StoreError::Damaged { id: *id, path: pack.path.clone() },
             Err(error) => error.into(),
@@ -460,7 +546,7 @@ impl FoundPacks {
                 None => {
                     let open = self.unsealed.iter().find(|open| open.pack.number == pack.number);
                     let mut entries = open.map(|open| open.entries.clone()).unwrap_or_default();
-                    entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+                    entries.sort_unstable_by_key(Entry::order);
                     Box::new(entries.into_iter())
                 }
             };
@@ -480,18 +566,24 @@ impl FoundPacks {
     }
 }
 
-impl Store {
-    /// Adds a chunk that is proven already, as it came, or compressed at zstd `level` when that pays; `false` when it
-    /// is here already.
-    pub fn put_chunk(&self, chunk: &Chunk, level: i32) -> Result<bool, StoreError> {
-        let id = chunk.id();
-        if self.contains(&id) {
-            return Ok(false);
-        }
-        check_length(chunk.plain().len())?;
-        let encoded = chunk.encoded(level);
-        self.append(&id, encoded.codec, encoded.plain_len, &encoded.bytes)
-    }
+fn slice(group: &Bytes, location: &Location) -> Option<Bytes> {
+    let range = location.range();
+    (range.end <= group.len()).then(|| group.slice(range))
+}
+
+/// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`].
+fn in_groups<'a, 'b>(mut chunks: &'a [&'b Chunk]) -> impl Iterator<Item = &'a [&'b Chunk]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let full = chunks.iter().position(|chunk| {
+            bytes += chunk.plain().len();
+            bytes >= GROUP_BYTES
+        });
+        let count = full.map_or(chunks.len(), |last| last + 1).min(MAX_GROUP_CHUNKS);
+        let (group, rest) = chunks.split_at(count);
+        chunks = rest;
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 fn check_length(len: usize) -> Result<(), StoreError> {

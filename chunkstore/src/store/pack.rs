@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
-use super::record::{self, Entry, PACK_HEADER_BYTES, PACK_MAGIC, PackIndex};
+use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex};
 use crate::FileError;
 use crate::disk::{Disk, DiskFile};
 use crate::map::Map;
@@ -16,6 +16,8 @@ use crate::sync::{read, write};
 pub(super) struct Pack {
     pub(super) number: u32,
     pub(super) path: PathBuf,
+    /// It takes records of today's format.
+    pub(super) current: bool,
     disk: Arc<dyn Disk>,
     /// While the pack is not sealed. A sealed one is opened when it is first read, and only its map is kept: a store has
     /// more packs than a process may have files open.
@@ -42,7 +44,7 @@ pub(super) enum Found {
 impl Pack {
     fn new(disk: &Arc<dyn Disk>, number: u32, path: PathBuf, file: Option<Arc<dyn DiskFile>>) -> Pack {
         let (disk, file) = (disk.clone(), RwLock::new(file));
-        Pack { number, path, disk, file, map: OnceLock::new(), sealed_len: OnceLock::new() }
+        Pack { number, path, current: true, disk, file, map: OnceLock::new(), sealed_len: OnceLock::new() }
     }
 
     /// Starts a new pack. A failure leaves no file.
@@ -82,14 +84,14 @@ impl Pack {
             return Ok(Found::Nothing);
         }
         let map = file.map().map_err(opening())?;
-        if record::parse_pack_header(map.bytes()) != Some(number) {
+        let header = record::parse_pack_header(map.bytes());
+        let Some(PackHeader { current, .. }) = header.filter(|header| header.number == number) else {
             if len == PACK_HEADER_BYTES {
                 return Ok(Found::Nothing);
             }
-            let begins = |magic: &[u8]| map.bytes().starts_with(magic);
-            let newer = begins(&PACK_MAGIC[..6]) && !begins(PACK_MAGIC);
+            let newer = header.is_none() && record::is_some_pack(map.bytes());
             return Err(OpenError::UnknownPack { path, newer });
-        }
+        };
         if PackIndex::parse(map.bytes()).is_some() {
             let mut pack = Pack::new(disk, number, path, Some(file));
             pack.sealed_len = OnceLock::from(len);
@@ -101,11 +103,12 @@ impl Pack {
         if scan.end < len {
             file.set_len(scan.end).map_err(FileError::at("cut the torn end of", &path))?;
         }
-        let pack = Pack::new(disk, number, path, Some(file));
+        let mut pack = Pack::new(disk, number, path, Some(file));
+        pack.current = current;
         Ok(Found::Unsealed { pack, entries: scan.entries, end: scan.end })
     }
 
-    /// The entries of a sealed pack, sorted by chunk, then offset. `None`: it is not sealed.
+    /// The entries of a sealed pack, sorted by chunk, then place. `None`: it is not sealed.
     pub(super) fn entries(&self) -> Result<Option<Box<dyn Iterator<Item = Entry> + '_>>, FileError> {
         let Some(map) = self.map()? else { return Ok(None) };
         Ok(Some(match PackIndex::parse(map.bytes()) {
@@ -113,7 +116,7 @@ impl Pack {
             None => {
                 // Its index has decayed since it was sealed.
                 let mut entries = record::scan(map.bytes()).entries;
-                entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+                entries.sort_unstable_by_key(Entry::order);
                 Box::new(entries.into_iter())
             }
         }))
@@ -133,21 +136,20 @@ impl Pack {
         Ok(Some(self.map.get_or_init(|| map)))
     }
 
-    /// The bytes of one record as they lie in the file, given to `read`.
-    pub(super) fn with_record<T>(
-        &self,
-        offset: u64,
-        len: usize,
-        read: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, FileError> {
+    /// The bytes of the record at `offset` as they lie in the file, and perhaps more behind it, given to `read`.
+    pub(super) fn with_record<T>(&self, offset: u64, read: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
         let failed = || FileError::at("read", &self.path);
         if let Some(map) = self.map()? {
-            let end = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(len)?));
-            let bytes = end.and_then(|range| map.bytes().get(range));
+            let bytes = usize::try_from(offset).ok().and_then(|start| map.bytes().get(start..));
             return bytes.map(read).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()));
         }
-        let mut buffer = vec![0; len];
-        self.file()?.read_at(offset, &mut buffer).map_err(failed())?;
+        let file = self.file()?;
+        let mut buffer = vec![0; record::MAX_HEAD_BYTES];
+        file.read_at(offset, &mut buffer).map_err(failed())?;
+        if let Some(head) = Head::parse(&buffer) {
+            buffer.resize(head.record_bytes(), 0);
+            file.read_at(offset, &mut buffer).map_err(failed())?;
+        }
         Ok(read(&buffer))
     }
 

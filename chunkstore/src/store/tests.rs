@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -12,7 +13,10 @@ use tempfile::TempDir;
 
 use super::{GcOptions, GcProgress, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
 use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
-use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
+use crate::{
+    Chunk, ChunkId, Codec, Encoded, GROUP_BYTES, Group, ImageRoot, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, Manifest,
+    ManifestExtent,
+};
 
 fn manifest_of(chunks: &[Vec<u8>]) -> Manifest {
     let extents: Vec<_> = chunks
@@ -69,7 +73,6 @@ fn chunks_come_back_after_reopening() {
         let id = ChunkId::of(chunk);
         assert!(store.contains(&id));
         assert_eq!(store.get(&id).unwrap(), chunk);
-        assert_eq!(store.get_encoded(&id).unwrap().decode(5000).unwrap(), chunk);
         assert!(!store.put(&id, chunk).unwrap());
     }
     let stats = store.stats().unwrap();
@@ -195,7 +198,7 @@ fn a_flipped_bit_costs_one_chunk_at_most_and_can_be_repaired() {
 #[test]
 fn files_that_are_no_packs_are_named() {
     let dir = closed_store(&some_chunks(1, 100));
-    for (bytes, says) in [(&b"LHPACK\x00\x02"[..], "another version"), (b"something else", "not a pack")] {
+    for (bytes, says) in [(&b"LHPACK\x00\x03"[..], "another version"), (b"something else", "not a pack")] {
         overwrite(&pack_path(dir.path(), 1), 0, bytes);
         let Err(error) = Store::open(dir.path()) else { panic!("opened") };
         let text = error.to_string();
@@ -208,8 +211,34 @@ fn hostile_packs_neither_panic_nor_fill_memory() {
     let id = ChunkId::of(b"x");
     let header = record::pack_header(1);
     let mut cases = Vec::new();
+    // Groups whose tables lie, with good checksums.
+    let group = |lens: &[u32], codec, plain_len, bytes: &'static [u8]| {
+        let bytes = Bytes::from_static(bytes);
+        record::encode_group(lens.iter().map(|len| (id, *len)), &Encoded { codec, plain_len, bytes })
+    };
+    for lie in [
+        group(&[], Codec::Zstd, 10, b"x"),
+        group(&[0], Codec::Raw, 0, b""),
+        group(&[0, 1], Codec::Raw, 1, b"x"),
+        group(&[1, 1], Codec::Raw, 1, b"x"),
+        group(&[1], Codec::Raw, 2, b"xx"),
+        group(&[u32::MAX, 2], Codec::Raw, 1, b"x"),
+        group(&[MAX_CHUNK_BYTES as u32 + 1], Codec::Zstd, MAX_CHUNK_BYTES as u32 + 1, b"x"),
+        group(&[MAX_CHUNK_BYTES as u32; 17], Codec::Zstd, 17 * MAX_CHUNK_BYTES as u32, b"x"),
+        group(&[1; record::MAX_GROUP_CHUNKS + 1], Codec::Zstd, record::MAX_GROUP_CHUNKS as u32 + 1, b"x"),
+        group(&[1], Codec::Zstd, 1, b"x"),
+    ] {
+        cases.push([&header[..], &lie].concat());
+    }
+    let mut huge = group(&[1], Codec::Raw, 1, b"x");
+    for (at, value) in [(8, u32::MAX), (12, u32::MAX), (16, u32::MAX)] {
+        huge[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let check = crate::parse::check8(&[&huge[..40]]);
+        huge[40..48].copy_from_slice(&check);
+        cases.push([&header[..], &huge].concat());
+    }
     // A record and an index that claim huge lengths, with good checksums.
-    let mut lie = record::encode_record(&id, Codec::Zstd, u32::MAX, b"payload");
+    let mut lie = record::encode_chunk(&id, Codec::Zstd, u32::MAX, b"payload");
     cases.push([&header[..], &lie].concat());
     lie[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
     cases.push([&header[..], &lie].concat());
@@ -223,7 +252,7 @@ fn hostile_packs_neither_panic_nor_fill_memory() {
         cases.push([&header[..], &footer].concat());
     }
     for offset in [0, 15, 16, 1 << 40, u64::MAX] {
-        let entry = record::Entry { id, offset, codec: Codec::Raw, plain_len: 1, stored_len: 1 };
+        let entry = record::Entry { id, offset, start: 0, plain_len: 1, stored_len: 1 };
         cases.push([&header[..], &record::encode_index(&mut [entry], 16)].concat());
     }
     for case in cases {
@@ -250,7 +279,7 @@ fn an_index_out_of_order_is_no_index() {
     let entry = |offset| record::Entry {
         id: ChunkId::of(b"x"),
         offset,
-        codec: Codec::Raw,
+        start: 0,
         plain_len: 1,
         stored_len: 1,
     };
@@ -278,12 +307,12 @@ fn only_what_the_name_says_is_taken() {
     let (id, other) = (ChunkId::of(b"this"), ChunkId::of(b"that"));
     assert!(matches!(store.put(&other, b"this"), Err(StoreError::WrongContent { .. })));
     let encoded = Encoded::encode(Bytes::from_static(b"this"), 1);
-    assert!(matches!(store.put_encoded(&other, &encoded), Err(StoreError::WrongContent { .. })));
-    assert!(store.put_encoded(&id, &encoded).unwrap());
+    assert!(matches!(store.put_encoded(&other, encoded.clone()), Err(StoreError::WrongContent { .. })));
+    assert!(store.put_encoded(&id, encoded).unwrap());
     let huge = Encoded { codec: Codec::Raw, plain_len: u32::MAX, bytes: Bytes::new() };
-    assert!(matches!(store.put_encoded(&other, &huge), Err(StoreError::BadLength { .. })));
+    assert!(matches!(store.put_encoded(&other, huge), Err(StoreError::Undecodable { .. })));
     let bad = Encoded { codec: Codec::Zstd, plain_len: 10, bytes: Bytes::from_static(b"no frame") };
-    assert!(matches!(store.put_encoded(&other, &bad), Err(StoreError::Undecodable { .. })));
+    assert!(matches!(store.put_encoded(&other, bad), Err(StoreError::Undecodable { .. })));
     for len in [0, MAX_CHUNK_BYTES + 1] {
         let data = vec![1; len];
         assert!(matches!(store.put(&ChunkId::of(&data), &data), Err(StoreError::BadLength { .. })));
@@ -293,10 +322,140 @@ fn only_what_the_name_says_is_taken() {
     let frame = zstd::bulk::compress(&noise, 1).unwrap();
     assert!(frame.len() > noise.len());
     let loose = Encoded { codec: Codec::Zstd, plain_len: 1000, bytes: frame.into() };
-    assert!(store.put_encoded(&ChunkId::of(&noise), &loose).unwrap());
+    assert!(store.put_encoded(&ChunkId::of(&noise), loose).unwrap());
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.get(&ChunkId::of(&noise)).unwrap(), noise);
+}
+
+fn group_of(chunks: &[Vec<u8>]) -> Group {
+    Group::of(chunks.iter().map(|chunk| Chunk::of(chunk.clone().into())).collect())
+}
+
+fn wanted(chunks: &[Vec<u8>]) -> Vec<(ChunkId, u32)> {
+    chunks.iter().map(|chunk| (ChunkId::of(chunk), chunk.len() as u32)).collect()
+}
+
+/// The plain bytes of the groups that the store makes of these chunks, and how many they are.
+fn groups(store: &Store, chunks: &[Vec<u8>]) -> Vec<(usize, Vec<u8>)> {
+    let (wanted, mut at) = (wanted(chunks), 0);
+    let mut groups = Vec::new();
+    while at < wanted.len() {
+        let (count, encoded) = store.group(&wanted[at..], 1).unwrap();
+        groups.push((count, encoded.decode(MAX_GROUP_BYTES).unwrap().to_vec()));
+        at += count;
+    }
+    assert!(groups.iter().flat_map(|(_, plain)| plain).eq(chunks.iter().flatten()));
+    groups
+}
+
+#[test]
+fn a_group_lies_and_leaves_as_it_came() {
+    let chunks: Vec<_> = (0..6).map(|seed| text(seed, 3000)).collect();
+    let together = Encoded::encode(chunks.concat().into(), 9);
+    let group = Group::decode(together.clone(), &[3000; 6]).unwrap();
+    let dir = scratch();
+    for sealed in [false, true] {
+        let store = Store::open_with(dir.path(), if sealed { 1 } else { 1 << 20 }).unwrap();
+        assert_eq!(store.put_group(&group, 1).unwrap(), if sealed { 0 } else { 6 });
+        assert_eq!(store.group(&wanted(&chunks), 1).unwrap(), (6, together.clone()));
+        assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+        let stats = store.stats().unwrap();
+        assert_eq!((stats.chunks, stats.plain_bytes), (6, 18_000));
+        assert_eq!(stats.stored_bytes, together.bytes.len() as u64);
+        // What is wanted otherwise is put together anew.
+        let counts = |chunks: &[Vec<u8>]| groups(&store, chunks).iter().map(|(count, _)| *count).collect::<Vec<_>>();
+        assert_eq!(counts(&chunks[..5]), [5]);
+        assert_eq!(counts(&[&chunks[3..], &chunks[..]].concat()), [3, 6]);
+        assert_eq!(counts(&[&chunks[..], &chunks[..1]].concat()), [6, 1]);
+        store.sync().unwrap();
+    }
+}
+
+#[test]
+fn of_a_group_only_what_is_new_is_stored_in_groups_of_their_size() {
+    let chunks: Vec<_> = (0..40).map(|seed| noise(seed, 60_000)).collect();
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    put_all(&store, &chunks[10..12]);
+    let twice = [&chunks[..], &chunks[..5]].concat();
+    assert_eq!(store.put_group(&group_of(&twice), 1).unwrap(), 38);
+    assert_eq!(store.stats().unwrap().plain_bytes, 40 * 60_000);
+    assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    let at_once = GROUP_BYTES.div_ceil(60_000);
+    let new = [&chunks[..10], &chunks[12..]].concat();
+    let counts: Vec<_> = groups(&store, &new).iter().map(|(count, _)| *count).collect();
+    assert_eq!(counts, [at_once, at_once, 38 - 2 * at_once]);
+    assert_eq!(store.put_group(&Group::of(Vec::new()), 1).unwrap(), 0);
+    // More chunks than a record takes.
+    let small: Vec<_> = (0..5000).map(|seed| noise(seed, 40)).collect();
+    assert_eq!(store.put_group(&group_of(&small), 1).unwrap(), 5000);
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert!(chunks.iter().chain(&small).all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    let empty = Group::of(vec![Chunk::of(Bytes::new())]);
+    assert!(matches!(store.put_group(&empty, 1), Err(StoreError::BadLength { len: 0 })));
+}
+
+#[test]
+fn a_collection_takes_groups_apart_and_puts_what_is_left_together() {
+    let chunks: Vec<_> = (0..90).map(|seed| text(seed, 2000)).collect();
+    let dir = scratch();
+    let store = Store::open_with(dir.path(), 3000).unwrap();
+    for group in chunks.chunks(10) {
+        store.put_group(&group_of(group), 1).unwrap();
+    }
+    // All of every third group, one chunk in four of the others.
+    let kept: Vec<_> = (0..90).filter(|at| at / 10 % 3 == 0 || at % 4 == 0).map(|at| chunks[at].clone()).collect();
+    store.publish("kept", &manifest_of(&kept)).unwrap();
+    let report = store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
+    assert_eq!(report.chunks_removed as usize, 90 - kept.len());
+    let check = |store: &Store| {
+        assert_eq!(store.stats().unwrap().chunks as usize, kept.len());
+        assert!(kept.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+        assert!(verify(store).is_clean());
+        // Whole groups stayed what they were.
+        for whole in chunks.chunks(10).step_by(3) {
+            assert_eq!(groups(store, whole).len(), 1);
+        }
+    };
+    check(&store);
+    drop(store);
+    check(&Store::open_with(dir.path(), 3000).unwrap());
+}
+
+#[test]
+fn damage_in_a_group_costs_what_it_touches() {
+    let chunks: Vec<_> = (0..6).map(|seed| noise(seed, 3000)).collect();
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    store.put_group(&group_of(&chunks), 1).unwrap();
+    store.publish("base", &manifest_of(&chunks)).unwrap();
+    // Stored as they are, since they do not compress: the fourth one.
+    overwrite(&pack_path(dir.path(), 1), 16 + 48 + 6 * 36 + 3 * 3000 + 77, b"rot");
+    assert_eq!(groups(&store, &chunks[..3]).len(), 1);
+    let bad = ChunkId::of(&chunks[3]);
+    assert!(matches!(store.group(&wanted(&chunks), 1), Err(StoreError::Damaged { id, .. }) if id == bad));
+    assert_eq!(store.missing().unwrap(), [bad]);
+    // A collection saves the others out of it.
+    store.remove("base").unwrap();
+    store.publish("rest", &manifest_of(&[&chunks[..3], &chunks[4..]].concat())).unwrap();
+    gc(&store);
+    assert_eq!(store.stats().unwrap().chunks, 5);
+    assert!(verify(&store).is_clean());
+    // One that compresses is lost as a whole, and what was decoded of it before does not hide that.
+    let texts: Vec<_> = (0..6).map(|seed| text(seed, 3000)).collect();
+    store.put_group(&group_of(&texts), 1).unwrap();
+    store.publish("texts", &manifest_of(&texts)).unwrap();
+    assert!(texts.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
+    let pack = pack_path(dir.path(), 2);
+    let len = fs::metadata(&pack).unwrap().len();
+    overwrite(&pack, len - 900, &[0x55; 900]);
+    let damaged = verify(&store).damaged.len();
+    assert!(damaged > 0);
+    assert_eq!(store.missing().unwrap().len(), damaged);
+    assert_eq!(store.put_group(&group_of(&texts), 1).unwrap(), damaged);
+    assert!(verify(&store).is_clean());
 }
 
 #[test]
@@ -334,7 +493,7 @@ fn verification_finds_what_is_bad() {
     let store = Store::open(dir.path()).unwrap();
     store.publish("base", &manifest_of(&chunks)).unwrap();
     assert!(verify(&store).is_clean());
-    overwrite(&pack_path(dir.path(), 1), 16 + 64 + 500, b"rot");
+    overwrite(&pack_path(dir.path(), 1), 16 + 48 + 36 + 500, b"rot");
     fs::write(dir.path().join("refs/bad"), b"no manifest").unwrap();
     let report = verify(&store);
     assert_eq!(report.damaged, [ChunkId::of(&chunks[0])]);
@@ -472,9 +631,15 @@ fn nothing_is_lost_when_images_come_while_collections_run() {
     thread::scope(|scope| {
         let ingests: Vec<_> = (0..2_u64)
             .map(|writer| {
-                let store = &store;
+                let (store, collections) = (&store, &collections);
                 scope.spawn(move || {
                     for round in 0..=40_u64 {
+                        let before = collections.load(Ordering::SeqCst);
+                        for _ in 0..5000 {
+                            if round % 8 == 7 && collections.load(Ordering::SeqCst) == before {
+                                thread::sleep(Duration::from_millis(2));
+                            }
+                        }
                         // Half of it is what an image just removed was made of: found, or just collected.
                         let first = (round * 7 + writer * 3) % 50;
                         let chunks: Vec<_> = (first..first + 12).map(|seed| noise(seed, 2000)).collect();
@@ -586,7 +751,7 @@ fn what_is_broken_is_remembered_and_healed_by_putting_it_again() {
     let dir = closed_store(&chunks);
     let store = Store::open(dir.path()).unwrap();
     store.publish("base", &manifest_of(&chunks[..2])).unwrap();
-    overwrite(&pack_path(dir.path(), 1), 16 + 64 + 500, b"rot");
+    overwrite(&pack_path(dir.path(), 1), 16 + 48 + 36 + 500, b"rot");
     assert_eq!(verify(&store).damaged, [ChunkId::of(&chunks[0])]);
     let bad = ChunkId::of(&chunks[0]);
     assert_eq!((store.broken().unwrap(), store.missing().unwrap()), (vec![bad], vec![bad]));

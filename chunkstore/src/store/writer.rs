@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::index::PackState;
 use super::pack::Pack;
-use super::record::Entry;
+use super::record::{Entry, PACK_HEADER_BYTES, Record};
 use crate::disk::Disk;
 use crate::{FileError, files};
 
@@ -51,7 +51,7 @@ impl Writer {
         next_number: u32,
         mut unsealed: Vec<Open>,
     ) -> Writer {
-        let active = unsealed.pop_if(|last| last.end < pack_bytes);
+        let active = unsealed.pop_if(|last| last.pack.current && last.end < pack_bytes);
         Writer {
             disk,
             packs_dir,
@@ -65,8 +65,8 @@ impl Writer {
         }
     }
 
-    /// Appends a record; gives its entry with its place filled in.
-    pub(super) fn append(&mut self, record: &[u8], entry: Entry) -> Result<(Arc<Pack>, Entry), FileError> {
+    /// Appends a record; gives the pack it went to, and its entries.
+    pub(super) fn append(&mut self, record: &Record<'_>) -> Result<(Arc<Pack>, Vec<Entry>), FileError> {
         if self.active.as_ref().is_some_and(|open| open.end >= self.pack_bytes) {
             self.retire();
         }
@@ -74,15 +74,15 @@ impl Writer {
             let pack = Arc::new(Pack::create(&self.disk, &self.packs_dir, self.next_number)?);
             self.next_number += 1;
             self.dir_dirty = true;
-            self.active = Some(Open { pack, end: super::record::PACK_HEADER_BYTES, entries: Vec::new() });
+            self.active = Some(Open { pack, end: PACK_HEADER_BYTES, entries: Vec::new() });
         }
         let Some(open) = &mut self.active else { unreachable!("made above") };
-        open.pack.append(open.end, record)?;
-        let entry = Entry { offset: open.end, ..entry };
-        open.end += record.len() as u64;
-        open.entries.push(entry);
+        open.pack.append(open.end, record.bytes)?;
+        let entries: Vec<_> = record.entries(open.end).collect();
+        open.end += record.bytes.len() as u64;
+        open.entries.extend_from_slice(&entries);
         self.dirty = true;
-        Ok((open.pack.clone(), entry))
+        Ok((open.pack.clone(), entries))
     }
 
     /// The active pack takes no more records.
@@ -97,11 +97,11 @@ impl Writer {
         self.next_number
     }
 
-    /// The entries of a pack that is not sealed, sorted by chunk, then offset.
+    /// The entries of a pack that is not sealed, sorted by chunk, then place.
     pub(super) fn unsealed_entries(&self, number: u32) -> Option<Vec<Entry>> {
         let open = self.full.iter().chain(&self.active).find(|open| open.pack.number == number)?;
         let mut entries = open.entries.clone();
-        entries.sort_unstable_by_key(|entry| (entry.id, entry.offset));
+        entries.sort_unstable_by_key(Entry::order);
         Some(entries)
     }
 

@@ -1,6 +1,6 @@
 //! Replicas as the receiving side of a transfer writes them: pass by pass, and what a bad pass leaves.
 
-use chunkstore::{PieceData, RawImage, Store, pieces};
+use chunkstore::{Chunk, PieceData, RawImage, Store, pieces};
 
 use super::*;
 
@@ -47,7 +47,7 @@ impl Site {
                     let len = bytes.len() as u32;
                     if !sink.place(piece.offset, len, id).unwrap() {
                         sink.expect(piece.offset, len, id);
-                        sink.chunk(&Chunk::of(bytes.clone()), &[piece.offset]).unwrap();
+                        sink.chunks(&Group::of(vec![Chunk::of(bytes.clone())]), &[vec![piece.offset]]).unwrap();
                         sent += bytes.len();
                     }
                 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use chunkstore::{Chunk, ChunkId, MAX_CHUNK_BYTES};
+use chunkstore::{Chunk, ChunkId, Group, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 use longhaul_proto::wire::{
     self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender,
 };
@@ -17,6 +17,9 @@ use crate::net::{self, NetError};
 
 /// Messages read ahead of the worker; a message holds a few MiB at most.
 const READ_AHEAD: usize = 32;
+
+/// What the wire bounds is what the store takes.
+const _: () = assert!(wire::MAX_CHUNK_BYTES == MAX_CHUNK_BYTES && wire::MAX_GROUP_BYTES == MAX_GROUP_BYTES);
 
 /// Receives one image into `sink`, until the sender ends it. `size` in bytes, already checked against
 /// [`wire::MAX_IMAGE_BYTES`].
@@ -216,40 +219,31 @@ impl Receiver {
         if indices.is_empty() || indices.len() > wire::MAX_BATCH_EXTENTS {
             return Err(protocol(format!("a group of {} chunks", indices.len())));
         }
-        let encoded = unpack(data)?;
-        let undecodable = |error| protocol(format!("chunks of batch {batch}: {error}"));
-        if let [index] = indices {
-            // What travels alone is kept as it came.
-            let chunk = Chunk::decode(encoded).map_err(undecodable)?;
-            let pending = self.expected(batch, *index, &chunk)?;
-            return self.sink.chunk(&chunk, &pending.offsets);
+        let lens: Vec<u32> = indices
+            .iter()
+            .map(|index| {
+                let name = self.asked.get(&(batch, *index)).and_then(|name| self.pending.get(name));
+                let not_asked = || protocol(format!("chunk {index} of batch {batch} was not asked for"));
+                name.map(|pending| pending.len).ok_or_else(not_asked)
+            })
+            .collect::<Result<_, _>>()?;
+        let group = Group::decode(unpack(data)?, &lens)
+            .map_err(|error| protocol(format!("chunks of batch {batch}: {error}")))?;
+        let mut offsets = Vec::with_capacity(indices.len());
+        for (index, chunk) in indices.iter().zip(group.chunks()) {
+            offsets.push(self.expected(batch, *index, chunk)?);
         }
-        let mut rest = encoded.decode(wire::MAX_GROUP_BYTES).map_err(undecodable)?;
-        for index in indices {
-            let len = self.asked.get(&(batch, *index)).and_then(|name| self.pending.get(name));
-            let len = len.map_or(0, |pending| pending.len as usize);
-            if rest.len() < len {
-                return Err(protocol(format!("chunk {index} of batch {batch} is cut short")));
-            }
-            let chunk = Chunk::of(rest.split_to(len));
-            let pending = self.expected(batch, *index, &chunk)?;
-            self.sink.chunk(&chunk, &pending.offsets)?;
-        }
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(protocol(format!("batch {batch}: {} bytes more than the chunks have", rest.len())))
-        }
+        self.sink.chunks(&group, &offsets)
     }
 
-    /// Strikes a chunk off what is asked for, if it is what was asked for there.
-    fn expected(&mut self, batch: u32, index: u32, chunk: &Chunk) -> Result<Pending, Refusal> {
+    /// Strikes a chunk off what is asked for, if it is what was asked for there; gives where it is to stand.
+    fn expected(&mut self, batch: u32, index: u32, chunk: &Chunk) -> Result<Vec<u64>, Refusal> {
         let name = self
             .asked
             .remove(&(batch, index))
             .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
         match self.pending.remove(&name) {
-            Some(pending) if chunk.id() == name && chunk.plain().len() == pending.len as usize => Ok(pending),
+            Some(pending) if chunk.id() == name => Ok(pending.offsets),
             _ => Err(protocol(format!("chunk {name} arrived with other content"))),
         }
     }

@@ -353,8 +353,7 @@ fn bytes_held(supplies: &[Option<Supply>], wanted: &[u32]) -> u64 {
     all.saturating_sub(asked)
 }
 
-/// The wanted chunks of a batch: those in memory compressed together, which takes a tenth less than one by one; those of
-/// the store as they lie there, one by one.
+/// The wanted chunks of a batch in groups: those in memory in one, those of the store as they lie there, where they do.
 fn pack_wanted(
     batch: u32,
     indices: &[u32],
@@ -362,19 +361,18 @@ fn pack_wanted(
     level: i32,
 ) -> Result<Vec<Group>, TransferError> {
     let mut groups = Vec::new();
-    let (mut together, mut bytes_together) = (Vec::new(), Vec::new());
+    let (mut in_memory, mut bytes_in_memory) = (Vec::new(), Vec::new());
+    let (mut stored, mut names, mut from) = (Vec::new(), Vec::new(), None);
     for index in indices {
         match supplies.get(*index as usize) {
             Some(Some(Supply::Bytes(bytes))) => {
-                together.push(*index);
-                bytes_together.extend_from_slice(bytes);
+                in_memory.push(*index);
+                bytes_in_memory.extend_from_slice(bytes);
             }
-            Some(Some(Supply::Store(store, id, _))) => {
-                let encoded = store.get_encoded(id).map_err(|error| TransferError::Image {
-                    image: format!("chunk {id} of the store"),
-                    source: std::io::Error::other(error),
-                })?;
-                groups.push((vec![*index], pack(encoded)));
+            Some(Some(Supply::Store(store, id, len))) => {
+                stored.push(*index);
+                names.push((*id, *len));
+                from = Some(store);
             }
             _ => {
                 return Err(TransferError::Protocol(format!(
@@ -383,8 +381,17 @@ fn pack_wanted(
             }
         }
     }
-    if !together.is_empty() {
-        groups.push((together, pack(Encoded::encode(bytes_together.into(), level))));
+    if !in_memory.is_empty() {
+        groups.push((in_memory, pack(Encoded::encode(bytes_in_memory.into(), level))));
+    }
+    let mut at = 0;
+    while let (Some(store), Some(rest)) = (from, names.get(at..).filter(|rest| !rest.is_empty())) {
+        let (count, encoded) = store.group(rest, level).map_err(|error| TransferError::Image {
+            image: "a base image in the store".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        groups.push((stored[at..at + count].to_vec(), pack(encoded)));
+        at += count;
     }
     Ok(groups)
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chunkstore::{
-    Chunk, ChunkId, ImageRoot, ImageTree, IngestOptions, Manifest, ManifestExtent, Pin, RawImage, ReadImage,
-    Seeds, Store,
+    ChunkId, Group, ImageRoot, ImageTree, LEVEL, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds,
+    Store,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{self, Refusal, RefusalKind};
@@ -24,14 +24,14 @@ pub trait Sink: Send {
     /// Makes the chunk stand at `offset` from what is held here. False when it is not held.
     fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal>;
 
-    /// The chunk at `offset` has been asked for and will come by [`Sink::chunk`].
+    /// The chunk at `offset` has been asked for and will come by [`Sink::chunks`].
     fn expect(&mut self, offset: u64, len: u32, name: ChunkId);
 
     /// Zero bytes.
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal>;
 
-    /// A chunk that was asked for, and all the places it is wanted at.
-    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal>;
+    /// Chunks that were asked for, and for each of them all the places it is wanted at.
+    fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal>;
 
     /// Blocks of a delta.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal>;
@@ -79,8 +79,8 @@ impl Sink for BaseSink {
         Ok(())
     }
 
-    fn chunk(&mut self, chunk: &Chunk, _offsets: &[u64]) -> Result<(), Refusal> {
-        match self.store.put_chunk(chunk, IngestOptions::default().level) {
+    fn chunks(&mut self, group: &Group, _offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+        match self.store.put_group(group, LEVEL) {
             Ok(_) => Ok(()),
             Err(error) if error.is_full() => Err(refuse(RefusalKind::NoSpace, error.to_string())),
             Err(error) => Err(failed(error)),
@@ -197,11 +197,13 @@ impl<W: WriteImage> Assembly<W> {
         Ok(())
     }
 
-    /// See [`Sink::chunk`].
-    pub fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
-        for offset in offsets {
-            self.put(*offset, chunk.plain())?;
-            self.remember(chunk.id(), *offset);
+    /// See [`Sink::chunks`].
+    pub fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+        for (chunk, offsets) in group.chunks().iter().zip(offsets) {
+            for offset in offsets {
+                self.put(*offset, chunk.plain())?;
+                self.remember(chunk.id(), *offset);
+            }
         }
         Ok(())
     }
@@ -289,8 +291,8 @@ impl Sink for MigrationSink {
         self.assembly.hole(offset, len)
     }
 
-    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
-        self.assembly.chunk(chunk, offsets)
+    fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+        self.assembly.chunks(group, offsets)
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
@@ -355,7 +357,7 @@ impl Sink for EstimateSink {
         Ok(())
     }
 
-    fn chunk(&mut self, _chunk: &Chunk, _offsets: &[u64]) -> Result<(), Refusal> {
+    fn chunks(&mut self, _group: &Group, _offsets: &[Vec<u64>]) -> Result<(), Refusal> {
         Err(refuse(RefusalKind::Protocol, "an estimate takes no bytes"))
     }
 

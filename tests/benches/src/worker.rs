@@ -16,7 +16,7 @@ use crate::store::synthetic;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
     /// Brings an image into a store and publishes it, which makes it durable.
-    Ingest { store: PathBuf, image: PathBuf, name: String },
+    Ingest { store: PathBuf, image: PathBuf, name: String, level: i32 },
     /// Writes an image out of a store to a new file.
     Restore { store: PathBuf, name: String, target: PathBuf },
     /// Cuts and hashes an image; nothing else.
@@ -37,9 +37,12 @@ impl Task {
     /// When they are no task.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         Ok(match *words {
-            ["ingest", store, image, name] => {
-                Self::Ingest { store: store.into(), image: image.into(), name: name.to_owned() }
-            }
+            ["ingest", store, image, name, level] => Self::Ingest {
+                store: store.into(),
+                image: image.into(),
+                name: name.to_owned(),
+                level: level.parse().context("the zstd level")?,
+            },
             ["restore", store, name, target] => {
                 Self::Restore { store: store.into(), name: name.to_owned(), target: target.into() }
             }
@@ -59,7 +62,7 @@ impl Task {
     /// What the store reports.
     pub(crate) fn run(&self) -> Result<Value> {
         match self {
-            Self::Ingest { store, image, name } => ingest(store, image, name),
+            Self::Ingest { store, image, name, level } => ingest(store, image, name, *level),
             Self::Restore { store, name, target } => restore(store, name, target),
             Self::ChunkHash { image } => chunk_hash(image),
             Self::Fill { store, chunks } => {
@@ -71,11 +74,11 @@ impl Task {
     }
 }
 
-fn ingest(store: &Path, image: &Path, name: &str) -> Result<Value> {
+fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
     let store = Store::open(store)?;
     let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
     let pin = store.pin();
-    let manifest = chunkstore::ingest(&store, &image, &IngestOptions::default(), &|_| {})?;
+    let manifest = chunkstore::ingest(&store, &image, &IngestOptions { level, ..IngestOptions::default() }, &|_| {})?;
     store.publish(name, &manifest)?;
     drop(pin);
     Ok(json!({ "data_bytes": manifest.data_bytes() }))

@@ -11,21 +11,11 @@ pub(crate) fn whole(bytes: &mut [u8], _: u32) {
     check.copy_from_slice(blake3::hash(body).as_bytes());
 }
 
-/// A pack: both checksums of every record, and the one of the index where its footer says it is.
+/// A pack: all checksums of every record, and the one of the index where its footer says it is.
 pub(crate) fn pack(bytes: &mut [u8], _: u32) {
     let mut at = 16;
     while at + 64 <= bytes.len() {
-        let record = &mut bytes[at..];
-        let end = 64_usize.saturating_add(number(record, 12, 4));
-        if !record.starts_with(b"LHCR") || end > record.len() {
-            at += 1;
-            continue;
-        }
-        let check = check8(&[&record[64..end]]);
-        record[48..56].copy_from_slice(&check);
-        let check = check8(&[&record[..56]]);
-        record[56..64].copy_from_slice(&check);
-        at += end;
+        at += record(&mut bytes[at..]).unwrap_or(1);
     }
     let Some(footer) = bytes.len().checked_sub(64) else { return };
     let index = number(bytes, footer + 16, 8);
@@ -33,6 +23,28 @@ pub(crate) fn pack(bytes: &mut [u8], _: u32) {
         let check = blake3::hash(&bytes[index..footer + 24]);
         bytes[footer + 24..footer + 56].copy_from_slice(check.as_bytes());
     }
+}
+
+/// A record of a pack, of either version: its checksums. Gives its length, if it is one.
+fn record(bytes: &mut [u8]) -> Option<usize> {
+    let (checked, payload, stored) = match bytes.get(..4)? {
+        b"LHCR" => (56, 64, number(bytes, 12, 4)),
+        b"LHGR" => (40, 48 + 36 * number(bytes, 8, 4), number(bytes, 16, 4)),
+        _ => return None,
+    };
+    let end = payload + stored;
+    if end > bytes.len() {
+        return None;
+    }
+    if checked == 40 {
+        let check = check8(&[&bytes[48..payload]]);
+        bytes[24..32].copy_from_slice(&check);
+    }
+    let check = check8(&[&bytes[payload..end]]);
+    bytes[checked - 8..checked].copy_from_slice(&check);
+    let check = check8(&[&bytes[..checked]]);
+    bytes[checked..checked + 8].copy_from_slice(&check);
+    Some(end)
 }
 
 /// A redo log: the checksum of its header and of every record, and every second time the count in the commit record,

@@ -15,11 +15,11 @@ fn id(number: u64) -> ChunkId {
 }
 
 fn location(pack: u32, offset: u64) -> Location {
-    Location { pack, codec: Codec::Zstd, plain_len: 1000, stored_len: 100 + pack, offset }
+    Location { pack, offset, start: 7, plain_len: 1000, stored_len: 100 + pack }
 }
 
 fn entry(number: u64, offset: u64) -> Entry {
-    Entry { id: id(number), offset, codec: Codec::Raw, plain_len: 10, stored_len: 10 }
+    Entry { id: id(number), offset, start: 0, plain_len: 10, stored_len: 10 }
 }
 
 fn sorted(mut entries: Vec<Entry>) -> Box<dyn Iterator<Item = Entry>> {

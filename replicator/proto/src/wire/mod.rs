@@ -42,7 +42,7 @@ pub const MAX_DELTA_BYTES: usize = 1 << 20;
 /// The longest chunk, before compression: `chunkstore::MAX_CHUNK_BYTES`.
 pub const MAX_CHUNK_BYTES: usize = 256 << 10;
 
-/// The most plain bytes of chunks that travel together. One frame holds them even where they do not compress.
+/// The most plain bytes of chunks that travel together: `chunkstore::MAX_GROUP_BYTES`. One frame holds them even where they do not compress.
 pub const MAX_GROUP_BYTES: usize = MAX_FRAME_BYTES - (256 << 10);
 
 /// The mark of the last [`ToReceiver::Sync`] of a migrated disk: nothing may follow it.

@@ -35,8 +35,10 @@ impl Sink for Image {
         Ok(())
     }
 
-    fn chunk(&mut self, chunk: &Chunk, offsets: &[u64]) -> Result<(), Refusal> {
-        offsets.iter().for_each(|offset| self.put(*offset, chunk.plain()));
+    fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+        for (chunk, offsets) in group.chunks().iter().zip(offsets) {
+            offsets.iter().for_each(|offset| self.put(*offset, chunk.plain()));
+        }
         Ok(())
     }
 

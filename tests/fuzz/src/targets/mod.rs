@@ -47,12 +47,12 @@ const fn checked(
     Target { name, judge, seeds, repair, spare_bytes }
 }
 
-/// All of them. Where more than 1 MiB may be allocated, it is: the longest chunk a record may hold; a payload of the redo
+/// All of them. Where more than 1 MiB may be allocated, it is: the longest group a record may hold; a payload of the redo
 /// log; a frame whose length is taken before its bytes (twice: a name in it is read before it is found too long); NBD's
 /// longest write; a delta, as plain bytes and encoded again.
 pub(crate) const TARGETS: &[Target] = &[
     checked("manifest", disk::manifest, disk::manifests, repair::whole, MIB),
-    checked("pack", store::pack, store::packs, repair::pack, 2 * MIB),
+    checked("pack", store::pack, store::packs, repair::pack, 8 * MIB),
     checked("replica_state", store::state, store::states, repair::whole, MIB),
     checked("redo_log", store::log, store::logs, repair::log, 3 * MIB),
     plain("encoded", disk::encoded, disk::encodeds, 4 * MIB),
