@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::index::PackState;
+use super::index::{PackState, Seen};
 use super::live::LiveSet;
 use super::record::Record;
 use super::{Location, Pack, Store, StoreError, in_groups, pack, record, slice};
@@ -302,16 +302,17 @@ impl Store {
     /// Moves what is live out of a pack and forgets the rest. `true` when something moved.
     fn empty(&self, pack: &Pack, live: &LiveSet, report: &mut GcReport) -> Result<bool, StoreError> {
         let (mut needed, mut dead) = (Vec::new(), Vec::new());
-        for (id, location) in self.here(pack)? {
+        let (here, seen) = self.here(pack)?;
+        for (id, location) in here {
             if live.contains(&id) { needed.push((id, location)) } else { dead.push((id, location)) }
         }
         let candidates = dead.len();
         // Somebody may have asked for one of them since.
-        let late = self.index.collect(dead)?;
+        let late = self.index.collect(dead, seen)?;
         report.chunks_removed += (candidates - late.len()) as u64;
         needed.extend(late);
         needed.sort_unstable_by_key(|(_, location)| location.order());
-        let mut rest = Rest::default();
+        let mut rest = Rest { seen, chunks: Vec::new(), bytes: 0, damaged: 0 };
         for record in needed.chunk_by(|(_, a), (_, b)| a.offset == b.offset) {
             report.chunks_moved += self.relocate(record, pack, &mut rest)? as u64;
             if rest.bytes >= GROUP_BYTES {
@@ -324,7 +325,7 @@ impl Store {
     }
 
     /// The chunks of which this pack holds the copy that counts.
-    pub(super) fn here(&self, pack: &Pack) -> Result<Vec<(ChunkId, Location)>, StoreError> {
+    pub(super) fn here(&self, pack: &Pack) -> Result<(Vec<(ChunkId, Location)>, Seen), StoreError> {
         let unsealed = lock(&self.writer).unsealed_entries(pack.number);
         let entries: Box<dyn Iterator<Item = record::Entry>> = match (unsealed, pack.entries()?) {
             (_, Some(entries)) => entries,
@@ -332,14 +333,7 @@ impl Store {
             // Sealed between the two looks.
             (None, None) => pack.entries()?.unwrap_or_else(|| Box::new(std::iter::empty())),
         };
-        let mut here = Vec::new();
-        for entry in entries {
-            let location = Location::of(pack.number, &entry);
-            if self.index.peek(&entry.id)? == Some(location) {
-                here.push((entry.id, location));
-            }
-        }
-        Ok(here)
+        Ok(self.index.counting(pack.number, entries)?)
     }
 
     /// Moves chunks of one record: as it is when all of it is needed, otherwise by adding them to the `rest`. Gives how
@@ -365,7 +359,7 @@ impl Store {
         })?;
         let plain = match read {
             Read::Whole(record) => {
-                self.append_copy(&record, chunks.iter().map(|(id, location)| (*id, *location)))?;
+                self.append_copy(&record, chunks.iter().map(|(id, location)| (*id, *location)), rest.seen)?;
                 return Ok(chunks.len());
             }
             Read::Plain(plain) => plain,
@@ -396,7 +390,7 @@ impl Store {
         let mut from = moved.iter().map(|(chunk, location)| (chunk.id(), *location));
         for together in in_groups(&chunks) {
             let record = record::encode_chunks(together, &encode_together(together, LEVEL));
-            self.append_copy(&record, from.by_ref().take(together.len()))?;
+            self.append_copy(&record, from.by_ref().take(together.len()), rest.seen)?;
         }
         Ok(())
     }
@@ -406,11 +400,12 @@ impl Store {
         &self,
         record: &[u8],
         from: impl Iterator<Item = (ChunkId, Location)>,
+        seen: Seen,
     ) -> Result<(), StoreError> {
         let mut writer = lock(&self.writer);
         let copies = self.append_record(&mut writer, record)?;
         for ((id, to), (_, from)) in copies.into_iter().zip(from) {
-            self.index.relocate(&id, from, to)?;
+            self.index.relocate(&id, from, to, seen)?;
         }
         Ok(())
     }
@@ -434,8 +429,9 @@ impl Store {
 }
 
 /// Chunks of records that go in part, on their way into new ones.
-#[derive(Default)]
 struct Rest {
+    /// When they were seen where they are.
+    seen: Seen,
     chunks: Vec<(Chunk, Location)>,
     bytes: usize,
     damaged: u64,

@@ -2,6 +2,7 @@
 //! last written. It is a cache of what the packs say: it may be lost, and is then made again from them, and it never
 //! knows of a record that is not durable. Its memory is bounded, whatever the store's size.
 
+use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::io;
@@ -107,6 +108,15 @@ impl Change {
 
 type Changes = HashMap<ChunkId, Change>;
 
+type Table = ReadOnlyTable<&'static Key, &'static Value>;
+
+/// What was seen is of this state of the database.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen(u64);
+
+/// A collection forgets this many chunks before it lets others in.
+const COLLECTED_AT_ONCE: usize = 1024;
+
 /// What became of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PackState {
@@ -120,7 +130,9 @@ struct View {
     pending: Changes,
     /// What is being written at this moment.
     flushing: Arc<Changes>,
-    table: ReadOnlyTable<&'static Key, &'static Value>,
+    table: Table,
+    /// How often the database was written.
+    commits: u64,
     sums: Sums,
     /// While a collection runs, every chunk that is asked for is kept.
     live: Option<Arc<LiveSet>>,
@@ -197,7 +209,7 @@ impl Index {
 
     fn of(path: &Path, db: Database, sums: Sums) -> Result<Index, redb::Error> {
         let table = db.begin_read()?.open_table(CHUNKS)?;
-        let view = View { pending: Changes::new(), flushing: Arc::default(), table, sums, live: None };
+        let view = View { pending: Changes::new(), flushing: Arc::default(), table, commits: 0, sums, live: None };
         Ok(Index { path: path.to_owned(), db, view: RwLock::new(view) })
     }
 
@@ -211,14 +223,46 @@ impl Index {
         Ok(location)
     }
 
-    /// As [`Index::get`], for a collection itself: keeps nothing.
-    pub(super) fn peek(&self, id: &ChunkId) -> Result<Option<Location>, IndexError> {
-        read(&self.view).get(id).map_err(|error| self.error(error))
+    /// Of entries of this pack, sorted by chunk, those that count, with what a collection needs to change them. Keeps
+    /// nothing.
+    pub(super) fn counting(
+        &self,
+        pack: u32,
+        entries: impl Iterator<Item = Entry>,
+    ) -> Result<(Vec<(ChunkId, Location)>, Seen), IndexError> {
+        let (changes, table, seen) = self.snapshot()?;
+        let mut rows = Rows { table: &table, at: None };
+        let mut found = Vec::new();
+        for entry in entries {
+            let counts = match changes.get(&entry.id) {
+                Some(change) => change.location(),
+                None => rows.get(&entry.id).map_err(|error| self.error(error))?,
+            };
+            let location = Location::of(pack, &entry);
+            if counts == Some(location) {
+                found.push((entry.id, location));
+            }
+        }
+        Ok((found, seen))
+    }
+
+    /// The database as it was last written, and what has changed since.
+    fn snapshot(&self) -> Result<(Changes, Table, Seen), IndexError> {
+        let view = read(&self.view);
+        let mut changes = (*view.flushing).clone();
+        changes.extend(view.pending.iter().map(|(id, change)| (*id, *change)));
+        let table = self.db.begin_read().map_err(redb::Error::from).and_then(|t| Ok(t.open_table(CHUNKS)?));
+        Ok((changes, table.map_err(|error| self.error(error))?, Seen(view.commits)))
     }
 
     /// What a running collection keeps.
     pub(super) fn live(&self) -> Option<Arc<LiveSet>> {
         read(&self.view).live.clone()
+    }
+
+    /// The chunk, which is not here so far, lies there from now on.
+    pub(super) fn add(&self, id: &ChunkId, location: Location) {
+        write(&self.view).change(id, None, Change::At(location));
     }
 
     /// The chunk lies there from now on.
@@ -230,9 +274,15 @@ impl Index {
     }
 
     /// The chunk lies at `to` from now on, unless it lies elsewhere than at `from` by now.
-    pub(super) fn relocate(&self, id: &ChunkId, from: Location, to: Location) -> Result<(), IndexError> {
+    pub(super) fn relocate(
+        &self,
+        id: &ChunkId,
+        from: Location,
+        to: Location,
+        seen: Seen,
+    ) -> Result<(), IndexError> {
         let mut view = write(&self.view);
-        if view.get(id).map_err(|error| self.error(error))? == Some(from) {
+        if view.is_still(id, from, seen).map_err(|error| self.error(error))? {
             view.change(id, Some(from), Change::At(to));
         }
         Ok(())
@@ -262,15 +312,18 @@ impl Index {
     pub(super) fn collect(
         &self,
         candidates: Vec<(ChunkId, Location)>,
+        seen: Seen,
     ) -> Result<Vec<(ChunkId, Location)>, IndexError> {
-        let mut view = write(&self.view);
-        let Some(live) = view.live.clone() else { return Ok(candidates) };
         let mut kept = Vec::new();
-        for (id, location) in candidates {
-            if live.contains(&id) {
-                kept.push((id, location));
-            } else if view.get(&id).map_err(|error| self.error(error))? == Some(location) {
-                view.change(&id, Some(location), Change::Gone);
+        for candidates in candidates.chunks(COLLECTED_AT_ONCE) {
+            let mut view = write(&self.view);
+            let Some(live) = view.live.clone() else { return Ok(candidates.to_vec()) };
+            for (id, location) in candidates {
+                if live.contains(id) {
+                    kept.push((*id, *location));
+                } else if view.is_still(id, *location, seen).map_err(|error| self.error(error))? {
+                    view.change(id, Some(*location), Change::Gone);
+                }
             }
         }
         Ok(kept)
@@ -293,15 +346,7 @@ impl Index {
 
     /// Calls `look` with every chunk, in no order that means anything.
     pub(super) fn each(&self, mut look: impl FnMut(&ChunkId, &Location)) -> Result<(), IndexError> {
-        // A snapshot: the database as it was last written, and what has changed since.
-        let (changes, table) = {
-            let view = read(&self.view);
-            let mut changes = (*view.flushing).clone();
-            changes.extend(view.pending.iter().map(|(id, change)| (*id, *change)));
-            let table =
-                self.db.begin_read().map_err(redb::Error::from).and_then(|t| Ok(t.open_table(CHUNKS)?));
-            (changes, table.map_err(|error| self.error(error))?)
-        };
+        let (changes, table, _) = self.snapshot()?;
         let mut walk = || -> Result<(), redb::Error> {
             for entry in table.iter()? {
                 let (key, value) = entry?;
@@ -371,6 +416,7 @@ impl Index {
         match result {
             Ok(table) => {
                 view.table = table;
+                view.commits += 1;
                 Ok(())
             }
             Err(error) => {
@@ -386,7 +432,7 @@ impl Index {
         &self,
         changes: &Changes,
         packs: &[(u32, PackState)],
-    ) -> Result<ReadOnlyTable<&'static Key, &'static Value>, redb::Error> {
+    ) -> Result<Table, redb::Error> {
         let mut sorted: Vec<_> = changes.iter().collect();
         sorted.sort_unstable_by_key(|(id, _)| **id);
         let mut transaction = self.db.begin_write()?;
@@ -457,6 +503,7 @@ impl Index {
             transaction.commit()?;
             let mut view = write(&self.view);
             view.table = self.db.begin_read()?.open_table(CHUNKS)?;
+            view.commits += 1;
             view.sums = sums;
             Ok(())
         };
@@ -492,9 +539,49 @@ impl View {
         Ok(self.table.get(id.as_bytes())?.and_then(|value| parse(value.value())))
     }
 
+    /// The chunk lies where it was seen. As long as the database has not been written, it need not be asked again.
+    fn is_still(&self, id: &ChunkId, location: Location, seen: Seen) -> Result<bool, redb::Error> {
+        match self.pending.get(id).or_else(|| self.flushing.get(id)) {
+            Some(change) => Ok(change.location() == Some(location)),
+            None if seen.0 == self.commits => Ok(true),
+            None => Ok(self.get(id)? == Some(location)),
+        }
+    }
+
     fn change(&mut self, id: &ChunkId, old: Option<Location>, change: Change) {
         self.sums.replace(old.as_ref(), change.location().as_ref());
         self.pending.insert(*id, change);
+    }
+}
+
+/// The rows of a table asked for in ascending order: where they are near to each other they are walked through, which is
+/// many times as fast as looking each one up.
+struct Rows<'a> {
+    table: &'a Table,
+    at: Option<redb::Range<'static, &'static Key, &'static Value>>,
+}
+
+/// Rows walked through before the next one is looked up.
+const NEAR: usize = 32;
+
+impl Rows<'_> {
+    fn get(&mut self, id: &ChunkId) -> Result<Option<Location>, redb::Error> {
+        if let Some(rows) = &mut self.at {
+            for row in rows.take(NEAR) {
+                let (key, value) = row?;
+                match key.value().cmp(id.as_bytes()) {
+                    Ordering::Less => {}
+                    Ordering::Equal => return Ok(parse(value.value())),
+                    // This row may be the next one's.
+                    Ordering::Greater => break,
+                }
+            }
+        }
+        let mut rows = self.table.range::<&Key>(id.as_bytes()..)?;
+        let first = rows.next().transpose()?;
+        self.at = Some(rows);
+        let found = first.filter(|(key, _)| key.value() == id.as_bytes());
+        Ok(found.and_then(|(_, value)| parse(value.value())))
     }
 }
 
@@ -519,13 +606,13 @@ impl Head {
 }
 
 impl Ord for Head {
-    fn cmp(&self, other: &Head) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Head) -> Ordering {
         other.key().cmp(&self.key())
     }
 }
 
 impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Head) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Head) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }

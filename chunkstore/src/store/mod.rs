@@ -339,13 +339,16 @@ impl Store {
         let record = record::encode_chunks(chunks, encoded);
         let added = {
             let mut writer = lock(&self.writer);
-            let absent = chunks.iter().filter(|chunk| !self.contains(&chunk.id())).count();
-            if absent > 0 {
-                for (id, location) in self.append_record(&mut writer, &record)? {
-                    self.index.set(&id, location)?;
+            let absent: Vec<bool> = chunks.iter().map(|chunk| !self.contains(&chunk.id())).collect();
+            if absent.contains(&true) {
+                for ((id, location), absent) in self.append_record(&mut writer, &record)?.into_iter().zip(&absent) {
+                    match absent {
+                        true => self.index.add(&id, location),
+                        false => self.index.set(&id, location)?,
+                    }
                 }
             }
-            absent
+            absent.into_iter().filter(|absent| *absent).count()
         };
         if self.index.pending() >= index::MAX_PENDING {
             self.sync()?;

@@ -82,7 +82,7 @@ impl Store {
             Scope::Whole | Scope::Sample { .. } => {
                 let packs: Vec<_> = read(&self.packs).values().cloned().collect();
                 for pack in packs {
-                    let mut chunks = self.here(&pack)?;
+                    let (mut chunks, _) = self.here(&pack)?;
                     chunks.retain(|(id, _)| scope.takes(id));
                     chunks.sort_unstable_by_key(|(_, location)| location.order());
                     self.verify_chunks(chunks, &mut report, watch)?;

@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use chunkstore::{ChunkId, GcOptions, IngestOptions, PieceData, RawImage, Seeds, Store};
+use chunkstore::{ChunkId, GcOptions, IngestOptions, PieceData, RawImage, Scope, Seeds, Store};
 use serde_json::{Value, json};
 
 use crate::store::synthetic;
@@ -26,7 +29,7 @@ pub(crate) enum Task {
     /// Opens a store, asks it for all that a reference has and for as much that it has not, and says what that keeps in
     /// memory.
     Open { store: PathBuf },
-    /// Collects garbage.
+    /// Collects garbage while chunks come in.
     Gc { store: PathBuf },
 }
 
@@ -120,12 +123,36 @@ fn open(store: &Path) -> Result<Value> {
     Ok(json!({ "asked": asked, "index_bytes": anonymous_bytes()? }))
 }
 
+/// Collects while another thread brings chunks in, which are then published and must all be there.
 fn gc(store: &Path) -> Result<Value> {
     let store = Store::open(store)?;
-    let start = Instant::now();
-    let report = store.gc(&GcOptions::default(), &|_| ControlFlow::Continue(()))?;
-    let ms = start.elapsed().as_secs_f64() * 1000.0;
-    Ok(json!({ "ms": ms, "chunks_removed": report.chunks_removed, "left": store.stats()?.chunks }))
+    let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let begin = |_| {
+        begun.store(true, Ordering::Relaxed);
+        ControlFlow::Continue(())
+    };
+    let (ms, report, ingested) = thread::scope(|scope| -> Result<_> {
+        let ingest = scope.spawn(|| {
+            // An ingest that was there before would be waited for.
+            while !begun.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            synthetic::ingest_until(&store, &done)
+        });
+        let start = Instant::now();
+        let report = store.gc(&GcOptions::default(), &begin);
+        begun.store(true, Ordering::Relaxed);
+        let ms = start.elapsed().as_secs_f64() * 1000.0;
+        done.store(true, Ordering::Relaxed);
+        let ingested = ingest.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((ms, report?, ingested))
+    })?;
+    let report = (report, store.verify(&Scope::Whole, &|_| ControlFlow::Continue(()))?);
+    if !report.1.is_clean() {
+        bail!("after the collection something is missing: {:?}", report.1);
+    }
+    let left = store.stats()?.chunks - ingested;
+    Ok(json!({ "ms": ms, "chunks_removed": report.0.chunks_removed, "left": left, "ingested": ingested }))
 }
 
 /// Memory of this process that is not a file's.

@@ -128,20 +128,62 @@ fn a_file_that_is_no_index_is_replaced() {
     }
 }
 
+/// The entry of a chunk that lies there.
+fn entry_at(number: u64, location: Location) -> Entry {
+    let Location { offset, start, plain_len, stored_len, .. } = location;
+    Entry { id: id(number), offset, start, plain_len, stored_len }
+}
+
 #[test]
 fn only_what_nobody_asks_for_is_collected() {
+    for written in [None, Some(false), Some(true)] {
+        let disk = SimDisk::default();
+        let (index, _) = Index::open(&disk, &dir()).unwrap();
+        (0..5).for_each(|number| index.set(&id(number), location(1, number)).unwrap());
+        if written.is_some() {
+            index.commit(&index.take_pending(), &[]).unwrap();
+        }
+        index.keep_in(Some(Arc::new(LiveSet::for_chunks(4))));
+        let (there, seen) =
+            index.counting(1, sorted((0..5).map(|number| entry_at(number, location(1, number))).collect())).unwrap();
+        assert_eq!(there.len(), 5, "asking so keeps nothing");
+        index.get(&id(0)).unwrap();
+        // Put again, and found to be bad, since then.
+        index.set(&id(2), location(2, 0)).unwrap();
+        index.set_broken(&id(4), location(1, 4)).unwrap();
+        if written == Some(true) {
+            index.commit(&index.take_pending(), &[]).unwrap();
+        }
+        index.relocate(&id(2), location(1, 2), location(3, 2), seen).unwrap();
+        index.relocate(&id(3), location(1, 3), location(3, 3), seen).unwrap();
+        index.relocate(&id(4), location(1, 4), location(3, 4), seen).unwrap();
+        let candidates = [0, 1, 2, 3].map(|number| (id(number), location(1, number))).to_vec();
+        assert_eq!(index.collect(candidates, seen).unwrap(), [(id(0), location(1, 0))]);
+        let places = [0, 1, 2, 3, 4].map(|number| index.get(&id(number)).unwrap());
+        assert_eq!(places, [Some(location(1, 0)), None, Some(location(2, 0)), Some(location(3, 3)), None]);
+        assert_eq!(index.sums().chunks, 3);
+    }
+}
+
+#[test]
+fn many_are_found_as_each_alone_would_be() {
     let disk = SimDisk::default();
     let (index, _) = Index::open(&disk, &dir()).unwrap();
-    (0..4).for_each(|number| index.set(&id(number), location(1, number)).unwrap());
-    index.keep_in(Some(Arc::new(LiveSet::for_chunks(4))));
-    index.get(&id(0)).unwrap();
-    index.peek(&id(1)).unwrap();
-    // Put again since the candidates were chosen.
-    index.set(&id(2), location(2, 0)).unwrap();
-    let candidates = (0..4).map(|number| (id(number), location(1, number))).collect();
-    assert_eq!(index.collect(candidates).unwrap(), [(id(0), location(1, 0))]);
-    let there = |number| index.peek(&id(number)).unwrap().is_some();
-    assert_eq!([0, 1, 2, 3].map(there), [true, false, true, false]);
+    (0..3000).for_each(|number| index.set(&id(number), location(1 + number as u32 % 2, number)).unwrap());
+    index.commit(&index.take_pending(), &[]).unwrap();
+    (0..3000).step_by(7).for_each(|number| index.set(&id(number), location(3, number)).unwrap());
+    for step in [1, 2, 50, 700] {
+        // Every second one counts elsewhere, some are not here at all, and some are in the pack twice.
+        let entries = (0..4000).step_by(step).flat_map(|number| {
+            let at = entry_at(number, location(1, number));
+            [at, Entry { offset: at.offset + 1, ..at }]
+        });
+        let entries = entries.collect::<Vec<_>>();
+        let (found, _) = index.counting(1, sorted(entries.clone())).unwrap();
+        let alone = sorted(entries).filter(|entry| index.get(&entry.id).unwrap() == Some(Location::of(1, entry)));
+        assert!(found.iter().map(|(id, _)| *id).eq(alone.map(|entry| entry.id)), "step {step}");
+        assert!(!found.is_empty());
+    }
 }
 
 proptest! {

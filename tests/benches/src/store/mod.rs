@@ -173,7 +173,7 @@ impl Measured {
 fn measure_own(images: &Images, store: &Path, quick: bool, own: &mut [Samples; OWN.len()]) -> Result<()> {
     let mut push = |metric, value| push(&OWN, own, metric, value);
     warm(&images.image)?;
-    let mut ingest = Program::Ours.ingest(store, &images.image, "again")?;
+    let mut ingest = programs::OURS.ingest(store, &images.image, "again")?;
     ingest = on_one_core(&ingest);
     let run = measure(&mut ingest)?;
     push(INGEST_AGAIN_CORE, gb_per_s(images.data_bytes, run.seconds));
@@ -223,25 +223,35 @@ fn case(images: &Images) -> String {
 /// All figures: what is compared once for each peer, then what is ours alone.
 fn figures(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) -> Vec<Figure> {
     let case = case(images);
-    let Some((ours, peers)) = measured.split_first() else { return Vec::new() };
-    let compared = COMPARED.iter().enumerate().flat_map(|(at, metric)| {
-        let case = &case;
-        peers
-            .iter()
-            .map(move |peer| (at, metric, case, Some(peer)))
-            .chain(peers.is_empty().then_some((at, metric, case, None)))
-    });
-    let compared = compared.filter_map(|(at, metric, case, peer)| {
-        let named =
-            peer.map(|peer| (format!("{} {}", peer.program.name(), peer.version), &peer.compared[at]));
-        let named = named.as_ref().map(|(name, samples)| (name.as_str(), *samples));
-        Figure::new("store", case, *metric, &ours.compared[at], named)
-    });
+    let mut compared = Vec::new();
+    for (ours, peer) in rivals(measured) {
+        let case = match ours.program {
+            programs::OURS => case.clone(),
+            other => format!("{case}, {}", other.name()),
+        };
+        let name = format!("{} {}", peer.program.name(), peer.version);
+        for ((metric, ours), peer) in COMPARED.iter().zip(&ours.compared).zip(&peer.compared) {
+            compared.extend(Figure::new("store", &case, *metric, ours, Some((&name, peer))));
+        }
+    }
+    if let (true, Some(ours)) = (compared.is_empty(), measured.first()) {
+        let alone = COMPARED.iter().zip(&ours.compared);
+        compared.extend(alone.filter_map(|(metric, ours)| Figure::new("store", &case, *metric, ours, None)));
+    }
     let own = OWN
         .iter()
         .zip(own)
         .filter_map(|(metric, samples)| Figure::new("store", &case, *metric, samples, None));
-    compared.chain(own).collect()
+    compared.into_iter().chain(own).collect()
+}
+
+/// Each peer, behind what of ours it is set against.
+fn rivals(measured: &[Measured]) -> impl Iterator<Item = (&Measured, &Measured)> {
+    let peers = measured.iter().filter(|one| one.program.package().is_some());
+    peers.filter_map(|peer| {
+        let ours = measured.iter().find(|one| one.program == peer.program.rival())?;
+        Some((ours, peer))
+    })
 }
 
 /// The tables for people.
@@ -264,16 +274,20 @@ fn report(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) ->
         rows.push(std::iter::once(title(*metric)).chain(cells).collect());
     }
     text += &table(&rows);
-    if let Some((ours, peers)) = measured.split_first().filter(|(_, peers)| !peers.is_empty()) {
-        let names = peers.iter().map(|peer| peer.program.name());
-        let mut rows = vec![std::iter::once("ours to".to_owned()).chain(names).collect::<Vec<_>>()];
-        for (at, metric) in COMPARED.iter().enumerate() {
-            let ratios = peers.iter().map(|peer| {
-                let values = ours.compared[at].median().zip(peer.compared[at].median());
-                values.map_or("-".to_owned(), |(ours, peer)| format!("{} x", short(metric.ratio(ours, peer))))
-            });
-            rows.push(std::iter::once(metric.name.to_owned()).chain(ratios).collect());
-        }
+    let rivals: Vec<_> = rivals(measured).collect();
+    let mut rows = vec![vec!["ours to".to_owned()], vec!["ours".to_owned()]];
+    for (ours, peer) in &rivals {
+        rows[0].push(peer.program.name());
+        rows[1].push(ours.program.name());
+    }
+    for (at, metric) in COMPARED.iter().enumerate() {
+        let ratios = rivals.iter().map(|(ours, peer)| {
+            let values = ours.compared[at].median().zip(peer.compared[at].median());
+            values.map_or("-".to_owned(), |(ours, peer)| format!("{} x", short(metric.ratio(ours, peer))))
+        });
+        rows.push(std::iter::once(metric.name.to_owned()).chain(ratios).collect());
+    }
+    if !rivals.is_empty() {
         text += &format!("\n{}", table(&rows));
     }
     let rows: Vec<Vec<String>> =

@@ -17,8 +17,8 @@ pub(crate) const PACKAGES: &[Package] = &[
 /// A program with its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// This project's store.
-    Ours,
+    /// This project's store, at a zstd level.
+    Ours { level: i32 },
     /// `--compression auto`, zstd at its default level: `max` is several times slower. `--force`, since an image's
     /// modification time has always changed. No cache: the repository is as near. Larger packs: fewer syncs.
     Restic,
@@ -30,9 +30,16 @@ pub(crate) enum Program {
     Casync,
 }
 
-/// Ours first, then the peers.
-pub(crate) const ALL: [Program; 5] = [
-    Program::Ours,
+/// Ours as it is by default.
+pub(crate) const OURS: Program = Program::Ours { level: chunkstore::LEVEL };
+
+/// Ours first: as it is, then at the fastest levels at which it takes no more room than the peers that the figures set them
+/// against; see [`Program::rival`]. Then the peers.
+pub(crate) const ALL: [Program; 8] = [
+    OURS,
+    Program::Ours { level: 3 },
+    Program::Ours { level: -1 },
+    Program::Ours { level: -5 },
     Program::Restic,
     Program::Borg { compression: "lz4" },
     Program::Borg { compression: "zstd,3" },
@@ -43,17 +50,28 @@ impl Program {
     /// The name in tables and figures.
     pub(crate) fn name(self) -> String {
         match self {
-            Self::Ours => "longhaul".to_owned(),
+            Self::Ours { level } => format!("longhaul {level}"),
             Self::Restic => "restic auto".to_owned(),
             Self::Borg { compression } => format!("borg {compression}"),
             Self::Casync => "casync zstd".to_owned(),
         }
     }
 
+    /// Which of ours a peer is measured against: the fastest that takes no more room.
+    pub(crate) fn rival(self) -> Program {
+        let level = match self {
+            Self::Borg { compression: "lz4" } => -5,
+            Self::Borg { .. } => 3,
+            Self::Casync => -1,
+            Self::Restic | Self::Ours { .. } => return OURS,
+        };
+        Program::Ours { level }
+    }
+
     /// Its Debian package; none for ours.
     pub(crate) fn package(self) -> Option<&'static str> {
         match self {
-            Self::Ours => None,
+            Self::Ours { .. } => None,
             Self::Restic => Some("restic"),
             Self::Borg { .. } => Some("borgbackup"),
             Self::Casync => Some("casync"),
@@ -67,7 +85,7 @@ impl Program {
     pub(crate) fn init(self, store: &Path) -> Result<Option<Command>> {
         let mut command = self.command(store)?;
         match self {
-            Self::Ours | Self::Casync => return Ok(None),
+            Self::Ours { .. } | Self::Casync => return Ok(None),
             Self::Restic => command.args(["init", "--repository-version", "2"]),
             Self::Borg { .. } => command.args(["init", "--encryption", "none"]).arg(store),
         };
@@ -82,7 +100,9 @@ impl Program {
         let file = image.file_name().context("an image with a file name")?;
         let mut command = self.command(store)?;
         match self {
-            Self::Ours => command.args(["worker", "ingest"]).arg(store).arg(image).arg(name),
+            Self::Ours { level } => {
+                command.args(["worker", "ingest"]).arg(store).arg(image).arg(name).arg(level.to_string())
+            }
             // By its name alone, so that it is restored under that name.
             Self::Restic => {
                 command.args([
@@ -121,7 +141,7 @@ impl Program {
         let target = dir.join(image.file_name().context("an image with a file name")?);
         let mut command = self.command(store)?;
         match self {
-            Self::Ours => command.args(["worker", "restore"]).arg(store).arg(name).arg(target),
+            Self::Ours { .. } => command.args(["worker", "restore"]).arg(store).arg(name).arg(target),
             // This version cannot write sparse files.
             Self::Restic => command.args(["restore", "latest", "--tag", name, "--target"]).arg(dir),
             Self::Borg { .. } => {
@@ -139,7 +159,7 @@ impl Program {
     /// The program without arguments, with what it must find around it.
     fn command(self, store: &Path) -> Result<Command> {
         let mut command = match self {
-            Self::Ours => {
+            Self::Ours { .. } => {
                 Command::new(std::env::current_exe().context("looking for this program's own file")?)
             }
             Self::Restic => Command::new("restic"),
@@ -147,7 +167,7 @@ impl Program {
             Self::Casync => Command::new("casync"),
         };
         match self {
-            Self::Ours | Self::Casync => &mut command,
+            Self::Ours { .. } | Self::Casync => &mut command,
             Self::Restic => {
                 command.env("RESTIC_PASSWORD", "not a secret");
                 command.args(["--quiet", "--no-cache", "--repo"]).arg(store)

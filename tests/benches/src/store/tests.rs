@@ -20,7 +20,7 @@ fn images() -> Images {
 
 #[test]
 fn every_metric_of_every_peer_is_a_figure() {
-    let both = [measured(Program::Ours, 2.0), measured(Program::Restic, 1.0)];
+    let both = [measured(programs::OURS, 2.0), measured(Program::Restic, 1.0)];
     let own = [Samples::from(1.0), Samples::from(2.0), Samples::from(3.0), Samples::default()];
     let figures = figures(&images(), &both, &own);
     assert_eq!(figures.len(), COMPARED.len() + 3, "what was not run has no figure");
@@ -37,13 +37,13 @@ fn every_metric_of_every_peer_is_a_figure() {
 
 #[test]
 fn without_peers_ours_is_still_a_figure() {
-    let figures = figures(&images(), &[measured(Program::Ours, 2.0)], &Default::default());
+    let figures = figures(&images(), &[measured(programs::OURS, 2.0)], &Default::default());
     assert_eq!(figures.len(), COMPARED.len());
 }
 
 #[test]
 fn the_table_names_machine_versions_and_ratios() {
-    let both = [measured(Program::Ours, 2.0), measured(Program::Casync, 1.0)];
+    let both = [measured(Program::Casync.rival(), 2.0), measured(Program::Casync, 1.0)];
     let text = report(&images(), &both, &Default::default()).unwrap();
     for part in [" cores (", "casync zstd 1", "ours to ", "2.00 x", "0.500 x", "rss_index"] {
         assert!(text.contains(part), "{part}: {text}");

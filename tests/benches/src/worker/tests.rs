@@ -12,7 +12,7 @@ fn an_image_goes_in_and_comes_out() {
     let mut bytes = vec![0; 1 << 20];
     bytes[300_000..700_000].fill(7);
     fs::write(&image, &bytes).unwrap();
-    let ingested = run(&["ingest", &store, &image, "name"]);
+    let ingested = run(&["ingest", &store, &image, "name", "3"]);
     assert_eq!(run(&["chunk-hash", &image]), ingested);
     assert_eq!(run(&["restore", &store, "name", &copy]), ingested);
     assert_eq!(fs::read(copy).unwrap(), bytes);
