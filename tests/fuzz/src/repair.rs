@@ -35,6 +35,100 @@ pub(crate) fn pack(bytes: &mut [u8], _: u32) {
     }
 }
 
+/// An archive: every checksum, and every second time also what a mutation of a plain chunk or of an extent makes wrong:
+/// the chunk's name in its record and its manifest, the image's size, the counts in the end mark.
+pub(crate) fn archive(bytes: &mut [u8], seed: u32) {
+    // Where it stops fitting the format it is left as it is.
+    let _ = archive_parts(bytes, seed & 8 == 0);
+}
+
+fn archive_parts(bytes: &mut [u8], consistent: bool) -> Option<()> {
+    let names_end = 12_usize.checked_add(number(bytes.get(..12)?, 8, 4))?;
+    let check = check8(&[bytes.get(..names_end)?]);
+    let mut at = names_end + 8;
+    bytes.get_mut(names_end..at)?.copy_from_slice(&check);
+    let (mut images, mut records, mut stored) = (0_u64, 0_u64, Vec::new());
+    while !bytes.get(at..)?.starts_with(b"LHARCEND") {
+        let manifest_len = number(bytes.get(..at + 16)?, at, 8);
+        let check = check8(&[&bytes[at..at + 8]]);
+        bytes[at + 8..at + 16].copy_from_slice(&check);
+        let (head, chunks) = bytes.get_mut(at + 16..)?.split_at_mut_checked(manifest_len)?;
+        let (len, count) = archive_records(head, chunks, consistent, &mut stored)?;
+        whole(head, 0);
+        at += 16 + manifest_len + len;
+        (images, records) = (images + 1, records + count);
+    }
+    if consistent {
+        let counts = bytes.get_mut(at + 8..at + 32)?;
+        counts[..8].copy_from_slice(&images.to_le_bytes());
+        counts[8..16].copy_from_slice(&records.to_le_bytes());
+        counts[16..].copy_from_slice(&(at as u64).to_le_bytes());
+    }
+    let check = blake3::hash(bytes.get(..at + 32)?);
+    bytes.get_mut(at + 32..at + 64)?.copy_from_slice(check.as_bytes());
+    Some(())
+}
+
+/// The records of one image, and its manifest as far as they change it; their length and number.
+fn archive_records(
+    manifest: &mut [u8],
+    chunks: &mut [u8],
+    consistent: bool,
+    stored: &mut Vec<[u8; 32]>,
+) -> Option<(usize, u64)> {
+    let (mut at, mut count, mut size) = (0, 0, 0_usize);
+    let mut extent = 56;
+    while extent + 12 + 32 <= manifest.len() {
+        let plain_len = number(manifest, extent, 4);
+        if plain_len == 0 {
+            size = size.wrapping_add(number(manifest, extent + 4, 8));
+            extent += 12;
+            continue;
+        }
+        let id: [u8; 32] = manifest.get(extent + 4..extent + 36)?.try_into().ok()?;
+        if !stored.contains(&id) && chunks.get(at..)?.starts_with(b"LHCR") {
+            let end = 64_usize.checked_add(number(chunks.get(..at + 64)?, at + 12, 4))?;
+            let record = chunks.get_mut(at..at.checked_add(end)?)?;
+            if consistent && record[4] == 0 {
+                let id = *blake3::hash(&record[64..]).as_bytes();
+                record[16..48].copy_from_slice(&id);
+                record.copy_within(12..16, 8);
+            }
+            if consistent {
+                rename(&mut manifest[extent..], &id, record);
+            }
+            stored.push(record[16..48].try_into().ok()?);
+            let check = check8(&[&record[64..]]);
+            record[48..56].copy_from_slice(&check);
+            let check = check8(&[&record[..56]]);
+            record[56..64].copy_from_slice(&check);
+            (at, count) = (at + end, count + 1);
+        }
+        size = size.wrapping_add(number(manifest, extent, 4));
+        extent += 36;
+    }
+    if consistent {
+        manifest.get_mut(8..16)?.copy_from_slice(&(size as u64).to_le_bytes());
+    }
+    Some((at, count))
+}
+
+/// The extents of chunk `id` become those of the chunk in `record`.
+fn rename(extents: &mut [u8], id: &[u8; 32], record: &[u8]) {
+    let mut at = 0;
+    while at + 36 + 32 <= extents.len() {
+        if number(extents, at, 4) == 0 {
+            at += 12;
+            continue;
+        }
+        if extents[at + 4..at + 36] == *id {
+            extents[at..at + 4].copy_from_slice(&record[8..12]);
+            extents[at + 4..at + 36].copy_from_slice(&record[16..48]);
+        }
+        at += 36;
+    }
+}
+
 /// A redo log: the checksum of its header and of every record, and every second time the count in the commit record,
 /// which a record more or less makes wrong.
 pub(crate) fn log(bytes: &mut [u8], seed: u32) {
