@@ -1,7 +1,6 @@
 //! Our side of a measurement, as a process of its own like the programs it is compared with. It uses only the public
 //! interface of `chunkstore`, and prints one JSON object.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use chunkstore::{ChunkId, GcOptions, IngestOptions, PieceData, RawImage, Seeds, Store};
 use serde_json::{Value, json};
 
+use crate::index;
+use crate::machine::status_bytes;
 use crate::store::synthetic;
 
 /// What to do.
@@ -28,6 +29,8 @@ pub(crate) enum Task {
     Open { store: PathBuf },
     /// Collects garbage.
     Gc { store: PathBuf },
+    /// Something with a database that could hold the index.
+    Index(index::Task),
 }
 
 impl Task {
@@ -49,6 +52,7 @@ impl Task {
             }
             ["open", store] => Self::Open { store: store.into() },
             ["gc", store] => Self::Gc { store: store.into() },
+            ["index", ref rest @ ..] => Self::Index(index::Task::parse(rest)?),
             _ => bail!("there is no task `{}`", words.join(" ")),
         })
     }
@@ -67,6 +71,7 @@ impl Task {
             }
             Self::Open { store } => open(store),
             Self::Gc { store } => gc(store),
+            Self::Index(task) => task.run(),
         }
     }
 }
@@ -114,7 +119,8 @@ fn open(store: &Path) -> Result<Value> {
             asked += 2;
         }
     }
-    Ok(json!({ "asked": asked, "index_bytes": anonymous_bytes()? }))
+    // Memory of this process that is not a file's.
+    Ok(json!({ "asked": asked, "index_bytes": status_bytes("RssAnon")? }))
 }
 
 fn gc(store: &Path) -> Result<Value> {
@@ -123,14 +129,6 @@ fn gc(store: &Path) -> Result<Value> {
     let report = store.gc(&GcOptions::default(), &|_| ControlFlow::Continue(()))?;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
     Ok(json!({ "ms": ms, "chunks_removed": report.chunks_removed, "left": store.stats()?.chunks }))
-}
-
-/// Memory of this process that is not a file's.
-fn anonymous_bytes() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-    let value = crate::machine::field(&status, "RssAnon").context("no RssAnon in /proc/self/status")?;
-    let kib: u64 = value.trim_end_matches("kB").trim().parse().context("reading RssAnon")?;
-    Ok(kib * 1024)
 }
 
 #[cfg(test)]
