@@ -50,13 +50,14 @@ const fn checked(
 
 /// All of them. Where more than 1 MiB may be allocated, it is: the longest chunk a record may hold; a payload of the redo
 /// log; a frame whose length is taken before its bytes (twice: a name in it is read before it is found too long); NBD's
-/// longest write; a delta, as plain bytes and encoded again; a step of an archive, beside a store and what is written out of
+/// longest write; a delta, as plain bytes and encoded again; the tree of an image of 1 GiB, twice; a step of an archive, beside a store and what is written out of
 /// it.
 pub(crate) const TARGETS: &[Target] = &[
     checked("manifest", disk::manifest, disk::manifests, repair::whole, MIB),
     checked("pack", store::pack, store::packs, repair::pack, 2 * MIB),
     checked("replica_state", store::state, store::states, repair::whole, MIB),
     checked("redo_log", store::log, store::logs, repair::log, 3 * MIB),
+    checked("replica_tree", store::tree, store::trees, repair::whole, 3 * MIB),
     checked("archive", archive::archive, archive::archives, repair::archive, 8 * MIB),
     plain("encoded", disk::encoded, disk::encodeds, 4 * MIB),
     checked("journal", disk::journal, disk::journals, repair::journal, 5 * MIB),
