@@ -368,7 +368,10 @@ impl Input<'_> {
         let (offset, part) = (self.at, "a group of chunks");
         let damaged = |what: &str| {
             let id = wanted.first().map(|(id, _)| id.to_string()).unwrap_or_default();
-            ImportError::Damaged { offset, reason: format!("{what} of the group that begins with chunk {id}") }
+            ImportError::Damaged {
+                offset,
+                reason: format!("{what} of the group that begins with chunk {id}"),
+            }
         };
         let head_bytes = if self.old { CHUNK_HEAD_BYTES } else { GROUP_HEAD_BYTES };
         let mut bytes = self.take(head_bytes as u64, offset, part)?;

@@ -64,7 +64,7 @@ pub use zero::is_zero;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    pub use crate::replica::fuzzing::{log, logs, state, states};
+    pub use crate::replica::fuzzing::{log, logs, state, states, tree, trees};
     pub use crate::store::fuzzing::{pack, packs};
 }
 

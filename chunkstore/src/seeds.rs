@@ -2,9 +2,10 @@
 //! with one here need not come over the wire, nor be copied into a store first. An image may change under us, so
 //! every chunk is checked as it is read; this module never trusts what it remembers, and never writes.
 
-use std::collections::HashMap;
+mod places;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
@@ -12,23 +13,22 @@ use bytes::Bytes;
 use crate::sync::{read, write};
 use crate::{ChunkId, Manifest, ManifestExtent, RawImage, ReadImage};
 
-/// Image files with what is known of their content. All methods take `&self`.
+use places::{Place, Places, prefix};
+
+/// Image files with what is known of their content, in 16 bytes for each chunk of each image: 256 MiB for a TiB of
+/// average chunks. All methods take `&self`.
+///
+/// Of a chunk's name only the beginning is remembered. A chunk that begins like one that is here but is another costs
+/// a read in vain, and the place where it was looked for; what is given out is always compared with the whole name.
 #[derive(Default)]
 pub struct Seeds {
-    known: RwLock<Known>,
+    /// In the order in which they were added. A few dozen: each is asked in turn.
+    images: RwLock<Vec<Arc<SeedImage>>>,
 }
 
-#[derive(Default)]
-struct Known {
-    images: HashMap<PathBuf, Arc<RawImage>>,
-    chunks: HashMap<ChunkId, Place>,
-}
-
-#[derive(Clone)]
-struct Place {
-    image: Arc<RawImage>,
-    offset: u64,
-    len: u32,
+struct SeedImage {
+    image: RawImage,
+    places: Places,
 }
 
 impl Seeds {
@@ -38,52 +38,57 @@ impl Seeds {
     }
 
     /// Adds the image at `path`, said to have the content of `manifest`, in place of what was known of that path.
+    /// Chunks that end beyond the first 64 TiB are left out.
     pub fn add_image(&self, path: impl AsRef<Path>, manifest: &Manifest) -> io::Result<()> {
-        let path = path.as_ref();
-        let image = Arc::new(RawImage::open_read(path)?);
-        let mut known = write(&self.known);
-        known.forget(path);
-        for placed in manifest.placed() {
-            if let ManifestExtent::Data { len, id } = placed.extent {
-                let place = || Place { image: image.clone(), offset: placed.offset, len };
-                known.chunks.entry(id).or_insert_with(place);
-            }
-        }
-        known.images.insert(path.to_owned(), image);
+        let image = RawImage::open_read(path)?;
+        let places = Places::new(manifest.placed().filter_map(|placed| match placed.extent {
+            ManifestExtent::Data { len, id } => Some((prefix(&id), Place::new(placed.offset, len)?)),
+            ManifestExtent::Hole { .. } => None,
+        }));
+        self.add(SeedImage { image, places });
         Ok(())
     }
 
-    /// Is a copy of the chunk known? It may turn out to have changed when it is read.
-    pub fn contains(&self, id: &ChunkId) -> bool {
-        read(&self.known).chunks.contains_key(id)
+    fn add(&self, added: SeedImage) {
+        let mut images = write(&self.images);
+        images.retain(|known| known.image.path() != added.image.path());
+        images.push(Arc::new(added));
     }
 
-    /// The chunk's bytes, checked. A copy that has changed or cannot be read is forgotten.
+    /// Is a copy of the chunk known? A hint: it may turn out to have changed when it is read, or, seldom beyond
+    /// measure, to be of another chunk whose name begins with the same 8 bytes.
+    pub fn contains(&self, id: &ChunkId) -> bool {
+        read(&self.images).iter().any(|known| known.places.find(prefix(id)).is_some())
+    }
+
+    /// The chunk's bytes, checked. A copy that has changed or cannot be read is forgotten, and the next image asked.
     pub fn get(&self, id: &ChunkId) -> Option<Bytes> {
-        let place = read(&self.known).chunks.get(id)?.clone();
-        let mut bytes = vec![0; place.len as usize];
-        let intact = place.image.read_at(place.offset, &mut bytes).is_ok() && ChunkId::of(&bytes) == *id;
-        if !intact {
-            let mut known = write(&self.known);
-            if known.chunks.get(id).is_some_and(|now| Arc::ptr_eq(&now.image, &place.image)) {
-                known.chunks.remove(id);
+        let prefix = prefix(id);
+        // Reading takes its time: not under the lock.
+        let found: Vec<(Arc<SeedImage>, Place)> = read(&self.images)
+            .iter()
+            .filter_map(|known| Some((known.clone(), known.places.find(prefix)?)))
+            .collect();
+        found.into_iter().find_map(|(known, place)| {
+            let bytes = known.read(place).filter(|bytes| ChunkId::of(bytes) == *id);
+            if bytes.is_none() {
+                known.places.forget(prefix);
             }
-            return None;
-        }
-        Some(bytes.into())
+            bytes.map(Bytes::from)
+        })
     }
 
     /// Forgets an image and closes its file.
     pub fn forget(&self, path: impl AsRef<Path>) {
-        write(&self.known).forget(path.as_ref());
+        write(&self.images).retain(|known| known.image.path() != path.as_ref());
     }
 }
 
-impl Known {
-    fn forget(&mut self, path: &Path) {
-        if let Some(image) = self.images.remove(path) {
-            self.chunks.retain(|_, place| !Arc::ptr_eq(&place.image, &image));
-        }
+impl SeedImage {
+    fn read(&self, place: Place) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; place.len()];
+        self.image.read_at(place.offset(), &mut bytes).ok()?;
+        Some(bytes)
     }
 }
 

@@ -2,6 +2,7 @@
 //! business.
 
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::{fs, io};
 
@@ -67,6 +68,9 @@ pub enum RestoreError {
     /// The target could not be read, written or created. It is incomplete.
     #[error(transparent)]
     Target(#[from] FileError),
+    /// The caller had it stop. The target is incomplete.
+    #[error("stopped before it was done; the image is incomplete, and the next run writes what is missing")]
+    Stopped,
 }
 
 /// Extents restored in one go at most.
@@ -133,14 +137,14 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
 
 /// Makes `target`, which has the image's size, the image, and makes that durable. Only blocks that differ are
 /// written: what the target holds already is read and checked instead. Chunks come from `seeds` where they have them,
-/// from the store otherwise, on all cores; each is checked against its name. `progress` gets the bytes of the image
-/// that are done.
+/// from the store otherwise, on all cores; each is checked against its name. `watch` gets the bytes of the image
+/// that are done, and may stop it.
 pub fn restore(
     store: &Store,
     seeds: &Seeds,
     manifest: &Manifest,
     target: &RawImage,
-    progress: &dyn Fn(u64),
+    watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     if target.size() != manifest.size {
         return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size });
@@ -170,8 +174,7 @@ pub fn restore(
             total.written_bytes += restored.written_bytes;
             total.zeroed_bytes += restored.zeroed_bytes;
             done += bytes;
-            progress(done);
-            Ok::<_, RestoreError>(())
+            if watch(done).is_break() { Err(RestoreError::Stopped) } else { Ok(()) }
         },
     )?;
     target.sync_all().map_err(FileError::at("write the image to", target.path()))?;
@@ -187,11 +190,11 @@ pub fn restore_to(
     manifest: &Manifest,
     path: &Path,
     like: Option<&RawImage>,
-    progress: &dyn Fn(u64),
+    watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     let target = RawImage::create_like(path, manifest.size, like)
         .map_err(FileError::at("create the image at", path))?;
-    let restored = restore(store, seeds, manifest, &target, progress);
+    let restored = restore(store, seeds, manifest, &target, watch);
     if restored.is_err() {
         let _ = fs::remove_file(path);
     }
@@ -261,7 +264,8 @@ impl Restorer<'_> {
         let wanted = self.find(id)?;
         // The manifest's word on the length is not covered by the chunk's name.
         if wanted.len() != present.len() {
-            return Err(StoreError::WrongContent { id }.into());
+            let (len, claimed) = (wanted.len() as u32, present.len() as u32);
+            return Err(StoreError::OtherLength { id, len, claimed }.into());
         }
         Ok(self.write_changes(offset, present, &wanted).map_err(self.writing())?)
     }

@@ -124,6 +124,25 @@ impl ImageTree {
         root_of(self.size, &top)
     }
 
+    /// The hashes of the leaves, as of the last refresh.
+    pub(crate) fn leaves(&self) -> &[Hash] {
+        let leaves = self.size.div_ceil(LEAF_BYTES) as usize;
+        &self.levels[0][..leaves]
+    }
+
+    /// Nothing is marked, and the root is that of the leaves.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.marked.count() + self.stale.count() == 0
+    }
+
+    /// Takes a leaf's hash from who has kept it, in place of reading the image. What there is no leaf of is ignored.
+    /// [`rebuild`](ImageTree::rebuild) after the last one.
+    pub(crate) fn keep_leaf(&mut self, number: u64, hash: Hash) {
+        if number < self.leaves().len() as u64 {
+            self.set_leaf(number as usize, hash);
+        }
+    }
+
     fn leaf_range(&self, leaf: usize) -> Range<u64> {
         let start = leaf as u64 * LEAF_BYTES;
         start..start.saturating_add(LEAF_BYTES).min(self.size)
@@ -137,7 +156,7 @@ impl ImageTree {
     }
 
     /// Hashes the nodes above changed ones anew, level by level.
-    fn rebuild(&mut self) {
+    pub(crate) fn rebuild(&mut self) {
         let mut changed = self.stale.clone();
         self.stale.clear();
         for height in 1..self.levels.len() {

@@ -12,8 +12,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use chunkstore::{
-    GcOptions, ImageRoot, ImageTree, IngestOptions, RawImage, ReadImage, Replica, Scope, Seeds, Store, export, import,
-    ingest, restore,
+    GcOptions, ImageRoot, ImageTree, IngestOptions, RawImage, ReadImage, Replica, Scope, Seeds, Store,
+    export, import, ingest, restore,
 };
 
 fn data(name: &str) -> PathBuf {
@@ -87,7 +87,7 @@ fn assert_holds(store: &Store, name: &str, image: &Vec<u8>) {
     assert_eq!((manifest.size, manifest.root), (image.size(), root_of(image)), "{name}");
     let dir = tempfile::tempdir().unwrap();
     let target = RawImage::create(dir.path().join("image"), manifest.size).unwrap();
-    restore(store, &Seeds::new(), &manifest, &target, &|_| {}).unwrap();
+    restore(store, &Seeds::new(), &manifest, &target, &|_| GO_ON).unwrap();
     assert!(fs::read(target.path()).unwrap() == *image, "{name}");
 }
 
@@ -123,7 +123,8 @@ fn is_read_and_goes_on(name: &str) {
     images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
     assert!(store.verify(&Scope::Whole, &|_| GO_ON).unwrap().is_clean());
     // Whoever has only the older version can still tell what is not of it.
-    let headers = |number| fs::read(dir.path().join(format!("packs/000{number}.pack"))).unwrap()[..8].to_vec();
+    let headers =
+        |number| fs::read(dir.path().join(format!("packs/000{number}.pack"))).unwrap()[..8].to_vec();
     assert_eq!(headers(3) == *b"LHPACK\x00\x01", name == "store-v1");
     store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
     assert_holds(&store, "more", &more);

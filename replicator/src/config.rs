@@ -54,7 +54,11 @@ impl Layout {
 
     /// Images of VMs that came here: `images/VM/DISK.raw`.
     pub fn image(&self, vm: &str, disk: &str) -> PathBuf {
-        self.var.join("images").join(vm).join(format!("{disk}.raw"))
+        self.images().join(vm).join(format!("{disk}.raw"))
+    }
+
+    fn images(&self) -> PathBuf {
+        self.var.join("images")
     }
 
     /// Replicas: `replicas/VM/DISK/`.
@@ -87,6 +91,21 @@ impl Layout {
         self.run.join("longhaul.sock")
     }
 
+    /// Everything that the platform keeps: directories, with all that is in them, and the configuration.
+    pub fn own(&self) -> [PathBuf; 9] {
+        [
+            self.identity(),
+            self.store(),
+            self.replicas(),
+            self.journal(),
+            self.vms(),
+            self.scratch(),
+            self.run(),
+            self.images(),
+            self.config(),
+        ]
+    }
+
     /// Creates the directories a daemon needs.
     pub fn create(&self) -> Result<(), ConfigError> {
         let run_bytes = self.run.as_os_str().len();
@@ -102,7 +121,7 @@ impl Layout {
             self.vms(),
             self.scratch(),
             self.run.join("vm"),
-            self.var.join("images"),
+            self.images(),
         ];
         for dir in dirs {
             std::fs::create_dir_all(&dir).map_err(|source| ConfigError::Io { path: dir.clone(), source })?;

@@ -24,6 +24,8 @@ pub enum JobKind {
     BaseAdd,
     /// `base push`
     BasePush,
+    /// `base restore`
+    BaseRestore,
     /// `image send`
     ImageSend,
     /// `replicate`

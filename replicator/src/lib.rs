@@ -25,6 +25,7 @@ pub mod outgoing;
 pub mod peers;
 pub mod platform;
 pub mod replicas;
+pub mod restore;
 pub mod serve;
 pub mod transfer;
 pub mod upkeep;

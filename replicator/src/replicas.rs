@@ -40,7 +40,7 @@ pub struct Listed {
 
 struct Kept {
     replica: Replica,
-    /// Of the current generation; unknown after a restart or a pass that failed.
+    /// Of the current generation; not known after a restart or a pass that failed: then the replica may have kept it.
     tree: Mutex<Option<ImageTree>>,
 }
 
@@ -114,14 +114,14 @@ impl Replicas {
         let pass = kept.replica.begin(size)?;
         let mut known = kept.tree.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out: it belongs to the pass, and comes back only when the pass is committed.
-        let tree =
-            known.take().filter(|tree| tree.size() == size && pass.base().is_some()).unwrap_or_else(|| {
-                let mut tree = ImageTree::new(size);
-                if pass.base().is_some() {
-                    tree.mark_all();
-                }
-                tree
-            });
+        let remembered = known.take();
+        let tree = match pass.base() {
+            None => ImageTree::new(size),
+            Some(_) => remembered
+                .filter(|tree| tree.size() == size)
+                .or_else(|| kept.replica.tree())
+                .unwrap_or_else(|| unread(size)),
+        };
         drop(known);
         // Of another size it starts from nothing, and still follows the one there is.
         let generation = kept.replica.generation().map_or(0, |before| before.number);
@@ -160,6 +160,13 @@ impl Replicas {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Arc<Kept>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The tree of an image of which nothing is known: it is read whole when the tree is refreshed.
+fn unread(size: u64) -> ImageTree {
+    let mut tree = ImageTree::new(size);
+    tree.mark_all();
+    tree
 }
 
 fn seed(seeds: &Seeds, replica: &Replica, manifest: &Manifest) {
@@ -286,6 +293,9 @@ impl Sink for ReplicaSink {
             }
         }
         let tree = Arc::try_unwrap(tree).ok().and_then(|tree| tree.into_inner().ok());
+        if let Some(Err(error)) = tree.as_ref().map(|tree| self.kept.replica.save_tree(tree)) {
+            tracing::warn!("the replica is whole, but it will be read again after a restart: {error}");
+        }
         *self.kept.tree.lock().unwrap_or_else(PoisonError::into_inner) = tree;
         Ok(number)
     }

@@ -1,11 +1,12 @@
-//! A replica's state file and redo log as fuzz targets see them: what is read of them must be true of them. Compiled
+//! A replica's state file, redo log and tree as fuzz targets see them: what is read of them must be true of them. Compiled
 //! for the fuzz targets only.
 
 use super::Generation;
 use super::extents::Source;
 use super::format::{self, Committed, LOG_HEADER_BYTES, LogHeader, MAX_SOURCE_BYTES};
-use crate::ImageRoot;
+use super::tree::{self, Subject};
 use crate::parse::check8;
+use crate::{ImageRoot, LEAF_BYTES};
 
 /// Reads `bytes` as a state file, which has one form only.
 pub fn state(bytes: &[u8]) {
@@ -68,6 +69,36 @@ fn image_by_record(size: u64, log: &[u8]) -> Vec<u8> {
         }
         rest = &rest[40 + payload..];
     }
+}
+
+/// Larger images have larger trees, whatever the file has.
+const TREE_BYTES: u64 = 1 << 30;
+
+/// Reads `bytes` as a tree of what it says it is of: written again it has the same leaves.
+pub fn tree(bytes: &[u8]) {
+    let Some(subject) = Subject::parse(bytes).filter(|subject| subject.size <= TREE_BYTES) else { return };
+    let Some(read) = tree::read(&mut &*bytes, &subject) else { return };
+    assert!(read.is_settled() && read.size() == subject.size);
+    let mut again = Vec::new();
+    tree::write(&mut again, &subject, read.leaves()).expect("memory can be written to");
+    // Another order of runs may say the same; what is written is the shortest.
+    assert!(again.len() <= bytes.len(), "{} bytes written, {} read", again.len(), bytes.len());
+    let back = tree::read(&mut &*again, &subject).expect("what was written can be read");
+    assert!(back.leaves() == read.leaves() && back.root() == read.root());
+}
+
+/// Trees to begin with: of nothing, of zeroes, of data with holes before, between and behind.
+pub fn trees() -> Vec<Vec<u8>> {
+    let zero = [0; 32];
+    let tree = |leaves: &[[u8; 32]]| {
+        let size = leaves.len() as u64 * LEAF_BYTES;
+        let subject = Subject { size, root: ImageRoot::from_bytes([0x5a; 32]), changed: (1_700_000_000, 9) };
+        let mut bytes = Vec::new();
+        tree::write(&mut bytes, &subject, leaves).expect("memory can be written to");
+        bytes
+    };
+    let mixed = [zero, [1; 32], [2; 32], zero, zero, [3; 32], zero];
+    vec![tree(&[]), tree(&[zero; 300]), tree(&mixed), tree(&[[4; 32]; 3])]
 }
 
 fn generation(number: u64, size: u64, source: &str) -> Generation {

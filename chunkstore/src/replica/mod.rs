@@ -9,7 +9,11 @@ mod format;
 pub(crate) mod fuzzing;
 mod pass;
 mod recover;
+mod tree;
 
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::{fs, io};
@@ -23,7 +27,7 @@ use crate::disk::RealDisk;
 use crate::files::{self, DirLock, LockError};
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::sync::{lock, read, write};
-use crate::{FileError, ImageRoot, Manifest, RawImage, copy_sparse};
+use crate::{FileError, ImageRoot, ImageTree, Manifest, RawImage, copy_sparse};
 
 /// One whole state of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,7 +172,52 @@ impl Replica {
         let manifest = Manifest::decode(&bytes).ok()?;
         (manifest.root == generation.root && manifest.size == generation.size).then_some(manifest)
     }
+
+    /// Keeps the hash tree of the present generation beside the image, for who opens the replica next. One that is not
+    /// that, or not up to date, is not kept, which is no failure.
+    pub fn save_tree(&self, tree: &ImageTree) -> Result<(), ReplicaError> {
+        // The image's file must not change between the look at it and the writing.
+        let _still = read(&self.shared.image);
+        let Some(subject) = self.subject().filter(|of| of.root == tree.root() && tree.is_settled()) else {
+            return Ok(());
+        };
+        let (path, temporary) = (self.shared.path(recover::TREE), self.shared.path(".tree.tmp"));
+        let write = || {
+            let mut out = BufWriter::with_capacity(TREE_BUFFER_BYTES, File::create(&temporary)?);
+            tree::write(&mut out, &subject, tree.leaves())?;
+            out.flush()?;
+            // Not synced: what a crash tears is not whole, and costs one look at the image.
+            fs::rename(&temporary, &path)
+        };
+        let written = write();
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        Ok(written.map_err(FileError::at("write", &path))?)
+    }
+
+    /// The tree kept for the present generation; `None` when there is none that can be read and matches it, or when
+    /// somebody else has touched the image since.
+    pub fn tree(&self) -> Option<ImageTree> {
+        let _still = read(&self.shared.image);
+        let subject = self.subject()?;
+        let file = File::open(self.shared.path(recover::TREE)).ok()?;
+        let tree = tree::read(&mut BufReader::with_capacity(TREE_BUFFER_BYTES, file), &subject)?;
+        (tree.root() == subject.root).then_some(tree)
+    }
+
+    /// What a tree of the present generation is of; the caller holds the image still.
+    fn subject(&self) -> Option<tree::Subject> {
+        let state = lock(&self.shared.state);
+        let generation = state.generation.as_ref().filter(|_| !state.unfinished)?;
+        let image = fs::metadata(self.image_path()).ok()?;
+        let changed = (image.ctime() as u64, image.ctime_nsec() as u32);
+        Some(tree::Subject { size: generation.size, root: generation.root, changed })
+    }
 }
+
+/// For a file that is read or written once, from its beginning to its end.
+const TREE_BUFFER_BYTES: usize = 1 << 18;
 
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ pub(super) const STATE: &str = "state";
 /// The state that belongs to [`PARTIAL`]: once it is there, that image is committed.
 pub(super) const NEXT_STATE: &str = "state.next";
 pub(super) const MANIFEST: &str = "manifest";
+pub(super) const TREE: &str = "tree";
 
 /// Bytes of the log put into the image with one write.
 const APPLY_BYTES: usize = 1 << 20;

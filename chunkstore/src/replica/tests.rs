@@ -456,3 +456,80 @@ proptest! {
         prop_assert!(format::read_log(&mut &log[..]).unwrap().is_none());
     }
 }
+
+/// The tree of a replica's image, from reading it.
+fn read_tree(replica: &Replica) -> ImageTree {
+    let image = replica.image().unwrap().unwrap();
+    let mut tree = ImageTree::new(image.size());
+    tree.mark_all();
+    tree.refresh(&image).unwrap();
+    tree
+}
+
+#[test]
+fn a_tree_is_kept_for_its_generation_only() {
+    let dir = scratch();
+    let mut bytes = first_generation(dir.path());
+    let replica = Replica::open(dir.path()).unwrap();
+    assert!(replica.tree().is_none());
+    let mut tree = read_tree(&replica);
+    replica.save_tree(&tree).unwrap();
+    drop(replica);
+    let replica = Replica::open(dir.path()).unwrap();
+    assert_eq!(replica.tree().map(|tree| tree.root()), Some(tree.root()));
+
+    // A pass that is dropped changes nothing; one that is committed makes it a tree of something else.
+    drop(replica.begin(SIZE).unwrap());
+    assert!(replica.tree().is_some());
+    let pass = replica.begin(SIZE).unwrap();
+    change(&pass, &mut bytes);
+    pass.commit(generation(2, &bytes)).unwrap();
+    assert!(replica.tree().is_none());
+    // Neither the old one nor one that is not up to date is kept for the new generation.
+    replica.save_tree(&tree).unwrap();
+    assert!(replica.tree().is_none());
+    tree = read_tree(&replica);
+    tree.mark(0..1);
+    replica.save_tree(&tree).unwrap();
+    assert!(replica.tree().is_none());
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    assert_eq!(replica.tree().map(|tree| tree.root()), Some(read_tree(&replica).root()));
+}
+
+#[test]
+fn a_tree_is_not_believed_once_the_image_was_touched_or_it_is_damaged() {
+    let dir = scratch();
+    first_generation(dir.path());
+    let replica = Replica::open(dir.path()).unwrap();
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    let path = dir.path().join(recover::TREE);
+    let kept = fs::read(&path).unwrap();
+    for cut in [0, 1, 63, 64, kept.len() / 2, kept.len() - 1] {
+        fs::write(&path, &kept[..cut]).unwrap();
+        assert!(replica.tree().is_none(), "{cut} bytes of it");
+    }
+    fs::write(&path, &kept).unwrap();
+    assert!(replica.tree().is_some());
+    // Even the same bytes, and the time they were written at put back.
+    let image = fs::File::options().write(true).open(replica.image_path()).unwrap();
+    let modified = image.metadata().unwrap().modified().unwrap();
+    // A file system's clock ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::os::unix::fs::FileExt::write_all_at(&image, &noise(1, 1), 0).unwrap();
+    image.set_modified(modified).unwrap();
+    assert!(replica.tree().is_none());
+}
+
+#[test]
+fn a_crash_leaves_no_tree_of_another_image() {
+    // Wherever the redo log's application was when it crashed, the tree is that of the generation before.
+    let (dir, log, _, after) = before_the_redo();
+    let replica = Replica::open(dir.path()).unwrap();
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    assert!(replica.tree().is_some());
+    drop(replica);
+    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    let replica = Replica::open(dir.path()).unwrap();
+    assert!(image_of(&replica) == after);
+    assert!(replica.tree().is_none());
+}

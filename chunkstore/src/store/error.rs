@@ -69,6 +69,18 @@ pub enum StoreError {
         /// What was wrong.
         source: DecodeError,
     },
+    /// An image counts on another length than the chunk has.
+    #[error(
+        "chunk {id} has {len} bytes, the image counts on {claimed}: the image's manifest is wrong, make it anew"
+    )]
+    OtherLength {
+        /// The chunk.
+        id: ChunkId,
+        /// Its length.
+        len: u32,
+        /// What the image's manifest says.
+        claimed: u32,
+    },
     /// No chunk has this length.
     #[error("a chunk has 1 to 262144 bytes, not {len}")]
     BadLength {

@@ -351,7 +351,9 @@ impl Store {
         }
         let Some((_, first)) = chunks.first() else { return Ok(0) };
         let read = pack.with_record(first.offset, |bytes| match Record::parse(bytes) {
-            Some(record) if record.is_current() && record.chunks().count() == chunks.len() && record.is_intact() => {
+            Some(record)
+                if record.is_current() && record.chunks().count() == chunks.len() && record.is_intact() =>
+            {
                 Read::Whole(record.bytes.to_vec())
             }
             Some(record) => record.decode().map_or(Read::Bad, Read::Plain),

@@ -209,7 +209,8 @@ impl Index {
 
     fn of(path: &Path, db: Database, sums: Sums) -> Result<Index, redb::Error> {
         let table = db.begin_read()?.open_table(CHUNKS)?;
-        let view = View { pending: Changes::new(), flushing: Arc::default(), table, commits: 0, sums, live: None };
+        let view =
+            View { pending: Changes::new(), flushing: Arc::default(), table, commits: 0, sums, live: None };
         Ok(Index { path: path.to_owned(), db, view: RwLock::new(view) })
     }
 
@@ -428,11 +429,7 @@ impl Index {
         }
     }
 
-    fn write(
-        &self,
-        changes: &Changes,
-        packs: &[(u32, PackState)],
-    ) -> Result<Table, redb::Error> {
+    fn write(&self, changes: &Changes, packs: &[(u32, PackState)]) -> Result<Table, redb::Error> {
         let mut sorted: Vec<_> = changes.iter().collect();
         sorted.sort_unstable_by_key(|(id, _)| **id);
         let mut transaction = self.db.begin_write()?;

@@ -33,12 +33,13 @@ pub use index::IndexError;
 pub(crate) use refs::check_name;
 pub use verify::{BrokenReference, Scope, VerifyReport};
 
+use crate::chunk::encode_together;
 use crate::disk::{Disk, RealDisk};
 use crate::files::{self, DirLock, LockError};
 use crate::sync::{lock, read, write};
-use crate::chunk::encode_together;
 use crate::{
-    Chunk, ChunkId, Encoded, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, Manifest,
+    Chunk, ChunkId, Encoded, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, MAX_GROUP_BYTES,
+    Manifest, ManifestExtent,
 };
 use decoded::Decoded;
 use gc::Gate;
@@ -260,7 +261,7 @@ impl Store {
             let bytes = self.get(id)?;
             // Somebody else's word on the length is not covered by the chunk's name.
             if bytes.len() != *len as usize {
-                return Err(StoreError::WrongContent { id: *id });
+                return Err(StoreError::OtherLength { id: *id, len: bytes.len() as u32, claimed: *len });
             }
             plain.extend_from_slice(&bytes);
             count += 1;
@@ -341,7 +342,9 @@ impl Store {
             let mut writer = lock(&self.writer);
             let absent: Vec<bool> = chunks.iter().map(|chunk| !self.contains(&chunk.id())).collect();
             if absent.contains(&true) {
-                for ((id, location), absent) in self.append_record(&mut writer, &record)?.into_iter().zip(&absent) {
+                for ((id, location), absent) in
+                    self.append_record(&mut writer, &record)?.into_iter().zip(&absent)
+                {
                     match absent {
                         true => self.index.add(&id, location),
                         false => self.index.set(&id, location)?,
@@ -358,7 +361,11 @@ impl Store {
 
     /// Gives where the record's chunks lie now. The caller holds the writer until the index has what of it is to count,
     /// so what is in the index and not in `writer` any more is what the next sync covers.
-    fn append_record(&self, writer: &mut Writer, record: &[u8]) -> Result<Vec<(ChunkId, Location)>, StoreError> {
+    fn append_record(
+        &self,
+        writer: &mut Writer,
+        record: &[u8],
+    ) -> Result<Vec<(ChunkId, Location)>, StoreError> {
         let record = Record::parse(record).expect("it was made or read just now");
         let (pack, entries) = writer.append(&record)?;
         let number = pack.number;
@@ -414,8 +421,13 @@ impl Store {
         images.iter().try_for_each(|(name, _)| check_name(name))?;
         // From the look at their chunks to the references that keep them nothing may be collected.
         let _pin = self.pin();
-        for id in images.iter().flat_map(|(_, manifest)| manifest.chunks()) {
-            self.index.get(&id)?.ok_or(StoreError::Missing { id })?;
+        for extent in images.iter().flat_map(|(_, manifest)| &manifest.extents) {
+            if let ManifestExtent::Data { len, id } = extent {
+                let location = self.index.get(id)?.ok_or(StoreError::Missing { id: *id })?;
+                if location.plain_len != *len {
+                    return Err(StoreError::OtherLength { id: *id, len: location.plain_len, claimed: *len });
+                }
+            }
         }
         self.sync()?;
         let _refs = lock(&self.refs);

@@ -186,12 +186,18 @@ impl Head {
         let (head, checked) = if magic == CHUNK_MAGIC {
             let (plain_len, stored_len) = (fields.u32()?, fields.u32()?);
             let holds = Holds::Chunk(ChunkId::from_bytes(fields.array()?));
-            (Head { holds, codec, plain_len, stored_len, payload_check: fields.array()? }, CHUNK_CHECKED_BYTES)
+            (
+                Head { holds, codec, plain_len, stored_len, payload_check: fields.array()? },
+                CHUNK_CHECKED_BYTES,
+            )
         } else if magic == GROUP_MAGIC {
             let (chunks, plain_len, stored_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
             fields.take(4)?;
             let holds = Holds::Group { chunks, table_check: fields.array()? };
-            (Head { holds, codec, plain_len, stored_len, payload_check: fields.array()? }, GROUP_CHECKED_BYTES)
+            (
+                Head { holds, codec, plain_len, stored_len, payload_check: fields.array()? },
+                GROUP_CHECKED_BYTES,
+            )
         } else {
             return None;
         };
@@ -203,7 +209,9 @@ impl Head {
     fn fits(&self) -> bool {
         let longest = match self.holds {
             Holds::Chunk(_) => MAX_CHUNK_BYTES,
-            Holds::Group { chunks, .. } if (1..=MAX_GROUP_CHUNKS).contains(&(chunks as usize)) => MAX_GROUP_BYTES,
+            Holds::Group { chunks, .. } if (1..=MAX_GROUP_CHUNKS).contains(&(chunks as usize)) => {
+                MAX_GROUP_BYTES
+            }
             Holds::Group { .. } => 0,
         };
         let payload_fits = match self.codec {

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use super::{GcOptions, GcProgress, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
 use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
 use crate::{
-    Chunk, ChunkId, Codec, Encoded, GROUP_BYTES, Group, ImageRoot, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, Manifest,
-    ManifestExtent,
+    Chunk, ChunkId, Codec, Encoded, GROUP_BYTES, Group, ImageRoot, MAX_CHUNK_BYTES, MAX_GROUP_BYTES,
+    Manifest, ManifestExtent,
 };
 
 fn manifest_of(chunks: &[Vec<u8>]) -> Manifest {
@@ -276,13 +276,8 @@ fn bytes_called_zero_are_ignored() {
 
 #[test]
 fn an_index_out_of_order_is_no_index() {
-    let entry = |offset| record::Entry {
-        id: ChunkId::of(b"x"),
-        offset,
-        start: 0,
-        plain_len: 1,
-        stored_len: 1,
-    };
+    let entry =
+        |offset| record::Entry { id: ChunkId::of(b"x"), offset, start: 0, plain_len: 1, stored_len: 1 };
     let pack = vec![0; 400];
     let sealed = |entries: &mut [record::Entry]| {
         [&pack[..], &record::encode_index(entries, pack.len() as u64)].concat()
@@ -364,7 +359,8 @@ fn a_group_lies_and_leaves_as_it_came() {
         assert_eq!((stats.chunks, stats.plain_bytes), (6, 18_000));
         assert_eq!(stats.stored_bytes, together.bytes.len() as u64);
         // What is wanted otherwise is put together anew.
-        let counts = |chunks: &[Vec<u8>]| groups(&store, chunks).iter().map(|(count, _)| *count).collect::<Vec<_>>();
+        let counts =
+            |chunks: &[Vec<u8>]| groups(&store, chunks).iter().map(|(count, _)| *count).collect::<Vec<_>>();
         assert_eq!(counts(&chunks[..5]), [5]);
         assert_eq!(counts(&[&chunks[3..], &chunks[..]].concat()), [3, 6]);
         assert_eq!(counts(&[&chunks[..], &chunks[..1]].concat()), [6, 1]);
@@ -406,7 +402,8 @@ fn a_collection_takes_groups_apart_and_puts_what_is_left_together() {
         store.put_group(&group_of(group), 1).unwrap();
     }
     // All of every third group, one chunk in four of the others.
-    let kept: Vec<_> = (0..90).filter(|at| at / 10 % 3 == 0 || at % 4 == 0).map(|at| chunks[at].clone()).collect();
+    let kept: Vec<_> =
+        (0..90).filter(|at| at / 10 % 3 == 0 || at % 4 == 0).map(|at| chunks[at].clone()).collect();
     store.publish("kept", &manifest_of(&kept)).unwrap();
     let report = store.gc(&GcOptions { waste_percent: 1 }, &|_| GO_ON).unwrap();
     assert_eq!(report.chunks_removed as usize, 90 - kept.len());
@@ -465,6 +462,11 @@ fn references_are_published_in_one_step() {
     let store = Store::open(dir.path()).unwrap();
     let incomplete = manifest_of(&chunks);
     assert!(matches!(store.publish("base", &incomplete), Err(StoreError::Missing { .. })));
+    let mut wrong = manifest_of(&chunks[..2]);
+    wrong.extents.push(ManifestExtent::Data { len: 999, id: ChunkId::of(&chunks[0]) });
+    wrong.size += 999;
+    let error = store.publish("base", &wrong).unwrap_err();
+    assert!(matches!(error, StoreError::OtherLength { len: 1000, claimed: 999, .. }), "{error}");
     store.publish("base", &manifest_of(&chunks[..1])).unwrap();
     store.publish("base", &manifest_of(&chunks[..2])).unwrap();
     fs::write(dir.path().join("refs/.other.tmp"), b"half").unwrap();

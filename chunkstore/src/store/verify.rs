@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 
 use super::record::Record;
 use super::{Location, Store, StoreError, slice};
-use crate::ChunkId;
 use crate::sync::read;
+use crate::{ChunkId, ManifestExtent};
 
 /// What is to be verified.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -44,7 +44,7 @@ pub struct VerifyReport {
 pub struct BrokenReference {
     /// Its name.
     pub name: String,
-    /// Extents whose chunk is not here.
+    /// Extents whose chunk is not here, or has another length.
     pub missing: u64,
     /// Why it could not be read at all.
     pub error: Option<String>,
@@ -142,9 +142,21 @@ impl Store {
         Ok(())
     }
 
+    /// The extent's chunk is not here, or has another length.
+    fn lacks(&self, extent: &ManifestExtent) -> bool {
+        match extent {
+            ManifestExtent::Data { len, id } => {
+                !self.index.get(id).is_ok_and(|found| found.is_some_and(|found| found.plain_len == *len))
+            }
+            ManifestExtent::Hole { .. } => false,
+        }
+    }
+
     fn verify_reference(&self, name: &str, report: &mut VerifyReport) {
         let (missing, error) = match self.manifest(name) {
-            Ok(manifest) => (manifest.chunks().filter(|id| !self.contains(id)).count() as u64, None),
+            Ok(manifest) => {
+                (manifest.extents.iter().filter(|extent| self.lacks(extent)).count() as u64, None)
+            }
             // Removed meanwhile.
             Err(StoreError::UnknownName { .. }) => return,
             Err(error) => (0, Some(error.to_string())),

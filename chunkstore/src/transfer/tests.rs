@@ -6,6 +6,8 @@ use super::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore,
 use crate::testing::{SmallDisk, noise, text};
 use crate::{BLOCK_BYTES, ImageTree, Manifest, RawImage, ReadImage, Scope, Seeds, Store, StoreError};
 
+const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
+
 fn sample(path: &std::path::Path) -> RawImage {
     let image = RawImage::create(path, (40 << 20) + 777).unwrap();
     image.write_at(0, &noise(1, 3 << 20)).unwrap();
@@ -69,8 +71,11 @@ fn an_image_goes_in_and_comes_out_sparse() {
     let target = RawImage::create(dir.path().join("b.raw"), image.size()).unwrap();
     target.write_at(20 << 20, &noise(9, 1 << 20)).unwrap();
     let done = Cell::new(0);
-    restore(&store, &Seeds::new(), &store.manifest("base").unwrap(), &target, &|bytes| done.set(bytes))
-        .unwrap();
+    restore(&store, &Seeds::new(), &store.manifest("base").unwrap(), &target, &|bytes| {
+        done.set(bytes);
+        GO_ON
+    })
+    .unwrap();
     assert_eq!(done.get(), image.size());
     assert!(fs::read(image.path()).unwrap() == fs::read(target.path()).unwrap());
     assert!(target.allocated_bytes().unwrap() <= image.allocated_bytes().unwrap() + 65536);
@@ -89,12 +94,12 @@ fn a_second_time_adds_nothing() {
 fn failures_say_what_to_do() {
     let (dir, store, image, manifest) = ingested();
     let small = RawImage::create(dir.path().join("c.raw"), 4096).unwrap();
-    let error = restore(&store, &Seeds::new(), &manifest, &small, &|_| {}).unwrap_err();
+    let error = restore(&store, &Seeds::new(), &manifest, &small, &|_| GO_ON).unwrap_err();
     assert!(matches!(error, RestoreError::Size { target_bytes: 4096, .. }), "{error}");
 
     let empty = Store::open(dir.path().join("empty")).unwrap();
     let target = RawImage::create(dir.path().join("d.raw"), manifest.size).unwrap();
-    let error = restore(&empty, &Seeds::new(), &manifest, &target, &|_| {}).unwrap_err();
+    let error = restore(&empty, &Seeds::new(), &manifest, &target, &|_| GO_ON).unwrap_err();
     assert!(matches!(error, RestoreError::Store(StoreError::Missing { .. })), "{error}");
 
     fs::OpenOptions::new().write(true).open(image.path()).unwrap().set_len(1 << 20).unwrap();
@@ -160,7 +165,7 @@ fn a_restore_writes_only_what_differs() {
     let target = dir.path().join("b.raw");
     fs::copy(image.path(), &target).unwrap();
     let target = RawImage::open_write(&target).unwrap();
-    let again = || restore(&store, &Seeds::new(), &manifest, &target, &|_| {}).unwrap();
+    let again = || restore(&store, &Seeds::new(), &manifest, &target, &|_| GO_ON).unwrap();
     assert_eq!(again().written_bytes, 0);
     assert_eq!(again(), Restored::default());
     // Two bytes side by side in two blocks, one elsewhere, and data in a hole.
@@ -178,10 +183,10 @@ fn a_restore_takes_what_seeds_have_from_them() {
     let seeds = Seeds::new();
     seeds.add_image(image.path(), &manifest).unwrap();
     let path = dir.path().join("b.raw");
-    let restored = restore_to(&empty, &seeds, &manifest, &path, Some(&image), &|_| {}).unwrap();
+    let restored = restore_to(&empty, &seeds, &manifest, &path, Some(&image), &|_| GO_ON).unwrap();
     assert!(restored.written_bytes <= manifest.data_bytes());
     assert!(fs::read(image.path()).unwrap() == fs::read(&path).unwrap());
-    let error = restore_to(&empty, &seeds, &manifest, &path, None, &|_| {}).unwrap_err();
+    let error = restore_to(&empty, &seeds, &manifest, &path, None, &|_| GO_ON).unwrap_err();
     assert!(matches!(&error, RestoreError::Target(error) if error.to_string().contains("exists")), "{error}");
     assert!(path.exists());
 }
@@ -194,7 +199,7 @@ fn a_target_that_fills_its_disk_is_an_error_and_harms_no_store() {
     };
     let (_dir, store, _image, manifest) = ingested();
     let path = disk.path().join("b.raw");
-    let error = restore_to(&store, &Seeds::new(), &manifest, &path, None, &|_| {}).unwrap_err();
+    let error = restore_to(&store, &Seeds::new(), &manifest, &path, None, &|_| GO_ON).unwrap_err();
     assert!(matches!(&error, RestoreError::Target(error) if error.is_full()), "{error}");
     assert!(error.to_string().contains("free some space") && !path.exists(), "{error}");
     assert!(store.verify(&Scope::Whole, &|_| ControlFlow::Continue(())).unwrap().is_clean());

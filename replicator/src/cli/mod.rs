@@ -143,6 +143,19 @@ enum BaseCommand {
         #[arg(required = true)]
         peers: Vec<String>,
     },
+    /// Write a base out of the store, into a new file
+    Restore {
+        /// The base
+        name: String,
+        /// The new file; with --in-place an image or block device of the base's size
+        path: PathBuf,
+        /// Write into what is there, and only the blocks that differ
+        #[arg(long, conflicts_with = "like")]
+        in_place: bool,
+        /// An image on the same file system: the new file shares equal blocks with it where the file system can
+        #[arg(long, value_name = "IMAGE")]
+        like: Option<PathBuf>,
+    },
     /// Remove one; `store gc` gives the room back
     Remove {
         /// The base
@@ -457,6 +470,11 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Base(BaseCommand::List) => Get("/v1/bases".into()),
         Command::Base(BaseCommand::Push { name, peers }) => {
             Job(at("/v1/bases", &name, "/push")?, json!({ "peers": peers }))
+        }
+        Command::Base(BaseCommand::Restore { name, path, in_place, like }) => {
+            let (path, like) = (absolute(path)?, like.map(absolute).transpose()?);
+            let body = json!({ "path": path, "in_place": in_place, "like": like });
+            Job(at("/v1/bases", &name, "/restore")?, body)
         }
         Command::Base(BaseCommand::Remove { name }) => Delete(at("/v1/bases", &name, "")?),
         Command::Image(ImageCommand::Send { image, target }) => {

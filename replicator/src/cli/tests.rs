@@ -104,6 +104,8 @@ fn an_image_goes_to_a_peer_under_its_own_name_or_another() {
 fn paths_are_the_callers_not_the_daemons() {
     assert_eq!(asks("base add debian x.raw").2["image"], json!(here("x.raw")));
     assert_eq!(asks("replica restore web x.raw").2["path"], json!(here("x.raw")));
+    let restore = json!({ "path": here("x"), "in_place": false, "like": here("y") });
+    assert_eq!(asks("base restore debian x --like y").2, restore);
     let export = json!({ "path": here("x"), "names": ["debian"] });
     assert_eq!(asks("store export x debian"), ("job", "/v1/store/export".to_owned(), export));
     let import = json!({ "path": here("x"), "replace": true });
@@ -130,6 +132,12 @@ fn every_other_command_asks_for_what_it_says() {
         ("base list", "get", "/v1/bases", null.clone()),
         ("base remove debian", "delete", "/v1/bases/debian", null.clone()),
         ("base push debian b c", "job", "/v1/bases/debian/push", json!({ "peers": ["b", "c"] })),
+        (
+            "base restore debian /x.raw --in-place",
+            "job",
+            "/v1/bases/debian/restore",
+            json!({ "path": "/x.raw", "in_place": true, "like": null }),
+        ),
         ("vm list", "get", "/v1/vms", null.clone()),
         ("vm start web", "post", "/v1/vms/web/start", json!({})),
         ("vm stop web --kill", "post", "/v1/vms/web/stop", json!({ "kill": true })),
@@ -172,9 +180,17 @@ fn every_other_command_asks_for_what_it_says() {
 
 #[test]
 fn what_is_missing_or_too_much_is_a_usage_error() {
-    for line in
-        ["", "migrate web", "replicate --to b", "base push debian", "peer add b", "vm list web", "fly"]
-    {
+    for line in [
+        "",
+        "migrate web",
+        "replicate --to b",
+        "base push debian",
+        "peer add b",
+        "vm list web",
+        "fly",
+        "base restore debian",
+        "base restore debian x --in-place --like y",
+    ] {
         let error = parse(line).err().unwrap_or_else(|| panic!("`{line}` was taken"));
         assert!(error.use_stderr(), "{line}");
     }

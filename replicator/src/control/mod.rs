@@ -22,7 +22,7 @@ use crate::jobs::{JobState, Report};
 use crate::journal::Claim;
 use crate::peers::Peer;
 use crate::platform::Platform;
-use crate::{bases, estimate, files, migrate, upkeep, vms, warm};
+use crate::{bases, estimate, files, migrate, restore, upkeep, vms, warm};
 
 /// How long a guest has to power down before it is killed.
 const POWERDOWN: Duration = Duration::from_secs(30);
@@ -72,6 +72,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/bases", get(list_bases).post(add_base))
         .route("/v1/bases/{name}", delete(remove_base))
         .route("/v1/bases/{name}/push", post(push_base))
+        .route("/v1/bases/{name}/restore", post(restore_base))
         .route("/v1/images/send", post(send_image))
         .route("/v1/vms", get(list_vms).post(define_vm))
         .route("/v1/vms/{name}/start", post(start_vm))
@@ -172,6 +173,14 @@ async fn push_base(
     Json(push): Json<PushBase>,
 ) -> Answer {
     job(bases::push(&platform, &name, push.peers)?)
+}
+
+async fn restore_base(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(request): Json<restore::RestoreRequest>,
+) -> Answer {
+    job(blocking(move || restore::restore(&platform, &name, &request)).await??)
 }
 
 #[derive(Deserialize)]

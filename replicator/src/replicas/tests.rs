@@ -47,7 +47,8 @@ impl Site {
                     let len = bytes.len() as u32;
                     if !sink.place(piece.offset, len, id).unwrap() {
                         sink.expect(piece.offset, len, id);
-                        sink.chunks(&Group::of(vec![Chunk::of(bytes.clone())]), &[vec![piece.offset]]).unwrap();
+                        sink.chunks(&Group::of(vec![Chunk::of(bytes.clone())]), &[vec![piece.offset]])
+                            .unwrap();
                         sent += bytes.len();
                     }
                 }
@@ -254,4 +255,30 @@ fn a_restore_is_a_copy_and_overwrites_nothing() {
     assert_eq!(site.replicas.restore("web", DISK, &target).unwrap().number, 1);
     assert_eq!(std::fs::read(&target).unwrap(), image(1));
     assert!(matches!(site.replicas.restore("web", DISK, &target), Err(ReplicaError::Exists { .. })));
+}
+
+#[test]
+fn after_a_restart_the_image_is_known_unless_somebody_has_touched_it() {
+    let site = Site::new();
+    let mut content = image(1);
+    site.pass("web", &content);
+    let unread = |site: &Site| {
+        let sink = site.sink("web", content.len());
+        sink.assembly.as_ref().unwrap().tree.lock().unwrap().marked_leaves()
+    };
+    let site = site.restarted();
+    assert_eq!(unread(&site), 0);
+    // The pass above was dropped, and took the tree that was in memory with it.
+    assert_eq!(unread(&site), 0);
+    let path = site.replicas.image("web", DISK).unwrap();
+    // A file system's clock ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", 70_000).unwrap();
+    let site = site.restarted();
+    assert_eq!(unread(&site), content.len() as u64 / chunkstore::LEAF_BYTES);
+    // A pass finds what was changed, since it reads all of it, and puts it right.
+    content[MIB / 2] ^= 1;
+    assert_eq!(site.pass("web", &content).0, 2);
+    assert_eq!(site.content("web"), content);
 }

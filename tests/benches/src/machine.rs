@@ -13,6 +13,14 @@ pub(crate) fn describe() -> Result<String> {
     Ok(format!("{cores} cores ({model}), {memory:.1} GiB of memory, Linux {}", kernel.trim()))
 }
 
+/// A size in /proc/self/status, such as `RssAnon`.
+pub(crate) fn status_bytes(name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
+    let value = field(&status, name).with_context(|| format!("no {name} in /proc/self/status"))?;
+    let kib: u64 = value.trim_end_matches("kB").trim().parse().with_context(|| format!("reading {name}"))?;
+    Ok(kib * 1024)
+}
+
 /// The value behind `name:` in a file of /proc.
 pub(crate) fn field(text: &str, name: &str) -> Option<String> {
     text.lines().find_map(|line| {

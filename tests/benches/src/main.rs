@@ -1,9 +1,10 @@
-//! The benchmarks behind `cargo xtask bench`. Each compares with the real programs, on real Debian images, in the same
-//! run, and prints what it ran on. The file formats of the figures are in the architecture's chapter on figures: one
+//! The benchmarks behind `cargo xtask bench`. Each compares with the real programs, on real Debian images (an index: with
+//! another database), in the same run, and prints what it ran on. The file formats of the figures are in the architecture's chapter on figures: one
 //! JSON object a line.
 
 mod chunking;
 mod figures;
+mod index;
 mod machine;
 mod options;
 mod process;
@@ -37,5 +38,6 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     match options.bench {
         Bench::Store => store::run(&options),
         Bench::Chunking => chunking::run(&options),
+        Bench::Index => index::run(&options),
     }
 }

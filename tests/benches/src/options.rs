@@ -7,11 +7,19 @@ use anyhow::{Context, Result, bail};
 /// Nobody waits for more runs than this.
 const MAX_RUNS: u32 = 100;
 
+/// Chunks in an index: a TiB has 16 million.
+const ENTRIES: u64 = 10_000_000;
+const ENTRIES_QUICK: u64 = 500_000;
+const MIN_ENTRIES: u64 = 100_000;
+/// More than 100 GB of index.
+const MAX_ENTRIES: u64 = 1_000_000_000;
+
 /// Which benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bench {
     Store,
     Chunking,
+    Index,
 }
 
 /// How to run it.
@@ -20,23 +28,26 @@ pub(crate) struct Options {
     pub(crate) bench: Bench,
     /// Where the figures go, one JSON object a line.
     pub(crate) json: Option<PathBuf>,
-    /// The small image, and one run.
+    /// The small image or index, and one run.
     pub(crate) quick: bool,
     /// How often each is measured.
     pub(crate) runs: u32,
+    /// Entries in the index; for that benchmark only.
+    pub(crate) entries: u64,
 }
 
 impl Options {
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let (name, rest) = words.split_first().context("name a benchmark: store or chunking")?;
+        let (name, rest) = words.split_first().context("name a benchmark: store, chunking or index")?;
         let bench = match *name {
             "store" => Bench::Store,
             "chunking" => Bench::Chunking,
-            _ => bail!("there is no benchmark `{name}`; there are store and chunking"),
+            "index" => Bench::Index,
+            _ => bail!("there is no benchmark `{name}`; there are store, chunking and index"),
         };
-        let (mut json, mut quick, mut runs) = (None, false, None);
+        let (mut json, mut quick, mut runs, mut entries) = (None, false, None, None);
         let mut rest = rest.iter();
         while let Some(word) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{word} needs a value"));
@@ -44,16 +55,28 @@ impl Options {
                 "--json" => json = Some(PathBuf::from(value()?)),
                 "--runs" => runs = Some(parse_runs(value()?)?),
                 "--quick" => quick = true,
-                _ => bail!("bench has no option `{word}`; it has --json FILE, --runs N and --quick"),
+                "--entries" if bench == Bench::Index => entries = Some(parse_entries(value()?)?),
+                _ => bail!(
+                    "bench {name} has no option `{word}`; there are --json FILE, --runs N and --quick, and for index --entries N"
+                ),
             }
         }
-        Ok(Self { bench, json, quick, runs: runs.unwrap_or(if quick { 1 } else { 3 }) })
+        let runs = runs.unwrap_or(if quick { 1 } else { 3 });
+        let entries = entries.unwrap_or(if quick { ENTRIES_QUICK } else { ENTRIES });
+        Ok(Self { bench, json, quick, runs, entries })
     }
 }
 
 fn parse_runs(text: &str) -> Result<u32> {
     let runs = text.parse().ok().filter(|runs| (1..=MAX_RUNS).contains(runs));
     runs.with_context(|| format!("--runs takes a number from 1 to {MAX_RUNS}, not {text:?}"))
+}
+
+fn parse_entries(text: &str) -> Result<u64> {
+    let entries = text.parse().ok().filter(|entries| (MIN_ENTRIES..=MAX_ENTRIES).contains(entries));
+    entries.with_context(|| {
+        format!("--entries takes a number from {MIN_ENTRIES} to {MAX_ENTRIES}, not {text:?}")
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Our side of a measurement, as a process of its own like the programs it is compared with. It uses only the public
 //! interface of `chunkstore`, and prints one JSON object.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use chunkstore::{ChunkId, GcOptions, IngestOptions, PieceData, RawImage, Scope, Seeds, Store};
 use serde_json::{Value, json};
 
+use crate::index;
+use crate::machine::status_bytes;
 use crate::store::synthetic;
 
 /// What to do.
@@ -31,6 +32,8 @@ pub(crate) enum Task {
     Open { store: PathBuf },
     /// Collects garbage while chunks come in.
     Gc { store: PathBuf },
+    /// Something with a database that could hold the index.
+    Index(index::Task),
 }
 
 impl Task {
@@ -55,6 +58,7 @@ impl Task {
             }
             ["open", store] => Self::Open { store: store.into() },
             ["gc", store] => Self::Gc { store: store.into() },
+            ["index", ref rest @ ..] => Self::Index(index::Task::parse(rest)?),
             _ => bail!("there is no task `{}`", words.join(" ")),
         })
     }
@@ -73,6 +77,7 @@ impl Task {
             }
             Self::Open { store } => open(store),
             Self::Gc { store } => gc(store),
+            Self::Index(task) => task.run(),
         }
     }
 }
@@ -81,7 +86,8 @@ fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
     let store = Store::open(store)?;
     let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
     let pin = store.pin();
-    let manifest = chunkstore::ingest(&store, &image, &IngestOptions { level, ..IngestOptions::default() }, &|_| {})?;
+    let manifest =
+        chunkstore::ingest(&store, &image, &IngestOptions { level, ..IngestOptions::default() }, &|_| {})?;
     store.publish(name, &manifest)?;
     drop(pin);
     Ok(json!({ "data_bytes": manifest.data_bytes() }))
@@ -92,7 +98,7 @@ fn restore(store: &Path, name: &str, target: &Path) -> Result<Value> {
     let manifest = store.manifest(name)?;
     let target =
         RawImage::create(target, manifest.size).with_context(|| format!("creating {}", target.display()))?;
-    chunkstore::restore(&store, &Seeds::new(), &manifest, &target, &|_| {})?;
+    chunkstore::restore(&store, &Seeds::new(), &manifest, &target, &|_| ControlFlow::Continue(()))?;
     Ok(json!({ "data_bytes": manifest.data_bytes() }))
 }
 
@@ -120,7 +126,8 @@ fn open(store: &Path) -> Result<Value> {
             asked += 2;
         }
     }
-    Ok(json!({ "asked": asked, "index_bytes": anonymous_bytes()? }))
+    // Memory of this process that is not a file's.
+    Ok(json!({ "asked": asked, "index_bytes": status_bytes("RssAnon")? }))
 }
 
 /// Collects while another thread brings chunks in, which are then published and must all be there.
@@ -153,14 +160,6 @@ fn gc(store: &Path) -> Result<Value> {
     }
     let left = store.stats()?.chunks - ingested;
     Ok(json!({ "ms": ms, "chunks_removed": report.0.chunks_removed, "left": left, "ingested": ingested }))
-}
-
-/// Memory of this process that is not a file's.
-fn anonymous_bytes() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-    let value = crate::machine::field(&status, "RssAnon").context("no RssAnon in /proc/self/status")?;
-    let kib: u64 = value.trim_end_matches("kB").trim().parse().context("reading RssAnon")?;
-    Ok(kib * 1024)
 }
 
 #[cfg(test)]

@@ -47,6 +47,126 @@ fn record(bytes: &mut [u8]) -> Option<usize> {
     Some(end)
 }
 
+/// An archive: every checksum, and every second time also what a mutation of a plain chunk or of an extent makes wrong:
+/// the chunk's name in its record and its manifest, the image's size, the counts in the end mark.
+pub(crate) fn archive(bytes: &mut [u8], seed: u32) {
+    // Where it stops fitting the format it is left as it is.
+    let _ = archive_parts(bytes, seed & 8 == 0);
+}
+
+fn archive_parts(bytes: &mut [u8], consistent: bool) -> Option<()> {
+    let names_end = 12_usize.checked_add(number(bytes.get(..12)?, 8, 4))?;
+    let check = check8(&[bytes.get(..names_end)?]);
+    let mut at = names_end + 8;
+    bytes.get_mut(names_end..at)?.copy_from_slice(&check);
+    let (mut images, mut records, mut stored) = (0_u64, 0_u64, Vec::new());
+    while !bytes.get(at..)?.starts_with(b"LHARCEND") {
+        let manifest_len = number(bytes.get(..at + 16)?, at, 8);
+        let check = check8(&[&bytes[at..at + 8]]);
+        bytes[at + 8..at + 16].copy_from_slice(&check);
+        let (head, chunks) = bytes.get_mut(at + 16..)?.split_at_mut_checked(manifest_len)?;
+        let (len, count) = archive_records(head, chunks, consistent, &mut stored)?;
+        whole(head, 0);
+        at += 16 + manifest_len + len;
+        (images, records) = (images + 1, records + count);
+    }
+    if consistent {
+        let counts = bytes.get_mut(at + 8..at + 32)?;
+        counts[..8].copy_from_slice(&images.to_le_bytes());
+        counts[8..16].copy_from_slice(&records.to_le_bytes());
+        counts[16..].copy_from_slice(&(at as u64).to_le_bytes());
+    }
+    let check = blake3::hash(bytes.get(..at + 32)?);
+    bytes.get_mut(at + 32..at + 64)?.copy_from_slice(check.as_bytes());
+    Some(())
+}
+
+/// The records of one image, and its manifest as far as they change it; their length and the number of their chunks.
+fn archive_records(
+    manifest: &mut [u8],
+    chunks: &mut [u8],
+    consistent: bool,
+    stored: &mut Vec<[u8; 32]>,
+) -> Option<(usize, u64)> {
+    let (mut at, mut count, mut size) = (0, 0, 0_usize);
+    let mut extent = 56;
+    while extent + 12 + 32 <= manifest.len() {
+        let plain_len = number(manifest, extent, 4);
+        if plain_len == 0 {
+            size = size.wrapping_add(number(manifest, extent + 4, 8));
+            extent += 12;
+            continue;
+        }
+        let id: [u8; 32] = manifest.get(extent + 4..extent + 36)?.try_into().ok()?;
+        if !stored.contains(&id)
+            && let Some(end) = chunks.get_mut(at..).and_then(record)
+        {
+            let record = &mut chunks[at..at + end];
+            for name in names(record) {
+                let old: [u8; 32] = record[name.clone()].try_into().ok()?;
+                if consistent {
+                    name_again(record, name.clone());
+                    rename(&mut manifest[extent..], &old, record, &name);
+                }
+                stored.push(record[name].try_into().ok()?);
+                count += 1;
+            }
+            self::record(record)?;
+            at += end;
+        }
+        size = size.wrapping_add(number(manifest, extent, 4));
+        extent += 36;
+    }
+    if consistent {
+        manifest.get_mut(8..16)?.copy_from_slice(&(size as u64).to_le_bytes());
+    }
+    Some((at, count))
+}
+
+/// Where a record has the names of its chunks; right before a name, or 8 bytes before it in version 1, is the length.
+fn names(record: &[u8]) -> Vec<std::ops::Range<usize>> {
+    if record.starts_with(b"LHCR") {
+        return vec![16..48];
+    }
+    (0..number(record, 8, 4)).map(|chunk| 52 + 36 * chunk).map(|name| name..name + 32).collect()
+}
+
+/// Where a name's length is.
+fn length(record: &[u8], name: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+    if record.starts_with(b"LHCR") { 8..12 } else { name.start - 4..name.start }
+}
+
+/// Gives a chunk that is stored plain the name of its bytes.
+fn name_again(record: &mut [u8], name: std::ops::Range<usize>) {
+    if record[4] != 0 {
+        return;
+    }
+    let payload = if record.starts_with(b"LHCR") { 64 } else { 48 + 36 * number(record, 8, 4) };
+    let before = names(record).into_iter().take_while(|other| *other != name);
+    let start: usize = before.map(|other| number(record, length(record, &other).start, 4)).sum();
+    let len = number(record, length(record, &name).start, 4);
+    if let Some(bytes) = record[payload..].get(start..).and_then(|bytes| bytes.get(..len)) {
+        let id = *blake3::hash(bytes).as_bytes();
+        record[name].copy_from_slice(&id);
+    }
+}
+
+/// The extents of chunk `id` become those of the chunk that `record` has at `name`.
+fn rename(extents: &mut [u8], id: &[u8; 32], record: &[u8], name: &std::ops::Range<usize>) {
+    let mut at = 0;
+    while at + 36 + 32 <= extents.len() {
+        if number(extents, at, 4) == 0 {
+            at += 12;
+            continue;
+        }
+        if extents[at + 4..at + 36] == *id {
+            extents[at..at + 4].copy_from_slice(&record[length(record, name)]);
+            extents[at + 4..at + 36].copy_from_slice(&record[name.clone()]);
+        }
+        at += 36;
+    }
+}
+
 /// A redo log: the checksum of its header and of every record, and every second time the count in the commit record,
 /// which a record more or less makes wrong.
 pub(crate) fn log(bytes: &mut [u8], seed: u32) {

@@ -3,10 +3,17 @@ use super::*;
 #[test]
 fn words_become_options() {
     let plain = Options::parse(&["store"]).unwrap();
-    assert_eq!(plain, Options { bench: Bench::Store, json: None, quick: false, runs: 3 });
+    let entries = 10_000_000;
+    assert_eq!(plain, Options { bench: Bench::Store, json: None, quick: false, runs: 3, entries });
     let all = Options::parse(&["chunking", "--quick", "--json", "f", "--runs", "5"]).unwrap();
-    assert_eq!(all, Options { bench: Bench::Chunking, json: Some("f".into()), quick: true, runs: 5 });
+    let entries = 500_000;
+    assert_eq!(
+        all,
+        Options { bench: Bench::Chunking, json: Some("f".into()), quick: true, runs: 5, entries }
+    );
     assert_eq!(Options::parse(&["store", "--quick"]).unwrap().runs, 1);
+    let index = Options::parse(&["index", "--quick", "--entries", "64000000"]).unwrap();
+    assert_eq!((index.bench, index.runs, index.entries), (Bench::Index, 1, 64_000_000));
 }
 
 #[test]
@@ -17,6 +24,10 @@ fn what_is_wrong_is_named() {
         (&["store", "--fast"], "`--fast`"),
         (&["store", "--json"], "--json needs"),
         (&["store", "--runs", "0"], "\"0\""),
+        (&["store", "--entries", "1000000"], "`--entries`"),
+        (&["index", "--entries", "99999"], "\"99999\""),
+        (&["index", "--entries", "many"], "\"many\""),
+        (&["index", "--entries"], "--entries needs"),
     ] {
         let error = Options::parse(words).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");

@@ -1,6 +1,7 @@
 //! The list of targets: every decoder of bytes that come from the disk or the wire. A decoder that its crate keeps to
 //! itself is judged there, in a module `fuzzing`; the public ones are judged here.
 
+mod archive;
 mod disk;
 mod text;
 mod wire;
@@ -49,12 +50,15 @@ const fn checked(
 
 /// All of them. Where more than 1 MiB may be allocated, it is: the longest group a record may hold; a payload of the redo
 /// log; a frame whose length is taken before its bytes (twice: a name in it is read before it is found too long); NBD's
-/// longest write; a delta, as plain bytes and encoded again.
+/// longest write; a delta, as plain bytes and encoded again; the tree of an image of 1 GiB, twice; a step of an archive, beside a store and what is written out of
+/// it.
 pub(crate) const TARGETS: &[Target] = &[
     checked("manifest", disk::manifest, disk::manifests, repair::whole, MIB),
     checked("pack", store::pack, store::packs, repair::pack, 8 * MIB),
     checked("replica_state", store::state, store::states, repair::whole, MIB),
     checked("redo_log", store::log, store::logs, repair::log, 3 * MIB),
+    checked("replica_tree", store::tree, store::trees, repair::whole, 3 * MIB),
+    checked("archive", archive::archive, archive::archives, repair::archive, 8 * MIB),
     plain("encoded", disk::encoded, disk::encodeds, 4 * MIB),
     checked("journal", disk::journal, disk::journals, repair::journal, 5 * MIB),
     plain("open", wire::open, wire::opens, 5 * MIB),

@@ -28,6 +28,10 @@ pub const PACKAGES: &[Package] = &[
     Package { name: "iproute2", purpose: "shows and sets the host's network" },
 ];
 
+/// Those that only a disk whose files can share blocks needs.
+pub const REFLINK: &[Package] =
+    &[Package { name: "xfsprogs", purpose: "makes a file system whose files can share blocks" }];
+
 /// Those that only the fuzzer needs.
 pub const FUZZER: &[Package] = &[
     Package { name: "g++", purpose: "builds the fuzzer's own library, libFuzzer" },

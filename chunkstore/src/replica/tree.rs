@@ -1,0 +1,131 @@
+//! The hash tree of a replica's image as a file beside it, so that whoever opens the replica need not read the image to
+//! know it. A cache: it is believed only when it is of this generation, of an image file that nobody has touched since,
+//! and leads to the generation's root; so it is not made durable either. It never says what the generation is.
+
+use std::io::{self, Read, Write};
+
+use crate::parse::Fields;
+use crate::tree::Hash;
+use crate::{ImageRoot, ImageTree, LEAF_BYTES};
+
+const MAGIC: &[u8; 8] = b"LHTREE\x00\x01";
+const HEADER_BYTES: usize = 8 + 8 + 32 + 8 + 4 + 4;
+const RUN_BYTES: usize = 8 + 8;
+
+/// Hashes read or written at once.
+const STEP_HASHES: usize = 4096;
+
+const ZERO: Hash = [0; 32];
+
+/// What a tree is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) size: u64,
+    pub(super) root: ImageRoot,
+    /// When the image's file was last changed (ctime), in seconds and nanoseconds: who writes to it, moves it or puts
+    /// another in its place cannot help changing that.
+    pub(super) changed: (u64, u32),
+}
+
+impl Subject {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..16].copy_from_slice(&self.size.to_le_bytes());
+        header[16..48].copy_from_slice(self.root.as_bytes());
+        header[48..56].copy_from_slice(&self.changed.0.to_le_bytes());
+        header[56..60].copy_from_slice(&self.changed.1.to_le_bytes());
+        header
+    }
+
+    /// `None` for what is no header of this version.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn parse(bytes: &[u8]) -> Option<Subject> {
+        let mut fields = Fields::new(bytes);
+        (fields.take(MAGIC.len())? == MAGIC).then_some(())?;
+        let size = fields.u64()?;
+        let root = ImageRoot::from_bytes(fields.array()?);
+        Some(Subject { size, root, changed: (fields.u64()?, fields.u32()?) })
+    }
+
+    fn leaves(&self) -> u64 {
+        self.size.div_ceil(LEAF_BYTES)
+    }
+}
+
+/// Writes the tree with these leaves.
+pub(super) fn write(out: &mut dyn Write, of: &Subject, leaves: &[Hash]) -> io::Result<()> {
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |bytes: &[u8]| {
+        hasher.update(bytes);
+        out.write_all(bytes)
+    };
+    put(&of.encode())?;
+    let mut rest = leaves;
+    while !rest.is_empty() {
+        let zeroes = rest.iter().position(|leaf| *leaf != ZERO).unwrap_or(rest.len());
+        let behind = &rest[zeroes..];
+        let hashes = behind.iter().position(|leaf| *leaf == ZERO).unwrap_or(behind.len());
+        put(&(zeroes as u64).to_le_bytes())?;
+        put(&(hashes as u64).to_le_bytes())?;
+        let (hashes, after) = behind.split_at(hashes);
+        hashes.chunks(STEP_HASHES).try_for_each(|step| put(step.as_flattened()))?;
+        rest = after;
+    }
+    let check = hasher.finalize();
+    out.write_all(check.as_bytes())
+}
+
+/// Reads what [`write`] wrote, if it is of this very subject. The root is not compared with the leaves: do that. Takes
+/// no more memory than the tree of an image of that size.
+pub(super) fn read(input: &mut dyn Read, of: &Subject) -> Option<ImageTree> {
+    let mut input = Hashed { input, hasher: blake3::Hasher::new() };
+    let mut header = [0; HEADER_BYTES];
+    input.fill(&mut header)?;
+    // What is ignored is the last of it.
+    (header[..HEADER_BYTES - 4] == of.encode()[..HEADER_BYTES - 4]).then_some(())?;
+    let mut tree = ImageTree::new(of.size);
+    let (mut at, leaves) = (0_u64, of.leaves());
+    let mut step = vec![0; STEP_HASHES * 32];
+    while at < leaves {
+        let mut run = [0; RUN_BYTES];
+        input.fill(&mut run)?;
+        let mut fields = Fields::new(&run);
+        let (zeroes, hashes) = (fields.u64()?, fields.u64()?);
+        let first = at.checked_add(zeroes)?;
+        let end = first.checked_add(hashes).filter(|end| at < *end && *end <= leaves)?;
+        at = first;
+        while at < end {
+            let count = (end - at).min(STEP_HASHES as u64);
+            let bytes = &mut step[..count as usize * 32];
+            input.fill(bytes)?;
+            for (leaf, hash) in (at..).zip(bytes.as_chunks::<32>().0) {
+                tree.keep_leaf(leaf, *hash);
+            }
+            at += count;
+        }
+    }
+    let found = input.hasher.finalize();
+    let mut check = [0; 32];
+    input.fill(&mut check)?;
+    (found.as_bytes() == &check && input.fill(&mut [0]).is_none()).then_some(())?;
+    tree.rebuild();
+    Some(tree)
+}
+
+struct Hashed<'a> {
+    input: &'a mut dyn Read,
+    hasher: blake3::Hasher,
+}
+
+impl Hashed<'_> {
+    /// `None` when it ends before, or cannot be read.
+    fn fill(&mut self, buffer: &mut [u8]) -> Option<()> {
+        self.input.read_exact(buffer).ok()?;
+        self.hasher.update(buffer);
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! Base images out of the store again: into a new file, or over what an image holds already. It writes where it was told
+//! and nowhere else, and refuses to write over what this platform lives on.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chunkstore::{Manifest, RawImage, ReadImage, Restored, Seeds, Store, StoreError};
+use longhaul_proto::JobId;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::config::Layout;
+use crate::files;
+use crate::jobs::{self, JobHandle, JobKind};
+use crate::platform::Platform;
+use crate::transfer::Counters;
+use crate::transfer::sink::Holdings;
+
+/// Why a base was not written out. What was refused touched nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A new file was asked for, and there is one.
+    #[error("{path} exists: name a new file, or have only what differs written into it with --in-place", path = .path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An image to be written into was asked for, and this is none of that size.
+    #[error(
+        "{path} has {has} bytes, the base {needs}: --in-place needs an image of the base's size; leave it out for a new file",
+        path = .path.display()
+    )]
+    WrongSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        has: u64,
+        /// The base's.
+        needs: u64,
+    },
+    /// Writing there would harm this platform.
+    #[error("{path} is {what}: it is not written to; choose another file", path = .path.display())]
+    Ours {
+        /// The file.
+        path: PathBuf,
+        /// What it is to the platform.
+        what: String,
+    },
+    /// There is nothing to share with an image that is there already.
+    #[error("--like is for a new file: with --in-place {path} itself is what the base is compared with", path = .path.display())]
+    LikeInPlace {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is out of reach.
+    #[error("{what} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A new file was not finished. It is gone.
+    #[error("writing {path}: {source}", path = .path.display())]
+    NewFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: chunkstore::RestoreError,
+    },
+    /// An image was not finished. It is neither what it was nor the base.
+    #[error(
+        "writing into {path}: {source}. It is incomplete now: neither what it was nor the base; run the same command again, which writes only what is still missing",
+        path = .path.display()
+    )]
+    InPlace {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        source: chunkstore::RestoreError,
+    },
+    /// Somebody cancelled it.
+    #[error("cancelled; {path} was removed", path = .path.display())]
+    Cancelled {
+        /// The new file.
+        path: PathBuf,
+    },
+    /// Somebody cancelled it half-way.
+    #[error(
+        "cancelled; {path} is incomplete now: neither what it was nor the base. `longhaul base restore --in-place` again writes only what is still missing",
+        path = .path.display()
+    )]
+    CancelledInPlace {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A thread of ours broke.
+    #[error("the worker ended unexpectedly")]
+    Worker,
+}
+
+/// What `base restore` is asked.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RestoreRequest {
+    /// Where to, absolute.
+    pub path: PathBuf,
+    /// Write into the image that is there.
+    #[serde(default)]
+    pub in_place: bool,
+    /// An image on the same file system that the new file may share blocks with.
+    #[serde(default)]
+    pub like: Option<PathBuf>,
+}
+
+/// Begins to write base `name` out of the store. What is refused is refused here, before there is a job.
+pub fn restore(
+    platform: &Arc<Platform>,
+    name: &str,
+    request: &RestoreRequest,
+) -> Result<JobId, RestoreError> {
+    let manifest = platform.store().manifest(name)?;
+    let disks = platform.vms.list().into_iter().flat_map(|definition| {
+        let vm = definition.name.to_string();
+        definition.disks.into_iter().map(move |disk| (vm.clone(), disk.path))
+    });
+    check_not_ours(&platform.layout, disks, &request.path)?;
+    let target = Target::open(request, manifest.size)?;
+    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
+    handle.update(|report| report.image_bytes = manifest.size);
+    let (id, holdings, name) = (handle.id(), platform.holdings.clone(), name.to_owned());
+    tokio::spawn(async move {
+        handle.phase("restore");
+        let outcome = write_out(holdings, &handle, manifest, target).await.map(|(path, restored)| {
+            handle.update(|report| report.result = Some(json!(restored)));
+            format!(
+                "base '{name}' is in {}: {} bytes written, {} bytes of data became a hole",
+                path.display(),
+                restored.written_bytes,
+                restored.zeroed_bytes
+            )
+        });
+        handle.finish(outcome.map_err(|error| error.to_string()));
+    });
+    Ok(id)
+}
+
+/// Where a base goes, looked at and open as far as it is there.
+enum Target {
+    New { path: PathBuf, like: Option<RawImage> },
+    InPlace(RawImage),
+}
+
+impl Target {
+    fn open(request: &RestoreRequest, size: u64) -> Result<Target, RestoreError> {
+        let path = request.path.clone();
+        let opening = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RestoreError::Io { what: "opening", path, source }
+        };
+        if !request.in_place {
+            // Creating it finds out for certain; to find it out here makes no job.
+            if fs::symlink_metadata(&path).is_ok() {
+                return Err(RestoreError::Exists { path });
+            }
+            let like = request.like.as_ref().map(|like| RawImage::open_read(like).map_err(opening(like)));
+            return Ok(Target::New { path, like: like.transpose()? });
+        }
+        if request.like.is_some() {
+            return Err(RestoreError::LikeInPlace { path });
+        }
+        let image = RawImage::open_write(&path).map_err(opening(&path))?;
+        match image.size() {
+            has if has == size => Ok(Target::InPlace(image)),
+            has => Err(RestoreError::WrongSize { path, has, needs: size }),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Target::New { path, .. } => path,
+            Target::InPlace(image) => image.path(),
+        }
+    }
+
+    /// Writes the image. `watch` gets the bytes that are done, and may stop it.
+    fn write(
+        &self,
+        store: &Store,
+        seeds: &Seeds,
+        manifest: &Manifest,
+        watch: &dyn Fn(u64) -> ControlFlow<()>,
+    ) -> Result<Restored, RestoreError> {
+        let path = self.path().to_owned();
+        match self {
+            Target::New { like, .. } => {
+                let restored = chunkstore::restore_to(store, seeds, manifest, &path, like.as_ref(), watch)
+                    .map_err(|source| {
+                        let path = path.clone();
+                        match source {
+                            chunkstore::RestoreError::Stopped => RestoreError::Cancelled { path },
+                            source => RestoreError::NewFile { path, source },
+                        }
+                    })?;
+                let dir = path.parent().unwrap_or(Path::new("/"));
+                let what = "making durable the name";
+                files::sync_dir(dir).map_err(|source| RestoreError::Io { what, path, source })?;
+                Ok(restored)
+            }
+            Target::InPlace(image) => {
+                chunkstore::restore(store, seeds, manifest, image, watch).map_err(|source| match source {
+                    chunkstore::RestoreError::Stopped => RestoreError::CancelledInPlace { path },
+                    source => RestoreError::InPlace { path, source },
+                })
+            }
+        }
+    }
+}
+
+/// Writes on a blocking thread, which learns by its progress that somebody has cancelled the job.
+async fn write_out(
+    holdings: Holdings,
+    handle: &JobHandle,
+    manifest: Manifest,
+    target: Target,
+) -> Result<(PathBuf, Restored), RestoreError> {
+    let counters = handle.counters();
+    Counters::add(&counters.data, manifest.data_bytes());
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    let mut working = tokio::task::spawn_blocking(move || {
+        // The base may be removed meanwhile; what it is made of stays until this is done.
+        let _pin = holdings.store.pin();
+        let watch = |done| {
+            counters.scanned.store(done, Ordering::Relaxed);
+            if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let restored = target.write(&holdings.store, &holdings.seeds, &manifest, &watch)?;
+        Ok((target.path().to_owned(), restored))
+    });
+    loop {
+        tokio::select! {
+            done = &mut working => return done.map_err(|_| RestoreError::Worker)?,
+            () = handle.cancelled() => stop.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// Refuses what the platform keeps its own things in, and its VMs' disks, by whatever name they are reached.
+fn check_not_ours(
+    layout: &Layout,
+    disks: impl Iterator<Item = (String, PathBuf)>,
+    path: &Path,
+) -> Result<(), RestoreError> {
+    let io = |what| move |source| RestoreError::Io { what, path: path.to_owned(), source };
+    let resolved = resolve(path).map_err(io("the directory of the file to be written,"))?;
+    let ours = |what| RestoreError::Ours { path: path.to_owned(), what };
+    for own in layout.own() {
+        if resolved.starts_with(resolve(&own).unwrap_or(own.clone())) {
+            return Err(ours(format!("in {}, where this platform keeps its own state", own.display())));
+        }
+    }
+    let target = fs::metadata(path).ok();
+    for (vm, disk) in disks {
+        let same_file = target.as_ref().zip(fs::metadata(&disk).ok()).is_some_and(|(a, b)| same(a, &b));
+        if same_file || resolve(&disk).is_ok_and(|disk| disk == resolved) {
+            return Err(ours(format!("a disk of VM '{vm}'")));
+        }
+    }
+    Ok(())
+}
+
+/// Without links. Of what is not there only the last part may be missing.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    path.canonicalize().or_else(|error| match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),
+        _ => Err(error),
+    })
+}
+
+/// The same file by another name, or the same device by another node.
+fn same(a: &Metadata, b: &Metadata) -> bool {
+    let device = |of: &Metadata| of.file_type().is_block_device().then(|| of.rdev());
+    match (device(a), device(b)) {
+        (None, None) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        (a, b) => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests;
