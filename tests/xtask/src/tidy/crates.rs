@@ -31,7 +31,7 @@ const PURE_BANS: [&str; 5] =
 const PILLARS: [(&str, &[&str]); 3] =
     [("chunkstore", &[]), ("migrate-driver", &[]), ("mobility", &["mobility-proto"])];
 /// Our crates.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     "chunkstore",
     "migrate-driver",
     "mobility",
@@ -42,11 +42,12 @@ const OURS: [&str; 12] = [
     "guest",
     "benches",
     "e2e",
+    "interop",
     "xtask",
     "fuzz",
 ];
 /// Those under tests/, which nothing outside may use.
-const TESTS: [&str; 6] = ["harness", "guest", "benches", "e2e", "xtask", "fuzz"];
+const TESTS: [&str; 7] = ["harness", "guest", "benches", "e2e", "interop", "xtask", "fuzz"];
 
 pub(super) fn check(root: &Path) -> Result<Vec<String>> {
     let mut broken = Vec::new();
