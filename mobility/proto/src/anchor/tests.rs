@@ -244,6 +244,30 @@ fn an_aborted_move_leaves_the_source_in_place() {
 }
 
 #[test]
+fn an_epoch_has_one_gateway_and_a_deregistration_prepares_nothing() {
+    let (mut anchor, mut owner) = (anchor(1), Gateway::of(1));
+    // Another gateway with a key for the same epoch, as after a move that was tried twice.
+    let mut other = Gateway { address: HOME, ..Gateway::of(2) };
+    let registrant = Registrant::Gateway { address: other.address, epoch: 1 };
+    anchor.authorize(Authorization { registrant, ..other.authorization() }).unwrap();
+    deliver(&mut anchor, 0, &owner.update(300));
+    for packet in [other.update(300), other.prepare(), other.update(0)] {
+        assert_eq!(only_status(other, &deliver(&mut anchor, 1, &packet)), Status::MAG_NOT_AUTHORIZED);
+        assert_eq!(anchor.binding(NAME), Some((owner.address, 1)));
+    }
+    let transient = MobilityOption::TransientBinding {
+        late_path_switch: true,
+        lifetime: TransientLifetime::from_ms(1000),
+    };
+    let repr = owner.repr(0, vec![transient]);
+    let outputs = deliver(&mut anchor, 2, &owner.packet(&repr));
+    assert_eq!(outputs[0], Output::RemoveRoute { prefix: prefix() });
+    assert_eq!((anchor.binding(NAME), anchor.deadline()), (None, None));
+    // What the owner has left, another of its epoch may take.
+    assert_eq!(deliver(&mut anchor, 3, &other.update(300))[0], switch(&other));
+}
+
+#[test]
 fn a_message_that_comes_again_is_acknowledged_and_changes_nothing() {
     let (mut anchor, mut gateway) = (anchor(1), Gateway::of(1));
     let (first, second) = (gateway.update(300), gateway.update(200));
