@@ -616,4 +616,6 @@ fn pack_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u32>, FileError> {
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod group_tests;
+#[cfg(test)]
 mod tests;

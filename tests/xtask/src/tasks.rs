@@ -19,6 +19,7 @@ pub(crate) fn build() -> Result<()> {
 /// Installs, builds and runs everything that can be tested.
 pub(crate) fn test() -> Result<()> {
     apt::setup()?;
+    apt::install(apt::ORACLES)?;
     build()?;
     // Here rather than in the first test that needs it, where it would look like a slow test.
     let lab = Lab::open()?;

@@ -3,6 +3,7 @@
 
 mod archive;
 mod disk;
+mod mobility;
 mod text;
 mod wire;
 
@@ -67,6 +68,7 @@ pub(crate) const TARGETS: &[Target] = &[
     plain("answers", wire::answers, wire::answer_seeds, 5 * MIB),
     plain("frames", wire::frames, wire::frame_seeds, 10 * MIB),
     plain("probe", wire::probe, wire::probes, MIB),
+    checked("mobility", mobility::packet, mobility::packets, repair::mobility, MIB),
     plain("nbd_options", driver::nbd_options, driver::nbd_option_seeds, MIB),
     plain("nbd_requests", driver::nbd_requests, driver::nbd_request_seeds, 70 * MIB),
     plain("qmp", driver::qmp_lines, driver::qmp_seeds, MIB),

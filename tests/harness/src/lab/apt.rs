@@ -38,6 +38,12 @@ pub const FUZZER: &[Package] = &[
     Package { name: "libc6-dev", purpose: "links it" },
 ];
 
+/// Those that the tests of our wire formats compare with.
+pub const ORACLES: &[Package] = &[
+    Package { name: "tshark", purpose: "shows what another program reads in our packets" },
+    Package { name: "python3-venv", purpose: "holds two more of such programs" },
+];
+
 /// Installs what the lab needs and is missing; nothing when nothing is missing.
 ///
 /// # Errors

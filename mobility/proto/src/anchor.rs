@@ -1,0 +1,323 @@
+//! The binding cache of a home agent and local mobility anchor (RFC 6275 chapter 10, RFC 5213 chapter 5): who is reached
+//! where. A state machine on virtual time: packets and time go in; routes to set and packets to send come out, in the order
+//! in which they must happen, so that a route is switched before it is acknowledged.
+//!
+//! ```text
+//! authorize, withdraw     who may register what: the only way into the table, so it is as large as its owner wants it
+//! handle_packet           whatever came for the anchor; an error says why nothing of it was believed
+//! handle_timeout          at the time that `deadline` gave
+//! poll_output             until it is empty
+//! ```
+//!
+//! A virtual machine's moves are ordered by the ownership epoch of its hand-off, not by the hosts' clocks: each platform
+//! registers with a key that was given for one machine, one gateway and one epoch, and a registration of a lower epoch than
+//! the last one is refused, however it is timed. Within an epoch, each key's messages must each be newer than the last
+//! (RFC 5213 section 5.5, RFC 6275 section 9.5.1, RFC 4285 section 6).
+//!
+//! It differs from RFC 5213 in that a binding's prefix comes with the authorization and outlives the binding. So nothing has
+//! to wait for a late gateway: not a deregistration (10 s there), not a new registration (1.5 s).
+//!
+//! It never answers what is not proved, sets no route itself, and keeps nothing on a disk.
+
+mod node;
+mod update;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::wire::*;
+use node::{Grant, Node};
+
+/// How many keys one mobile node may have at a time: a move needs two, an aborted one before it another.
+pub const MAX_KEYS_PER_NODE: usize = 4;
+
+/// What the anchor is told once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its own address.
+    pub address: Ipv6Addr,
+    /// How many mobile nodes it serves at most.
+    pub max_nodes: usize,
+    /// The longest lifetime it grants.
+    pub max_lifetime: BindingLifetime,
+    /// The longest lifetime it grants to a transient binding.
+    pub max_transient: TransientLifetime,
+    /// How often it has started (RFC 5847 section 4.1).
+    pub restart_counter: u32,
+}
+
+/// Who may register a mobile node, and how it proves that it is the one.
+#[derive(Debug, Clone)]
+pub struct Authorization {
+    /// The key, of which the SPI is unique in the anchor.
+    pub key: SharedKey,
+    /// The mobile node's identifier (RFC 4283), 1 to 254 bytes.
+    pub node: Vec<u8>,
+    /// What is its own: a prefix, or its home address with 128 bits.
+    pub prefix: Ipv6Prefix,
+    /// Who holds the key.
+    pub registrant: Registrant,
+}
+
+/// Who registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registrant {
+    /// A mobile access gateway, with proxy registrations.
+    Gateway {
+        /// Its address, which is the care-of address.
+        address: Ipv6Addr,
+        /// The ownership epoch in which the mobile node is there.
+        epoch: u64,
+    },
+    /// The mobile node itself, from any care-of address.
+    MobileNode,
+}
+
+/// Why an authorization is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorizeError {
+    /// Another key has the SPI.
+    #[error("SPI {0} is in use: withdraw it first")]
+    SpiInUse(u32),
+    /// The mobile node has another prefix, or another mobile node has a part of this one.
+    #[error("prefix {0} is, in part, another mobile node's, or this one has another")]
+    Prefix(Ipv6Prefix),
+    /// The identifier fits no option.
+    #[error("a mobile node's identifier has 1 to 254 bytes, this one has {0}")]
+    Identifier(usize),
+    /// The table is full.
+    #[error("all {0} places for mobile nodes are taken: withdraw some, or raise the limit")]
+    Full(usize),
+    /// The mobile node has [`MAX_KEYS_PER_NODE`].
+    #[error("the mobile node has {MAX_KEYS_PER_NODE} keys already: withdraw those of earlier epochs")]
+    TooManyKeys,
+}
+
+/// Why nothing of a packet was believed. Its sender is told nothing: the packet may be anybody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is no packet with a Mobility Header.
+    #[error("no signalling: {0}")]
+    Packet(#[from] SignallingError),
+    /// Its Mobility Header is invalid.
+    #[error("an invalid message: {0}")]
+    Message(#[from] ParseError),
+    /// It is for another node.
+    #[error("the packet is for {0}")]
+    Destination(Ipv6Addr),
+    /// It is none that an anchor is sent.
+    #[error("an anchor takes no message of the type: {0}")]
+    Type(MhType),
+    /// No key is known by its SPI.
+    #[error("no key is known by SPI {0}")]
+    UnknownKey(u32),
+    /// Its proof is missing or wrong.
+    #[error("{0}")]
+    Proof(#[from] VerifyError),
+    /// Its sender has a key, but for another address.
+    #[error("the key belongs to another address than {0}")]
+    Address(Ipv6Addr),
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send what is for the prefix to this care-of address, and take from there what comes from it.
+    SwitchRoute {
+        /// The mobile node's prefix.
+        prefix: Ipv6Prefix,
+        /// Where it is reached from now on.
+        care_of: Ipv6Addr,
+    },
+    /// The prefix is reached nowhere.
+    RemoveRoute {
+        /// The mobile node's prefix.
+        prefix: Ipv6Prefix,
+    },
+    /// Send this IPv6 packet.
+    Send(Vec<u8>),
+}
+
+/// The binding cache.
+#[derive(Debug)]
+pub struct Anchor {
+    config: Config,
+    nodes: BTreeMap<Vec<u8>, Node>,
+    /// Whose a key is, by its SPI.
+    keys: BTreeMap<u32, Vec<u8>>,
+    /// Whose a prefix is, by its lowest address.
+    prefixes: BTreeMap<Ipv6Addr, (Ipv6Prefix, Vec<u8>)>,
+    /// When each node has something to do.
+    deadlines: BTreeSet<(Duration, Vec<u8>)>,
+    outputs: VecDeque<Output>,
+}
+
+impl Anchor {
+    /// An anchor that serves nobody yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            nodes: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// From now on this registrant may register this mobile node.
+    ///
+    /// # Errors
+    /// [`AuthorizeError`]; nothing has changed then.
+    pub fn authorize(&mut self, authorization: Authorization) -> Result<(), AuthorizeError> {
+        let Authorization { key, node: name, prefix, .. } = &authorization;
+        if self.keys.contains_key(&key.spi()) {
+            return Err(AuthorizeError::SpiInUse(key.spi()));
+        }
+        if !(1..=254).contains(&name.len()) {
+            return Err(AuthorizeError::Identifier(name.len()));
+        }
+        let others = [
+            self.prefixes.range(..=prefix.address()).next_back(),
+            self.prefixes.range(prefix.address()..).next(),
+        ];
+        let overlap =
+            |other: Ipv6Prefix| other.contains(prefix.address()) || prefix.contains(other.address());
+        for (other, owner) in others.into_iter().flatten().map(|(_, entry)| entry) {
+            if overlap(*other) && (owner, other) != (name, prefix) {
+                return Err(AuthorizeError::Prefix(*prefix));
+            }
+        }
+        match self.nodes.get(name) {
+            Some(node) if node.prefix != *prefix => return Err(AuthorizeError::Prefix(*prefix)),
+            Some(node) if node.grants.len() >= MAX_KEYS_PER_NODE => return Err(AuthorizeError::TooManyKeys),
+            None if self.nodes.len() >= self.config.max_nodes => {
+                return Err(AuthorizeError::Full(self.config.max_nodes));
+            }
+            _ => {}
+        }
+        self.keys.insert(key.spi(), name.clone());
+        self.prefixes.insert(prefix.address(), (*prefix, name.clone()));
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| Node::new(name.clone(), *prefix));
+        node.grants.push(Grant::new(authorization));
+        Ok(())
+    }
+
+    /// The key with this SPI is worth nothing from now on. A binding made with it ends; with its last key a mobile node is
+    /// forgotten, its epoch too.
+    pub fn withdraw(&mut self, spi: u32) {
+        let Some(name) = self.keys.remove(&spi) else { return };
+        self.change(&name, |node, _, outputs| node.withdraw(spi, outputs));
+        if let Some(node) = self.nodes.get(&name)
+            && node.grants.is_empty()
+        {
+            self.prefixes.remove(&node.prefix.address());
+            self.nodes.remove(&name);
+        }
+    }
+
+    /// Takes an IPv6 packet that came at `now`; `unix_ns` is the wall clock's time.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing has changed, and nothing is sent.
+    pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
+        let found = Signalling::parse(packet)?;
+        if found.addresses.destination != self.config.address {
+            return Err(Refusal::Destination(found.addresses.destination));
+        }
+        let header = MobilityHeader::new_checked(found.message)?;
+        let repr = Repr::parse(&header, found.addresses.endpoints())?;
+        let spi = match repr.options.last() {
+            Some(MobilityOption::Authentication { spi, .. }) => *spi,
+            _ => return Err(VerifyError::Missing.into()),
+        };
+        let name = self.keys.get(&spi).ok_or(Refusal::UnknownKey(spi))?.clone();
+        let grant = self.nodes.get(&name).and_then(|node| node.grant(spi)).ok_or(Refusal::UnknownKey(spi))?;
+        let sender = sender(&found.addresses, &repr, &grant.authorization);
+        grant.authorization.key.verify(&header, sender)?;
+        if let Registrant::Gateway { address, .. } = grant.authorization.registrant
+            && sender.care_of != address
+        {
+            return Err(Refusal::Address(sender.care_of));
+        }
+        match repr.message {
+            Message::BindingUpdate(update) => {
+                self.change(&name, |node, config, outputs| {
+                    let came = update::Came { now, unix_ns, spi, sender, update, options: &repr.options };
+                    node.update(&came, config, outputs);
+                });
+            }
+            Message::BindingRevocationAcknowledgement { sequence, .. } => {
+                self.change(&name, |node, _, _| node.revoked(spi, sequence));
+            }
+            Message::Heartbeat { response: false, sequence, .. } => {
+                let message = Message::Heartbeat { response: true, unsolicited: false, sequence };
+                let counter = MobilityOption::RestartCounter(self.config.restart_counter);
+                self.change(&name, |node, config, outputs| {
+                    node.send(spi, sender, Repr { message, options: vec![counter] }, config.address, outputs);
+                });
+            }
+            _ => return Err(Refusal::Type(repr.message.kind())),
+        }
+        Ok(())
+    }
+
+    /// Does what is due at `now`: bindings end, revocations are sent again.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        while let Some((deadline, name)) = self.deadlines.first().cloned()
+            && deadline <= now
+        {
+            self.change(&name, |node, config, outputs| node.timeout(now, config, outputs));
+        }
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing comes before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Where a mobile node is reached, and in which epoch (0 when it registers itself).
+    #[must_use]
+    pub fn binding(&self, node: &[u8]) -> Option<(Ipv6Addr, u64)> {
+        let active = self.nodes.get(node)?.active.as_ref()?;
+        Some((active.sender.care_of, active.epoch))
+    }
+
+    /// Changes one node and keeps its deadline.
+    fn change(&mut self, name: &[u8], work: impl FnOnce(&mut Node, &Config, &mut VecDeque<Output>)) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if let Some(deadline) = node.deadline() {
+            self.deadlines.remove(&(deadline, name.to_vec()));
+        }
+        work(node, &self.config, &mut self.outputs);
+        if let Some(deadline) = node.deadline() {
+            self.deadlines.insert((deadline, name.to_vec()));
+        }
+    }
+}
+
+/// The addresses that a message's proof covers: of a gateway its own and the prefix it registers, of a mobile node its
+/// care-of address and its home address.
+fn sender(addresses: &Addresses, repr: &Repr, authorization: &Authorization) -> Covered {
+    let alternate = repr.options.iter().find_map(|option| match option {
+        MobilityOption::AlternateCareOfAddress(address) => Some(*address),
+        _ => None,
+    });
+    let peer = match authorization.registrant {
+        Registrant::Gateway { .. } => authorization.prefix.address(),
+        Registrant::MobileNode => addresses.home_address.unwrap_or(addresses.source),
+    };
+    Covered { care_of: alternate.unwrap_or(addresses.source), peer }
+}
+
+#[cfg(test)]
+mod tests;

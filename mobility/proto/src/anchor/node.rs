@@ -1,0 +1,205 @@
+//! One mobile node in the binding cache: its keys, its binding, the one that is to come, and those that are revoked. What a
+//! Binding Update does to it stands in `update`.
+
+use std::collections::VecDeque;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::update::Freshness;
+use super::{Authorization, Config, Output, Registrant};
+use crate::auth::Covered;
+use crate::wire::*;
+
+/// After how long a revocation is sent again; twice that, then four times (RFC 5846 section 7.4).
+const REVOCATION_RETRY: Duration = Duration::from_secs(1);
+/// How often a revocation is sent at most.
+const REVOCATION_SENDS: u32 = 4;
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: Vec<u8>,
+    pub(super) prefix: Ipv6Prefix,
+    pub(super) grants: Vec<Grant>,
+    /// The highest epoch in which it was bound. It stays when the binding ends.
+    pub(super) floor: u64,
+    pub(super) active: Option<Registration>,
+    /// Registered ahead, to be activated or to expire (RFC 6058): nothing is sent there.
+    pub(super) transient: Option<Registration>,
+    /// Numbers the revocations.
+    revocations: u16,
+}
+
+/// An authorization and what was done with it.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) authorization: Authorization,
+    /// Of the last update that was accepted from it.
+    pub(super) last: Option<Freshness>,
+    revocation: Option<Revocation>,
+}
+
+/// A binding.
+#[derive(Debug, Clone)]
+pub(super) struct Registration {
+    pub(super) spi: u32,
+    pub(super) epoch: u64,
+    pub(super) sender: Covered,
+    pub(super) expires: Duration,
+}
+
+/// A revocation that is not acknowledged yet.
+#[derive(Debug)]
+struct Revocation {
+    sequence: u16,
+    sender: Covered,
+    sent: u32,
+    again: Duration,
+}
+
+impl Grant {
+    pub(super) fn new(authorization: Authorization) -> Self {
+        Self { authorization, last: None, revocation: None }
+    }
+
+    /// The ownership epoch of the key; 0 for a mobile node's own.
+    pub(super) fn epoch(&self) -> u64 {
+        match self.authorization.registrant {
+            Registrant::Gateway { epoch, .. } => epoch,
+            Registrant::MobileNode => 0,
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn new(name: Vec<u8>, prefix: Ipv6Prefix) -> Self {
+        Self { name, prefix, grants: Vec::new(), floor: 0, active: None, transient: None, revocations: 0 }
+    }
+
+    pub(super) fn grant(&self, spi: u32) -> Option<&Grant> {
+        self.grants.iter().find(|grant| grant.authorization.key.spi() == spi)
+    }
+
+    pub(super) fn grant_mut(&mut self, spi: u32) -> Option<&mut Grant> {
+        self.grants.iter_mut().find(|grant| grant.authorization.key.spi() == spi)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        let registrations =
+            self.active.iter().chain(&self.transient).map(|registration| registration.expires);
+        let revocations = self.grants.iter().filter_map(|grant| Some(grant.revocation.as_ref()?.again));
+        registrations.chain(revocations).min()
+    }
+
+    pub(super) fn timeout(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
+        self.transient.take_if(|transient| transient.expires <= now);
+        if self.active.take_if(|active| active.expires <= now).is_some() {
+            outputs.push_back(Output::RemoveRoute { prefix: self.prefix });
+        }
+        let due = |grant: &Grant| grant.revocation.as_ref().is_some_and(|revocation| revocation.again <= now);
+        let due: Vec<u32> = self
+            .grants
+            .iter()
+            .filter(|grant| due(grant))
+            .map(|grant| grant.authorization.key.spi())
+            .collect();
+        for spi in due {
+            self.send_revocation(now, spi, config, outputs);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, spi: u32, outputs: &mut VecDeque<Output>) {
+        self.grants.retain(|grant| grant.authorization.key.spi() != spi);
+        self.end(spi, outputs);
+    }
+
+    /// Ends the bindings that were made with this key.
+    pub(super) fn end(&mut self, spi: u32, outputs: &mut VecDeque<Output>) {
+        self.transient.take_if(|transient| transient.spi == spi);
+        if self.active.take_if(|active| active.spi == spi).is_some() {
+            outputs.push_back(Output::RemoveRoute { prefix: self.prefix });
+        }
+    }
+
+    /// Makes `registration` the binding: the route first, then whoever had it is told.
+    pub(super) fn bind(&mut self, now: Duration, registration: Registration, outputs: &mut VecDeque<Output>) {
+        self.floor = self.floor.max(registration.epoch);
+        self.transient.take_if(|transient| transient.epoch <= registration.epoch);
+        let (spi, care_of) = (registration.spi, registration.sender.care_of);
+        if let Some(grant) = self.grant_mut(spi) {
+            grant.revocation = None;
+        }
+        let before = self.active.replace(registration);
+        if before.as_ref().is_none_or(|before| before.sender.care_of != care_of) {
+            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, care_of });
+        }
+        if let Some(before) = before.filter(|before| before.spi != spi) {
+            self.revocations = self.revocations.wrapping_add(1);
+            let sequence = self.revocations;
+            if let Some(grant) = self.grant_mut(before.spi) {
+                grant.revocation = Some(Revocation { sequence, sender: before.sender, sent: 0, again: now });
+            }
+        }
+    }
+
+    /// Sends the revocations that [`bind`](Self::bind) has begun. Apart from it, so that the new gateway hears first.
+    pub(super) fn send_revocations(
+        &mut self,
+        now: Duration,
+        config: &Config,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let begun = |grant: &&Grant| grant.revocation.as_ref().is_some_and(|revocation| revocation.sent == 0);
+        let begun: Vec<u32> =
+            self.grants.iter().filter(begun).map(|grant| grant.authorization.key.spi()).collect();
+        for spi in begun {
+            self.send_revocation(now, spi, config, outputs);
+        }
+    }
+
+    /// Sends a revocation once more; the last time it is forgotten: its binding has ended here anyway.
+    fn send_revocation(&mut self, now: Duration, spi: u32, config: &Config, outputs: &mut VecDeque<Output>) {
+        let options = vec![self.identifier(), MobilityOption::HomeNetworkPrefix(self.prefix)];
+        let Some(grant) = self.grant_mut(spi) else { return };
+        let Some(mut revocation) = grant.revocation.take() else { return };
+        let (sequence, sender) = (revocation.sequence, revocation.sender);
+        revocation.again = now + REVOCATION_RETRY * (1 << revocation.sent);
+        revocation.sent += 1;
+        grant.revocation = Some(revocation).filter(|revocation| revocation.sent < REVOCATION_SENDS);
+        let trigger = RevocationTrigger::HANDOVER_SAME_ACCESS_TYPE;
+        let message =
+            Message::BindingRevocationIndication { trigger, sequence, flags: RevocationFlags::PROXY };
+        self.send(spi, sender, Repr { message, options }, config.address, outputs);
+    }
+
+    /// The gateway has acknowledged its revocation.
+    pub(super) fn revoked(&mut self, spi: u32, sequence: u16) {
+        if let Some(grant) = self.grant_mut(spi) {
+            grant.revocation.take_if(|revocation| revocation.sequence == sequence);
+        }
+    }
+
+    pub(super) fn identifier(&self) -> MobilityOption {
+        MobilityOption::MobileNodeIdentifier { kind: IdentifierType::NAI, identifier: self.name.clone() }
+    }
+
+    /// Sends a message with the proof of this key to the other end of `peer`: a mobile node behind a type 2 routing header.
+    pub(super) fn send(
+        &self,
+        spi: u32,
+        peer: Covered,
+        repr: Repr,
+        address: Ipv6Addr,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let Some(grant) = self.grant(spi) else { return };
+        let mut addresses = Addresses::direct(address, peer.care_of);
+        if grant.authorization.registrant == Registrant::MobileNode && peer.care_of != peer.peer {
+            addresses.routed_to = Some(peer.peer);
+        }
+        // All that is sent is short: an identifier has at most 254 bytes.
+        let Ok(message) = grant.authorization.key.emit(&repr, addresses.endpoints(), peer) else { return };
+        if let Ok(header) = MobilityHeader::new_checked(&message) {
+            outputs.push_back(Output::Send(addresses.emit(header)));
+        }
+    }
+}

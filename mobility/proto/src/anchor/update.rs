@@ -1,0 +1,243 @@
+//! What a Binding Update that was proved does to a mobile node: judged against its key, then applied, then acknowledged
+//! (RFC 6275 sections 9.5.1 and 10.3, RFC 5213 section 5.3, RFC 6058 section 4).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::node::{Grant, Node, Registration};
+use super::{Config, Output, Registrant};
+use crate::auth::Covered;
+use crate::wire::*;
+
+/// How far a mobile node's clock may be from ours (RFC 4285 section 6.2 leaves it open; 7 s is UMIP's).
+const REPLAY_WINDOW_NS: u64 = 7_000_000_000;
+
+/// A Binding Update that was proved.
+pub(super) struct Came<'a> {
+    pub(super) now: Duration,
+    pub(super) unix_ns: u64,
+    pub(super) spi: u32,
+    pub(super) sender: Covered,
+    pub(super) update: BindingUpdate,
+    pub(super) options: &'a [MobilityOption],
+}
+
+/// By what two messages with the same key are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Freshness {
+    sequence: SequenceNumber,
+    /// The Timestamp, or the time of the replay protection option.
+    time: Option<u64>,
+}
+
+/// What an update that is not refused asks for.
+enum Accepted {
+    /// It was accepted before, and its acknowledgement may have been lost.
+    Again,
+    End,
+    Bind,
+    /// What will be bound does not belong to a transient binding any more.
+    BindNotTransient,
+    Prepare(TransientLifetime),
+}
+
+impl Came<'_> {
+    fn option<T>(&self, pick: impl Fn(&MobilityOption) -> Option<T>) -> Option<T> {
+        self.options.iter().find_map(pick)
+    }
+
+    fn has(&self, kind: OptionType) -> bool {
+        self.options.iter().any(|option| option.kind() == kind)
+    }
+
+    fn freshness(&self) -> Freshness {
+        let time = self.option(|option| match option {
+            MobilityOption::Timestamp(Timestamp(time))
+            | MobilityOption::MessageIdentification(NtpTimestamp(time)) => Some(*time),
+            _ => None,
+        });
+        Freshness { sequence: self.update.sequence, time }
+    }
+
+    fn transient(&self) -> Option<TransientLifetime> {
+        self.option(|option| match option {
+            MobilityOption::TransientBinding { lifetime, .. } => Some(*lifetime),
+            _ => None,
+        })
+    }
+}
+
+impl Node {
+    pub(super) fn update(&mut self, came: &Came<'_>, config: &Config, outputs: &mut VecDeque<Output>) {
+        let Some(grant) = self.grant(came.spi) else { return };
+        let judged = self.judge(came, grant);
+        let (epoch, lifetime) = (grant.epoch(), came.update.lifetime.min(config.max_lifetime));
+        let registration = |expires| Registration { spi: came.spi, epoch, sender: came.sender, expires };
+        let until = came.now + Duration::from_secs(lifetime.as_secs().into());
+        let mut status = Status::ACCEPTED;
+        match judged {
+            Err(refused) => status = refused,
+            Ok(Accepted::Again) => {}
+            Ok(Accepted::End) => self.end(came.spi, outputs),
+            Ok(Accepted::Bind) => self.bind(came.now, registration(until), outputs),
+            Ok(Accepted::BindNotTransient) => {
+                self.bind(came.now, registration(until), outputs);
+                status = Status::TRANSIENT_BINDING_IGNORED;
+            }
+            Ok(Accepted::Prepare(transient)) => {
+                let ms = transient.min(config.max_transient).as_ms();
+                let until = came.now + Duration::from_millis(ms.into());
+                self.transient = Some(registration(until));
+            }
+        }
+        if status.is_accepted()
+            && let Some(grant) = self.grant_mut(came.spi)
+        {
+            grant.last = Some(came.freshness());
+        }
+        self.acknowledge(came, status, lifetime, config, outputs);
+        self.send_revocations(came.now, config, outputs);
+    }
+
+    fn judge(&self, came: &Came<'_>, grant: &Grant) -> Result<Accepted, Status> {
+        match grant.authorization.registrant {
+            Registrant::Gateway { .. } => self.judge_gateway(came)?,
+            Registrant::MobileNode => self.judge_mobile_node(came)?,
+        }
+        let epoch = grant.epoch();
+        let other = |registration: &Registration| registration.spi != came.spi;
+        let is_owned = epoch == self.floor && self.active.as_ref().is_some_and(other);
+        if epoch < self.floor || is_owned {
+            return Err(Status::MAG_NOT_AUTHORIZED);
+        }
+        if self.is_repeated(came, grant)? {
+            return Ok(Accepted::Again);
+        }
+        let is_active = self.active.as_ref().is_some_and(|active| active.spi == came.spi);
+        let deregisters =
+            came.update.lifetime == BindingLifetime::ZERO || came.sender.care_of == came.sender.peer;
+        match came.transient() {
+            _ if deregisters => Ok(Accepted::End),
+            None => Ok(Accepted::Bind),
+            Some(_) if is_active => Ok(Accepted::BindNotTransient),
+            Some(_) if self.transient.as_ref().is_some_and(|ahead| ahead.epoch > epoch) => {
+                Err(Status::MAG_NOT_AUTHORIZED)
+            }
+            Some(lifetime) => Ok(Accepted::Prepare(lifetime)),
+        }
+    }
+
+    /// RFC 5213 section 5.3.1.
+    fn judge_gateway(&self, came: &Came<'_>) -> Result<(), Status> {
+        let prefix = came.option(|option| match option {
+            MobilityOption::HomeNetworkPrefix(prefix) => Some(*prefix),
+            _ => None,
+        });
+        let is_other = |prefix: Ipv6Prefix| prefix != self.prefix && prefix.len() > 0;
+        match (self.is_named(came), prefix) {
+            _ if !came.update.flags.contains(BindingUpdateFlags::PROXY) => {
+                Err(Status::ADMINISTRATIVELY_PROHIBITED)
+            }
+            (None, _) => Err(Status::MISSING_MOBILE_NODE_IDENTIFIER),
+            (Some(false), _) => Err(Status::NOT_LMA),
+            (_, None) => Err(Status::MISSING_HOME_NETWORK_PREFIX),
+            (_, Some(prefix)) if is_other(prefix) => Err(Status::NOT_AUTHORIZED_FOR_HOME_NETWORK_PREFIX),
+            _ if !came.has(OptionType::HANDOFF_INDICATOR) => Err(Status::MISSING_HANDOFF_INDICATOR),
+            _ if !came.has(OptionType::ACCESS_TECHNOLOGY_TYPE) => Err(Status::MISSING_ACCESS_TECHNOLOGY_TYPE),
+            _ => Ok(()),
+        }
+    }
+
+    /// RFC 6275 section 10.3.1, RFC 4285 sections 5 and 6.
+    fn judge_mobile_node(&self, came: &Came<'_>) -> Result<(), Status> {
+        let sent = came.option(|option| match option {
+            MobilityOption::MessageIdentification(time) => Some(time.0),
+            _ => None,
+        });
+        let window = |sent: u64| {
+            let ours = NtpTimestamp::from_unix_ns(came.unix_ns).0;
+            sent.abs_diff(ours) <= (REPLAY_WINDOW_NS / 1_000_000_000) << 32
+        };
+        if came.update.flags.contains(BindingUpdateFlags::PROXY) {
+            return Err(Status::MAG_NOT_AUTHORIZED);
+        }
+        if !came.update.flags.contains(BindingUpdateFlags::HOME_REGISTRATION) {
+            return Err(Status::HOME_REGISTRATION_NOT_SUPPORTED);
+        }
+        if !self.prefix.contains(came.sender.peer) || self.is_named(came) == Some(false) {
+            return Err(Status::NOT_HOME_AGENT);
+        }
+        let sent = sent.ok_or(Status::MESSAGE_ID_REQUIRED)?;
+        if window(sent) { Ok(()) } else { Err(Status::ID_MISMATCH) }
+    }
+
+    /// Whether the update names this node; `None` when it names none.
+    fn is_named(&self, came: &Came<'_>) -> Option<bool> {
+        came.option(|option| match option {
+            MobilityOption::MobileNodeIdentifier { identifier, .. } => Some(*identifier == self.name),
+            _ => None,
+        })
+    }
+
+    /// Whether the update is the last that was accepted, come again; an error when it is an older one.
+    fn is_repeated(&self, came: &Came<'_>, grant: &Grant) -> Result<bool, Status> {
+        let (Some(last), new) = (grant.last, came.freshness()) else { return Ok(false) };
+        let is_gateway = grant.authorization.registrant != Registrant::MobileNode;
+        match (last.time, new.time) {
+            // A gateway orders its updates by timestamps or by sequence numbers (RFC 5213 section 5.5).
+            (Some(before), Some(now)) if is_gateway && now > before => Ok(false),
+            (Some(_), Some(_)) if is_gateway && new == last => Ok(true),
+            (Some(_), _) if is_gateway => Err(Status::TIMESTAMP_LOWER_THAN_PREVIOUS),
+            // A mobile node by both.
+            _ if !new.sequence.follows(last.sequence) => Err(Status::SEQUENCE_OUT_OF_WINDOW),
+            (Some(before), Some(now)) if now <= before => Err(Status::ID_MISMATCH),
+            _ => Ok(false),
+        }
+    }
+
+    fn acknowledge(
+        &self,
+        came: &Came<'_>,
+        status: Status,
+        lifetime: BindingLifetime,
+        config: &Config,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let Some(grant) = self.grant(came.spi) else { return };
+        let is_gateway = grant.authorization.registrant != Registrant::MobileNode;
+        let last = grant.last.map_or(came.update.sequence, |last| last.sequence);
+        let echoed = |option: &&MobilityOption| {
+            matches!(
+                option.kind(),
+                OptionType::HANDOFF_INDICATOR
+                    | OptionType::ACCESS_TECHNOLOGY_TYPE
+                    | OptionType::LINK_LAYER_IDENTIFIER
+                    | OptionType::LINK_LOCAL_ADDRESS
+                    | OptionType::TIMESTAMP
+                    | OptionType::MESSAGE_IDENTIFICATION
+                    | OptionType::TRANSIENT_BINDING
+            )
+        };
+        let mut options = vec![self.identifier()];
+        if is_gateway {
+            options.push(MobilityOption::HomeNetworkPrefix(self.prefix));
+        }
+        options.extend(came.options.iter().filter(echoed).cloned());
+        if status == Status::ID_MISMATCH {
+            // Our clock, for the mobile node to set its own by (RFC 4285 section 6.3).
+            options.retain(|option| option.kind() != OptionType::MESSAGE_IDENTIFICATION);
+            options.push(MobilityOption::MessageIdentification(NtpTimestamp::from_unix_ns(came.unix_ns)));
+        }
+        let message = Message::BindingAcknowledgement(BindingAcknowledgement {
+            status,
+            flags: if is_gateway {
+                BindingAcknowledgementFlags::PROXY
+            } else {
+                BindingAcknowledgementFlags::default()
+            },
+            sequence: if status == Status::SEQUENCE_OUT_OF_WINDOW { last } else { came.update.sequence },
+            lifetime: if status.is_accepted() { lifetime } else { BindingLifetime::ZERO },
+        });
+        self.send(came.spi, came.sender, Repr { message, options }, config.address, outputs);
+    }
+}
