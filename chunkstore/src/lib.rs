@@ -37,6 +37,7 @@ mod testing;
 mod transfer;
 mod tree;
 mod windows;
+mod writeback;
 mod zero;
 
 pub use archive::{ExportError, ExportReport, ImportError, ImportReport, export, import};

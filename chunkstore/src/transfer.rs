@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::cuts::{Batch, Cuts};
 use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
+use crate::writeback;
 use crate::{
     BLOCK_BYTES, Chunk, ChunkId, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, Manifest,
     ManifestExtent, PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
@@ -94,17 +95,23 @@ pub fn ingest(
     let mut cuts = Cuts::new(image, 0..size);
     let mut root = RootStream::new(size);
     let (mut extents, mut done) = (Vec::new(), 0);
-    in_order(
-        options.threads,
-        RESULTS_AHEAD,
-        || cuts.batch().map_err(IngestError::Read),
-        |batch| Ok(store_batch(store, options.level, size, batch)?),
-        |stored| {
-            stored.leaves.into_iter().for_each(|(number, hash)| root.leaf(number, hash));
-            done += stored.extents.iter().map(ManifestExtent::len).sum::<u64>();
-            extents.extend(stored.extents);
-            progress(done);
-            Ok(())
+    writeback::beside(
+        || store.sync(),
+        |written| {
+            in_order(
+                options.threads,
+                RESULTS_AHEAD,
+                || cuts.batch().map_err(IngestError::Read),
+                |batch| Ok(store_batch(store, options.level, size, batch)?),
+                |stored| {
+                    stored.leaves.into_iter().for_each(|(number, hash)| root.leaf(number, hash));
+                    done += stored.extents.iter().map(ManifestExtent::len).sum::<u64>();
+                    extents.extend(stored.extents);
+                    written(stored.new_bytes);
+                    progress(done);
+                    Ok(())
+                },
+            )
         },
     )?;
     Ok(Manifest { size, root: root.finish(), extents })
@@ -112,6 +119,8 @@ pub fn ingest(
 
 struct Stored {
     extents: Vec<ManifestExtent>,
+    /// Bytes of chunks, if some of them are new.
+    new_bytes: u64,
     leaves: Vec<(u64, Hash)>,
 }
 
@@ -131,8 +140,9 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
             }
         });
     }
-    store.put_group(&Group::of(chunks), level)?;
-    Ok(Stored { extents, leaves })
+    let bytes = chunks.iter().map(|chunk| chunk.plain().len() as u64).sum();
+    let new = store.put_group(&Group::of(chunks), level)?;
+    Ok(Stored { extents, new_bytes: if new > 0 { bytes } else { 0 }, leaves })
 }
 
 /// Makes `target`, which has the image's size, the image, and makes that durable. Only blocks that differ are
@@ -152,31 +162,36 @@ pub fn restore(
     let restorer = Restorer { store, seeds, target };
     let mut placed = manifest.placed();
     let (mut total, mut done) = (Restored::default(), 0);
-    in_order(
-        all_cores(),
-        RESULTS_AHEAD,
-        || {
-            // As they were ingested, and so lie together.
-            let (mut batch, mut data) = (Vec::new(), 0);
-            while data < GROUP_BYTES as u64
-                && batch.len() < MAX_BATCH_EXTENTS
-                && let Some(next) = placed.next()
-            {
-                if let ManifestExtent::Data { len, .. } = next.extent {
-                    data += u64::from(len);
+    let sync = || target.sync_data().map_err(FileError::at("write the image to", target.path()));
+    let work = |written: &dyn Fn(u64)| {
+        in_order(
+            all_cores(),
+            RESULTS_AHEAD,
+            || {
+                // As they were ingested, and so lie together.
+                let (mut batch, mut data) = (Vec::new(), 0);
+                while data < GROUP_BYTES as u64
+                    && batch.len() < MAX_BATCH_EXTENTS
+                    && let Some(next) = placed.next()
+                {
+                    if let ManifestExtent::Data { len, .. } = next.extent {
+                        data += u64::from(len);
+                    }
+                    batch.push(next);
                 }
-                batch.push(next);
-            }
-            Ok((!batch.is_empty()).then_some(batch))
-        },
-        |batch| restorer.batch(&batch),
-        |(bytes, restored)| {
-            total.written_bytes += restored.written_bytes;
-            total.zeroed_bytes += restored.zeroed_bytes;
-            done += bytes;
-            if watch(done).is_break() { Err(RestoreError::Stopped) } else { Ok(()) }
-        },
-    )?;
+                Ok((!batch.is_empty()).then_some(batch))
+            },
+            |batch| restorer.batch(&batch),
+            |(bytes, restored)| {
+                total.written_bytes += restored.written_bytes;
+                total.zeroed_bytes += restored.zeroed_bytes;
+                written(restored.written_bytes);
+                done += bytes;
+                if watch(done).is_break() { Err(RestoreError::Stopped) } else { Ok(()) }
+            },
+        )
+    };
+    writeback::beside(sync, work)?;
     target.sync_all().map_err(FileError::at("write the image to", target.path()))?;
     Ok(total)
 }

@@ -117,7 +117,8 @@ fn ingest(
     let store = platform.store();
     let pin = store.pin();
     let progress = |done| counters.scanned.store(done, Ordering::Relaxed);
-    let manifest = chunkstore::ingest(store, image, &IngestOptions::default(), &progress)
+    let options = IngestOptions { level: platform.config.store_level, ..IngestOptions::default() };
+    let manifest = chunkstore::ingest(store, image, &options, &progress)
         .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
     Counters::add(&counters.data, manifest.data_bytes());
     store.publish(name, &manifest)?;

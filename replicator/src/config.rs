@@ -140,6 +140,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// zstd level for what goes over the wire.
     pub compression_level: i32,
+    /// zstd level for what `base add` puts into the store.
+    pub store_level: i32,
     /// Congestion controller: CUBIC for clean paths, BBR where packets are lost at random.
     pub congestion: Congestion,
     /// Bytes of image data that may be under way in one transfer.
@@ -166,6 +168,7 @@ impl Default for Config {
             name: host_name(),
             listen: SocketAddr::from(([0; 8], 4433)),
             compression_level: 3,
+            store_level: chunkstore::LEVEL,
             congestion: Congestion::Cubic,
             window_bytes: 64 << 20,
             idle_timeout_s: 10,
@@ -198,8 +201,9 @@ impl Config {
             let what = format!("window_bytes = {} is not within 1 MiB to 1 GiB", config.window_bytes);
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
-        if !(-7..=19).contains(&config.compression_level) {
-            let what = format!("compression_level = {} is not within -7 to 19", config.compression_level);
+        let levels = [("compression_level", config.compression_level), ("store_level", config.store_level)];
+        if let Some((key, level)) = levels.into_iter().find(|(_, level)| !(-7..=19).contains(level)) {
+            let what = format!("{key} = {level} is not within -7 to 19");
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
         if !(1..=600).contains(&config.idle_timeout_s) {
@@ -269,6 +273,7 @@ mod tests {
         assert_eq!(example.window_bytes, default.window_bytes);
         assert_eq!(example.congestion, default.congestion);
         assert_eq!(example.compression_level, default.compression_level);
+        assert_eq!(example.store_level, default.store_level);
         assert_eq!(example.idle_timeout_s, default.idle_timeout_s);
         assert_eq!(example.qemu_binaries, default.qemu_binaries);
     }

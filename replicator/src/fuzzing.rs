@@ -31,7 +31,8 @@ pub fn config(bytes: &[u8]) {
     let Ok(config) = Config::parse(text, Path::new("longhaul.toml")) else { return };
     assert!(config.name.len() <= longhaul_proto::wire::MAX_NAME_BYTES);
     assert!((1 << 20..=1 << 30).contains(&config.window_bytes));
-    assert!((-7..=19).contains(&config.compression_level) && (1..=600).contains(&config.idle_timeout_s));
+    assert!((-7..=19).contains(&config.compression_level) && (-7..=19).contains(&config.store_level));
+    assert!((1..=600).contains(&config.idle_timeout_s));
 }
 
 /// Reads `bytes` as the list of peers.

@@ -1,6 +1,20 @@
 //! Where every chunk lies: a redb database beside the packs, and in front of it, in memory, what has changed since it was
 //! last written. It is a cache of what the packs say: it may be lost, and is then made again from them, and it never
 //! knows of a record that is not durable. Its memory is bounded, whatever the store's size.
+//!
+//! # Why redb
+//! `cargo xtask bench index`, one run at each size, everything in the page cache:
+//!
+//! | | redb, 10 million | LMDB, 10 million | redb, 64 million | LMDB, 64 million |
+//! |---|---|---|---|---|
+//! | a hit, µs | 5.6 | 1.4 | 10.2 | 1.9 |
+//! | a miss, µs | 5.1 | 1.8 | 8.5 | 2.2 |
+//! | durable inserts, thousands a second | 33 | 65 | 15 | 31 |
+//! | resident memory, MiB | 74 | 650 | 84 | 4145 |
+//!
+//! LMDB answers faster, out of a file that it maps and that must stay in memory for that: 4 GiB for 4 TiB of chunks, on
+//! hosts whose memory is there for guests. Either way asking costs less than a tenth of hashing a chunk of 64 KiB and
+//! compressing it. And redb takes a disk of ours below it, so that its crashes are tested with those of the packs.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};

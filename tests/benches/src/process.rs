@@ -28,18 +28,34 @@ pub(crate) struct Run {
 /// # Errors
 /// When it cannot be started or fails; the error holds the end of its messages.
 pub(crate) fn measure(command: &mut Command) -> Result<Run> {
-    let _alone = files::lock(&std::env::temp_dir().join("bench.lock"))?;
-    shell::run(&mut Command::new("sync"))?;
-    run(command)
+    measure_with(command, None)
 }
 
-fn run(command: &mut Command) -> Result<Run> {
+/// As [`measure`], until what was written to the file system of `dir` is on its disk: some programs see to that themselves,
+/// others leave it to the kernel.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_durable(command: &mut Command, dir: &Path) -> Result<Run> {
+    measure_with(command, Some(dir))
+}
+
+fn measure_with(command: &mut Command, dir: Option<&Path>) -> Result<Run> {
+    let _alone = files::lock(&std::env::temp_dir().join("bench.lock"))?;
+    shell::run(&mut Command::new("sync"))?;
+    run(command, dir)
+}
+
+fn run(command: &mut Command, durable: Option<&Path>) -> Result<Run> {
     // Into files: a pipe would have to be drained while the clock runs.
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
     let start = Instant::now();
     let mut child = command.spawn().with_context(|| format!("starting `{}`", shell::line(command)))?;
     let used = child.wait4().with_context(|| format!("waiting for `{}`", shell::line(command)))?;
+    if let Some(dir) = durable {
+        shell::run(Command::new("sync").arg("--file-system").arg(dir))?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     if !used.status.success() {
         let messages = contents(&mut stderr)?;

@@ -1,6 +1,6 @@
 //! `bench store`: the store against restic, borg and casync. Each measurement is one process from its start to its end;
-//! the programs take turns, the input lies in the page cache, the store is on the lab's disk. Ours is durable when it
-//! ends. It never calls the store in this process.
+//! the programs take turns, the input lies in the page cache, the store is on the lab's disk. The end is when what was written
+//! is on the disk. It never calls the store in this process.
 
 mod programs;
 pub(crate) mod synthetic;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::figures::{Better, Figure, Metric, Samples, gb_per_s, json_lines, mib, short, table};
 use crate::machine;
 use crate::options::Options;
-use crate::process::{Run, measure, on_one_core, tree_bytes, warm};
+use crate::process::{Run, measure, measure_durable, on_one_core, tree_bytes, warm};
 use programs::Program;
 
 const INGEST_NEW: Metric = Metric { name: "ingest_new", unit: "GB/s", better: Better::More };
@@ -139,18 +139,18 @@ impl Measured {
         }
 
         warm(image)?;
-        let run = measure(&mut program.ingest(&store, image, "new")?)?;
+        let run = measure_durable(&mut program.ingest(&store, image, "new")?, &store)?;
         self.push(INGEST_NEW, gb_per_s(images.data_bytes, run.seconds));
         self.push(INGEST_NEW_CPU, gb_per_s(images.data_bytes, run.cpu_seconds));
         self.push(RSS_INGEST, run.rss_bytes as f64);
         self.push(STORED, tree_bytes(&store)? as f64);
 
         warm(image)?;
-        let run = measure(&mut program.ingest(&store, image, "again")?)?;
+        let run = measure_durable(&mut program.ingest(&store, image, "again")?, &store)?;
         self.push(INGEST_AGAIN, gb_per_s(images.data_bytes, run.seconds));
 
         files::create_dir(&out)?;
-        let run = measure(&mut program.restore(&store, image, "new", &out)?)?;
+        let run = measure_durable(&mut program.restore(&store, image, "new", &out)?, &out)?;
         self.push(RESTORE, gb_per_s(images.data_bytes, run.seconds));
         if all {
             let restored = out.join(image.file_name().context("an image with a file name")?);
@@ -161,7 +161,7 @@ impl Measured {
 
         if all {
             warm(changed)?;
-            let run = measure(&mut program.ingest(&store, changed, "changed")?)?;
+            let run = measure_durable(&mut program.ingest(&store, changed, "changed")?, &store)?;
             self.push(INGEST_CHANGED, gb_per_s(images.changed_bytes, run.seconds));
             self.push(STORED_CHANGED, tree_bytes(&store)? as f64);
         }
