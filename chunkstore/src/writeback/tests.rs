@@ -9,7 +9,12 @@ fn the_disk_is_told_now_and_then() {
         syncs.fetch_add(1, Ordering::SeqCst);
         Ok::<_, String>(())
     };
-    let wrote = |bytes: u64| beside(sync, |tell| Ok::<_, String>((0..10).for_each(|_| tell(bytes))));
+    let wrote = |bytes: u64| {
+        beside(sync, |tell| {
+            (0..10).for_each(|_| tell(bytes));
+            Ok::<_, String>(())
+        })
+    };
     wrote(1).unwrap();
     assert_eq!(syncs.load(Ordering::SeqCst), 0);
     wrote(EVERY_BYTES).unwrap();

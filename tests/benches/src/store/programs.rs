@@ -35,11 +35,10 @@ pub(crate) const OURS: Program = Program::Ours { level: chunkstore::LEVEL };
 
 /// Ours first: as it is, then at the fastest levels at which it takes no more room than the peers that the figures set them
 /// against; see [`Program::rival`]. Then the peers.
-pub(crate) const ALL: [Program; 8] = [
+pub(crate) const ALL: [Program; 7] = [
     OURS,
     Program::Ours { level: 3 },
-    Program::Ours { level: -1 },
-    Program::Ours { level: -5 },
+    Program::Ours { level: -4 },
     Program::Restic,
     Program::Borg { compression: "lz4" },
     Program::Borg { compression: "zstd,3" },
@@ -60,10 +59,9 @@ impl Program {
     /// Which of ours a peer is measured against: the fastest that takes no more room.
     pub(crate) fn rival(self) -> Program {
         let level = match self {
-            Self::Borg { compression: "lz4" } => -5,
+            Self::Borg { compression: "lz4" } => -4,
             Self::Borg { .. } => 3,
-            Self::Casync => -1,
-            Self::Restic | Self::Ours { .. } => return OURS,
+            Self::Restic | Self::Casync | Self::Ours { .. } => return OURS,
         };
         Program::Ours { level }
     }
