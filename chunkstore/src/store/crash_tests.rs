@@ -132,7 +132,7 @@ fn play(disk: &SimDisk, seed: u64, expected: &mut Expected) -> Result<(), Box<dy
 impl Store {
     /// Writes the index however little there is to write.
     fn flush_index(&self) -> Result<(), StoreError> {
-        self.make_durable(&mut crate::sync::lock(&self.syncing), 0)
+        self.make_durable(&mut crate::sync::lock(&self.syncing), 0, &[])
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::index::{PackState, Seen};
+use super::index::Seen;
 use super::live::LiveSet;
 use super::record::Record;
 use super::{Location, Pack, Store, StoreError, in_groups, pack, record, slice};
@@ -417,8 +417,7 @@ impl Store {
         let mut rows = lock(&self.syncing);
         // The copies must be durable before the originals go, and the index must know that these are gone. After a crash in
         // between it meets them as packs it does not know: they are then collected once more.
-        rows.extend(packs.iter().map(|pack| (pack.number, PackState::Gone)));
-        self.make_durable(&mut rows, 0)?;
+        self.make_durable(&mut rows, 0, packs)?;
         for pack in packs {
             report.bytes_freed += pack.bytes()?;
             report.packs_removed += 1;

@@ -164,7 +164,7 @@ impl Store {
             disk.create_dir(dir).map_err(FileError::at("create the directory", dir))?;
         }
         refs::remove_temporary(&*disk, &refs_dir)?;
-        let numbers = pack_numbers(&*disk, &packs_dir)?;
+        let mut numbers = pack_numbers(&*disk, &packs_dir)?;
         let (mut index, mut empty) = Index::open(&*disk, dir)?;
         files::sync_dir(&*disk, dir)?;
         let mut found = FoundPacks::default();
@@ -176,6 +176,8 @@ impl Store {
         }
         if empty {
             found = FoundPacks::default();
+            // The first reading may have removed what a crash left.
+            numbers = pack_numbers(&*disk, &packs_dir)?;
             found.read(&disk, &packs_dir, &numbers, Default::default())?;
         }
         found.tell(&index, empty)?;
@@ -376,11 +378,12 @@ impl Store {
     /// Makes everything put so far durable.
     pub fn sync(&self) -> Result<(), StoreError> {
         let mut rows = lock(&self.syncing);
-        self.make_durable(&mut rows, index::MAX_PENDING)
+        self.make_durable(&mut rows, index::MAX_PENDING, &[])
     }
 
-    /// Syncs, and writes the index when it has that many changes. The index is written after what it points to.
-    fn make_durable(&self, rows: &mut Rows, flush_at: usize) -> Result<(), StoreError> {
+    /// Syncs, and writes the index when it has that many changes. The index is written after what it points to. The packs
+    /// `gone` are not needed any more, whatever comes of them in the same sync.
+    fn make_durable(&self, rows: &mut Rows, flush_at: usize, gone: &[Arc<Pack>]) -> Result<(), StoreError> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StoreError::SyncFailed);
         }
@@ -395,6 +398,7 @@ impl Store {
             self.sync_failed.store(true, Ordering::Release);
         }
         rows.extend(synced?);
+        rows.extend(gone.iter().map(|pack| (pack.number, PackState::Gone)));
         let (sealed, unsealed) = due.seal();
         lock(&self.writer).give_back(sealed, unsealed);
         if let Some(flush) = flush {

@@ -388,6 +388,9 @@ fn collection_gives_room_back_and_keeps_what_is_named() {
         assert_eq!(store.stats().unwrap().chunks, 8);
         assert!(verify(store).is_clean());
     };
+    // Or it would not be believed when it is opened next.
+    let known = store.index.packs().unwrap();
+    assert!(known.keys().all(|number| pack_path(dir.path(), *number).exists()), "{known:?}");
     check(&store);
     drop(store);
     let store = Store::open_with(dir.path(), 20_000).unwrap();

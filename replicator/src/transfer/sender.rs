@@ -220,11 +220,15 @@ impl Sender {
                 Counters::add(&self.counters.wire, bytes);
                 Ok(())
             }
-            // A receiver that refuses says why, then stops the stream; the reason is worth more than the stop.
-            Err(NetError::Ended) => match self.answers.recv().await {
-                Some(Ok(ToSender::Refused(refusal))) => Err(refusal.into()),
-                Some(Err(error)) => Err(error.into()),
-                _ => Err(NetError::Ended.into()),
+            // A receiver that refuses says why, then stops the stream; the reason is worth more than the stop. Answers to
+            // what came before may be in front of it.
+            Err(NetError::Ended) => loop {
+                match self.answers.recv().await {
+                    Some(Ok(ToSender::Refused(refusal))) => return Err(refusal.into()),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Err(NetError::Ended.into()),
+                }
             },
             Err(error) => Err(error.into()),
         }
