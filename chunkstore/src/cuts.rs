@@ -12,7 +12,7 @@ use crate::{BLOCK_BYTES, GROUP_BYTES, LEAF_BYTES, ReadImage, gear, is_zero};
 
 /// A batch takes no more cuts when it has so many bytes, which makes it a group if all of it is new, or so many of them.
 pub(crate) const BATCH_BYTES: usize = GROUP_BYTES;
-const BATCH_CUTS: usize = 1024;
+pub(crate) const BATCH_CUTS: usize = 1024;
 
 /// A piece that is not hashed yet; no data is a hole.
 pub(crate) struct Cut {

@@ -8,13 +8,13 @@ use std::{fs, io};
 
 use bytes::Bytes;
 
-use crate::cuts::{Batch, Cuts};
+use crate::cuts::{BATCH_BYTES, BATCH_CUTS, Batch, Cuts};
 use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::writeback;
 use crate::{
-    BLOCK_BYTES, Chunk, ChunkId, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, Manifest,
-    ManifestExtent, PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
+    BLOCK_BYTES, Chunk, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
+    PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
 };
 
 /// How an image is brought into a store.
@@ -73,9 +73,6 @@ pub enum RestoreError {
     #[error("stopped before it was done; the image is incomplete, and the next run writes what is missing")]
     Stopped,
 }
-
-/// Extents restored in one go at most.
-const MAX_BATCH_EXTENTS: usize = 1024;
 
 /// Results that may wait for an earlier one, beside those being made. They hold no bytes of the image.
 const RESULTS_AHEAD: usize = 64;
@@ -170,8 +167,8 @@ pub fn restore(
             || {
                 // As they were ingested, and so lie together.
                 let (mut batch, mut data) = (Vec::new(), 0);
-                while data < GROUP_BYTES as u64
-                    && batch.len() < MAX_BATCH_EXTENTS
+                while data < BATCH_BYTES as u64
+                    && batch.len() < BATCH_CUTS
                     && let Some(next) = placed.next()
                 {
                     if let ManifestExtent::Data { len, .. } = next.extent {
