@@ -130,6 +130,8 @@ pub enum Output {
         prefix: Ipv6Prefix,
         /// Where it is reached from now on.
         care_of: Ipv6Addr,
+        /// Where it was reached until now: what is sent there last is [`end_marker`](crate::inner::end_marker).
+        before: Option<Ipv6Addr>,
     },
     /// The prefix is reached nowhere.
     RemoveRoute {
@@ -290,6 +292,25 @@ impl Anchor {
     pub fn binding(&self, node: &[u8]) -> Option<(Ipv6Addr, u64)> {
         let active = self.nodes.get(node)?.active.as_ref()?;
         Some((active.sender.care_of, active.epoch))
+    }
+
+    /// Where a packet for this address is to be sent.
+    #[must_use]
+    pub fn care_of(&self, address: Ipv6Addr) -> Option<Ipv6Addr> {
+        Some(self.node_of(address)?.active.as_ref()?.sender.care_of)
+    }
+
+    /// Whether a packet of this address may come from there: from where it is reached, or will be (RFC 6058 section 4.2).
+    #[must_use]
+    pub fn accepts(&self, address: Ipv6Addr, care_of: Ipv6Addr) -> bool {
+        self.node_of(address).is_some_and(|node| {
+            node.active.iter().chain(&node.transient).any(|at| at.sender.care_of == care_of)
+        })
+    }
+
+    fn node_of(&self, address: Ipv6Addr) -> Option<&Node> {
+        let (_, (prefix, name)) = self.prefixes.range(..=address).next_back()?;
+        self.nodes.get(name).filter(|_| prefix.contains(address))
     }
 
     /// Changes one node and keeps its deadline.

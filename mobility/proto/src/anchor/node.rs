@@ -129,8 +129,9 @@ impl Node {
             grant.revocation = None;
         }
         let before = self.active.replace(registration);
-        if before.as_ref().is_none_or(|before| before.sender.care_of != care_of) {
-            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, care_of });
+        let reached = before.as_ref().map(|before| before.sender.care_of);
+        if reached != Some(care_of) {
+            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, care_of, before: reached });
         }
         if let Some(before) = before.filter(|before| before.spi != spi) {
             self.revocations = self.revocations.wrapping_add(1);

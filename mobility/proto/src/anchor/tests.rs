@@ -125,7 +125,11 @@ fn deliver(anchor: &mut Anchor, ms: u64, packet: &[u8]) -> Vec<Output> {
 }
 
 fn switch(gateway: &Gateway) -> Output {
-    Output::SwitchRoute { prefix: prefix(), care_of: gateway.address }
+    Output::SwitchRoute { prefix: prefix(), care_of: gateway.address, before: None }
+}
+
+fn switch_from(before: &Gateway, gateway: &Gateway) -> Output {
+    Output::SwitchRoute { prefix: prefix(), care_of: gateway.address, before: Some(before.address) }
 }
 
 fn acknowledgement(gateway: &Gateway, output: &Output) -> BindingAcknowledgement {
@@ -179,7 +183,7 @@ fn a_move_is_prepared_activated_and_the_old_gateway_revoked() {
     assert_eq!(only_status(source, &deliver(&mut anchor, 200, &source.update(300))), Status::ACCEPTED);
 
     let outputs = deliver(&mut anchor, 300, &target.update(300));
-    assert_eq!((outputs.len(), &outputs[0]), (3, &switch(&target)));
+    assert_eq!((outputs.len(), &outputs[0]), (3, &switch_from(&source, &target)));
     assert_eq!(acknowledgement(&target, &outputs[1]).status, Status::ACCEPTED);
     let Output::Send(revocation) = &outputs[2] else { panic!("{outputs:?}") };
     let revocation = source.read(revocation);
@@ -396,7 +400,7 @@ fn a_mobile_node_registers_itself() {
         }
     };
     let outputs = deliver(&mut anchor, 0, &packet(65535, 300, Some(START_NS)));
-    assert_eq!(outputs[0], Output::SwitchRoute { prefix: home, care_of });
+    assert_eq!(outputs[0], Output::SwitchRoute { prefix: home, care_of, before: None });
     assert_eq!(told(&outputs[1]), (Status::ACCEPTED, 65535));
     for (sequence, sent_ns, expected) in [
         (65535, Some(START_NS + 1000), (Status::SEQUENCE_OUT_OF_WINDOW, 65535)),

@@ -1,0 +1,365 @@
+//! A mobile access gateway (RFC 5213 chapter 6) with the forwarding between gateways of RFC 5949: on a platform, it
+//! registers the virtual machines that run there and moves their packets. A state machine on virtual time.
+//!
+//! ```text
+//! serve, expect, forward, arrived, stay, forget     what happens to a virtual machine
+//! handle_packet                                     signalling that came
+//! handle_tunnelled, handle_guest                    packets, from a tunnel and from a virtual machine
+//! handle_timeout                                    at the time that `deadline` gave
+//! poll_output                                       until it is empty
+//! ```
+//!
+//! A move, as the two gateways see it:
+//!
+//! ```text
+//! source   serve .............. forward (paused: HI, packets go on to the target) ........ revoked, lingers, gone
+//! target            expect (registers ahead, holds packets) ... arrived (delivers, registers) ... end marker
+//! ```
+//!
+//! Packets that come the new way wait at the target until the anchor's end marker has come the old way, or for
+//! [`Config::settle`], so that none overtakes another. What is held is bounded; the oldest goes first, and is counted.
+//!
+//! It never decides where a virtual machine runs: its owner says so, and the anchor judges by the ownership epoch.
+
+mod buffer;
+mod node;
+mod registration;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use crate::anchor::Refusal;
+use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::inner::{Inner, end_marker};
+use crate::wire::*;
+use node::{Node, Place};
+use registration::{Answered, Wanted};
+
+/// What the gateway is told once.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Its own address, which is the care-of address of its virtual machines.
+    pub address: Ipv6Addr,
+    /// The anchor's.
+    pub anchor: Ipv6Addr,
+    /// For how long it registers.
+    pub lifetime: BindingLifetime,
+    /// For how long it registers ahead.
+    pub transient: TransientLifetime,
+    /// How many bytes of packets may wait for one virtual machine.
+    pub buffer_bytes: usize,
+    /// How long packets of the new way wait for the end of the old one.
+    pub settle: Duration,
+}
+
+/// The anchor's permission to register one virtual machine in one epoch.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The key, with its SPI.
+    pub key: SharedKey,
+    /// The virtual machine's identifier (RFC 4283).
+    pub node: Vec<u8>,
+    /// What is its own.
+    pub prefix: Ipv6Prefix,
+}
+
+/// What has happened, for the owner of the virtual machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// The anchor has accepted that the machine will come here.
+    Prepared,
+    /// The anchor sends here what is for the machine.
+    Registered,
+    /// The anchor has refused. Nothing more is asked for it.
+    Refused(Status),
+    /// The source forwards what comes for the machine.
+    Forwarded,
+    /// The source forwards no more: the move was given up there.
+    ForwardingEnded,
+    /// The binding went elsewhere.
+    Revoked,
+    /// The machine is deregistered and forgotten.
+    Forgotten,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send this IPv6 packet: signalling.
+    Send(Vec<u8>),
+    /// Send this packet through the tunnel to that address.
+    Tunnel {
+        /// The anchor, or another gateway.
+        to: Ipv6Addr,
+        /// An IPv6 packet.
+        packet: Vec<u8>,
+    },
+    /// Give this IPv6 packet to the virtual machine that its destination belongs to.
+    Deliver(Vec<u8>),
+    /// Tell the virtual machine at once who its router is: it has just come.
+    Advertise {
+        /// Its identifier.
+        node: Vec<u8>,
+    },
+    /// Something has happened to a virtual machine.
+    Event {
+        /// Its identifier.
+        node: Vec<u8>,
+        /// What.
+        happened: Happened,
+    },
+}
+
+/// How many packets were not passed on, and why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// For or from nobody who is here, or from where they must not come.
+    pub foreign: u64,
+    /// The oldest ones, when more had to wait than may.
+    pub overflow: u64,
+}
+
+/// The gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    config: Config,
+    nodes: BTreeMap<Vec<u8>, Node>,
+    /// Whose a prefix is, by its lowest address.
+    prefixes: BTreeMap<Ipv6Addr, Vec<u8>>,
+    dropped: Dropped,
+    outputs: VecDeque<Output>,
+}
+
+impl Gateway {
+    /// A gateway that serves nobody yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            nodes: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            dropped: Dropped::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The virtual machine runs here.
+    pub fn serve(&mut self, now: Duration, unix_ns: u64, grant: Grant) {
+        self.insert(now, unix_ns, Node::new(now, grant, Place::Here, Wanted::Active));
+    }
+
+    /// The virtual machine will come from the gateway at `source`. Its packets wait for it from now on.
+    pub fn expect(&mut self, now: Duration, unix_ns: u64, grant: Grant, source: Ipv6Addr) {
+        let place = Place::Coming { source };
+        self.insert(now, unix_ns, Node::new(now, grant, place, Wanted::Transient(self.config.transient)));
+    }
+
+    /// The virtual machine, which is paused, goes to the gateway at `target`, which has been given `grant`: its packets
+    /// go there from now on.
+    pub fn forward(&mut self, now: Duration, unix_ns: u64, grant: Grant, target: Ipv6Addr) {
+        let name = grant.node.clone();
+        self.change(&name, now, unix_ns, |node, _, _| {
+            if node.place == Place::Here {
+                node.forward(now, grant.key, target);
+            }
+        });
+    }
+
+    /// The virtual machine, which was expected, runs here.
+    pub fn arrived(&mut self, now: Duration, unix_ns: u64, name: &[u8]) {
+        self.change(name, now, unix_ns, |node, config, outputs| {
+            let Place::Coming { source } = node.place else { return };
+            node.registration.want(now, Wanted::Active);
+            outputs.push_back(Output::Advertise { node: node.name().to_vec() });
+            outputs.extend(node.old_way.take().into_iter().map(Output::Deliver));
+            node.place = Place::Settling { source, until: now + config.settle };
+        });
+    }
+
+    /// The virtual machine runs on here: the move was given up.
+    pub fn stay(&mut self, now: Duration, unix_ns: u64, name: &[u8]) {
+        self.change(name, now, unix_ns, |node, _, _| node.stay(now));
+    }
+
+    /// The virtual machine does not run here any more, or does not come. Its binding here ends, if it has one.
+    pub fn forget(&mut self, now: Duration, unix_ns: u64, name: &[u8]) {
+        self.change(name, now, unix_ns, |node, _, _| {
+            node.place = Place::Gone;
+            node.registration.want(now, Wanted::End);
+        });
+    }
+
+    /// Takes an IPv6 packet with signalling.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing has changed, and nothing is sent.
+    pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
+        let found = Signalling::parse(packet)?;
+        let from = found.addresses.source;
+        if found.addresses.destination != self.config.address {
+            return Err(Refusal::Destination(found.addresses.destination));
+        }
+        let header = MobilityHeader::new_checked(found.message)?;
+        let repr = Repr::parse(&header, found.addresses.endpoints())?;
+        let spi = match repr.options.last() {
+            Some(MobilityOption::Authentication { spi, .. }) => *spi,
+            _ => return Err(VerifyError::Missing.into()),
+        };
+        let (name, node) =
+            self.nodes.iter().find(|(_, node)| node.has_key(spi)).ok_or(Refusal::UnknownKey(spi))?;
+        // The anchor's own proofs cover the gateway that it writes to; a gateway's cover itself.
+        let care_of = if from == self.config.anchor { self.config.address } else { from };
+        node.verify(spi, &header, Covered { care_of, peer: node.grant.prefix.address() })?;
+        let name = name.clone();
+        match repr.message {
+            Message::BindingAcknowledgement(told) if from == self.config.anchor => {
+                self.change(&name, now, unix_ns, |node, config, outputs| {
+                    let happened = match node.registration.acknowledged(now, &told) {
+                        Answered::Accepted(Wanted::Transient(_)) => Happened::Prepared,
+                        Answered::Accepted(Wanted::Active) => Happened::Registered,
+                        // A later epoch is registered: its revocation has been lost.
+                        Answered::Refused(Status::MAG_NOT_AUTHORIZED) => {
+                            return node.revoked(now, config, outputs);
+                        }
+                        Answered::Refused(status) => Happened::Refused(status),
+                        Answered::Nothing | Answered::Accepted(Wanted::End) => return,
+                    };
+                    outputs.push_back(Output::Event { node: node.name().to_vec(), happened });
+                });
+            }
+            Message::BindingRevocationIndication { sequence, flags, .. } if from == self.config.anchor => {
+                self.change(&name, now, unix_ns, |node, config, outputs| {
+                    let message = Message::BindingRevocationAcknowledgement {
+                        status: RevocationStatus::SUCCESS,
+                        sequence,
+                        flags,
+                    };
+                    node.send(&node.grant.key, config.address, config.anchor, message, Vec::new(), outputs);
+                    node.revoked(now, config, outputs);
+                });
+            }
+            Message::HandoverInitiate { sequence, code, .. } => {
+                self.change(&name, now, unix_ns, |node, config, outputs| {
+                    node.handover_initiated(from, sequence, code, config, outputs);
+                });
+            }
+            Message::HandoverAcknowledge { sequence, .. } => {
+                self.change(&name, now, unix_ns, |node, _, _| node.handover_acknowledged(from, sequence));
+            }
+            _ => return Err(Refusal::Type(repr.message.kind())),
+        }
+        Ok(())
+    }
+
+    /// Takes the packet that came in a tunnel from `from`.
+    pub fn handle_tunnelled(&mut self, from: Ipv6Addr, packet: Vec<u8>) {
+        let config = self.config;
+        let to = Inner::parse(&packet).map(|inner| inner.destination);
+        let Some(node) = to.and_then(|to| node_of(&self.prefixes, &mut self.nodes, to)) else {
+            self.dropped.foreign += 1;
+            return;
+        };
+        match &mut node.place {
+            Place::Here if from == config.anchor => self.outputs.push_back(Output::Deliver(packet)),
+            Place::Leaving { target, .. } if from == config.anchor => {
+                self.outputs.push_back(Output::Tunnel { to: *target, packet });
+            }
+            Place::Coming { source } if from == *source => {
+                self.dropped.overflow += node.hold_old(packet, config.buffer_bytes);
+            }
+            Place::Settling { source, .. } if from == *source => {
+                if packet == end_marker(config.anchor, node.grant.prefix) {
+                    self.outputs.extend(node.settled());
+                } else {
+                    self.outputs.push_back(Output::Deliver(packet));
+                }
+            }
+            Place::Coming { .. } | Place::Settling { .. } if from == config.anchor => {
+                self.dropped.overflow += node.hold_new(packet, config.buffer_bytes);
+            }
+            _ => self.dropped.foreign += 1,
+        }
+    }
+
+    /// Takes a packet that a virtual machine has sent.
+    pub fn handle_guest(&mut self, packet: Vec<u8>) {
+        let to = self.config.anchor;
+        let is_here = |node: &Node| matches!(node.place, Place::Here | Place::Settling { .. });
+        let source = Inner::parse(&packet).map(|inner| inner.source);
+        let node = source.and_then(|source| node_of(&self.prefixes, &mut self.nodes, source));
+        if node.is_some_and(|node| is_here(node)) {
+            self.outputs.push_back(Output::Tunnel { to, packet });
+        } else {
+            self.dropped.foreign += 1;
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Duration, unix_ns: u64) {
+        let is_due = |node: &&Node| node.deadline().is_some_and(|deadline| deadline <= now);
+        let due: Vec<_> = self.nodes.values().filter(is_due).map(|node| node.name().to_vec()).collect();
+        for name in due {
+            self.change(&name, now, unix_ns, |_, _, _| {});
+        }
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing comes before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.nodes.values().filter_map(Node::deadline).min()
+    }
+
+    /// What was not passed on so far.
+    #[must_use]
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    fn insert(&mut self, now: Duration, unix_ns: u64, node: Node) {
+        let name = node.name().to_vec();
+        if let Some(before) = self.nodes.get(&name) {
+            self.prefixes.remove(&before.grant.prefix.address());
+        }
+        self.prefixes.insert(node.grant.prefix.address(), name.clone());
+        self.nodes.insert(name.clone(), node);
+        self.change(&name, now, unix_ns, |_, _, _| {});
+    }
+
+    /// Changes one node, then does what is due for it.
+    fn change(
+        &mut self,
+        name: &[u8],
+        now: Duration,
+        unix_ns: u64,
+        work: impl FnOnce(&mut Node, &Config, &mut VecDeque<Output>),
+    ) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        work(node, &self.config, &mut self.outputs);
+        node.timeout(now, unix_ns, &self.config, &mut self.outputs);
+        if node.is_over() {
+            self.prefixes.remove(&node.grant.prefix.address());
+            self.dropped.overflow += node.waiting();
+            self.nodes.remove(name);
+            let happened = Happened::Forgotten;
+            self.outputs.push_back(Output::Event { node: name.to_vec(), happened });
+        }
+    }
+}
+
+fn node_of<'a>(
+    prefixes: &BTreeMap<Ipv6Addr, Vec<u8>>,
+    nodes: &'a mut BTreeMap<Vec<u8>, Node>,
+    address: Ipv6Addr,
+) -> Option<&'a mut Node> {
+    let (_, name) = prefixes.range(..=address).next_back()?;
+    nodes.get_mut(name).filter(|node| node.grant.prefix.contains(address))
+}
+
+#[cfg(test)]
+mod tests;

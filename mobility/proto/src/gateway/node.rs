@@ -1,0 +1,275 @@
+//! One virtual machine at a gateway: where its packets go, and what of them waits.
+
+use std::collections::VecDeque;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::buffer::Buffer;
+use super::registration::{Registration, Wanted};
+use super::{Config, Grant, Happened, Output};
+use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::wire::*;
+
+/// After how long a Handover Initiate is sent again, the first time; each further time doubles it. RFC 5949 section 5
+/// leaves it to the implementation.
+const HANDOVER_RETRY: Duration = Duration::from_millis(100);
+const HANDOVER_SENDS: u32 = 6;
+/// For how long a gateway goes on to forward what was under way to it when its binding was revoked.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Where a virtual machine is, as its gateway sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Here.
+    Here,
+    /// Not here yet. Its packets wait.
+    Coming { source: Ipv6Addr },
+    /// Here; packets still come the old way, those of the new way wait.
+    Settling { source: Ipv6Addr, until: Duration },
+    /// Paused or gone. Its packets go on to the target, after a revocation only until then.
+    Leaving { target: Ipv6Addr, until: Option<Duration> },
+    /// Not here.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) grant: Grant,
+    pub(super) place: Place,
+    pub(super) registration: Registration,
+    pub(super) old_way: Buffer,
+    new_way: Buffer,
+    handover: Option<Handover>,
+    /// The last Handover Initiate that was heeded: an older one, come again, changes nothing.
+    heeded: Option<u16>,
+}
+
+/// A conversation with the gateway at the target, by the key that was given for it.
+#[derive(Debug)]
+struct Handover {
+    key: SharedKey,
+    target: Ipv6Addr,
+    code: HandoverInitiateCode,
+    sequence: u16,
+    sends: u32,
+    /// `None` once it is acknowledged.
+    again: Option<Duration>,
+}
+
+impl Node {
+    pub(super) fn new(now: Duration, grant: Grant, place: Place, wanted: Wanted) -> Self {
+        let registration = Registration::new(now, wanted);
+        let (old_way, new_way) = Default::default();
+        Self { grant, place, registration, old_way, new_way, handover: None, heeded: None }
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
+        &self.grant.node
+    }
+
+    pub(super) fn has_key(&self, spi: u32) -> bool {
+        self.key(spi).is_some()
+    }
+
+    fn key(&self, spi: u32) -> Option<&SharedKey> {
+        let keys = std::iter::once(&self.grant.key).chain(self.handover.iter().map(|handover| &handover.key));
+        keys.into_iter().find(|key| key.spi() == spi)
+    }
+
+    pub(super) fn verify(
+        &self,
+        spi: u32,
+        header: &MobilityHeader<'_>,
+        covered: Covered,
+    ) -> Result<(), VerifyError> {
+        self.key(spi).ok_or(VerifyError::OtherKey(spi))?.verify(header, covered)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        let place = match self.place {
+            Place::Settling { until, .. } => Some(until),
+            Place::Leaving { until, .. } => until,
+            _ => None,
+        };
+        let handover = self.handover.as_ref().and_then(|handover| handover.again);
+        [place, handover, self.registration.deadline()].into_iter().flatten().min()
+    }
+
+    pub(super) fn timeout(
+        &mut self,
+        now: Duration,
+        unix_ns: u64,
+        config: &Config,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        match self.place {
+            Place::Settling { until, .. } if until <= now => outputs.extend(self.settled()),
+            Place::Leaving { until: Some(until), .. } if until <= now => self.place = Place::Gone,
+            _ => {}
+        }
+        self.initiate_handover(now, config, outputs);
+        if let Some(due) = self.registration.poll(now, unix_ns) {
+            let is_end = due.wanted == Wanted::End;
+            let message = Message::BindingUpdate(BindingUpdate {
+                sequence: due.sequence,
+                flags: BindingUpdateFlags::ACKNOWLEDGE | BindingUpdateFlags::PROXY,
+                lifetime: if is_end { BindingLifetime::ZERO } else { config.lifetime },
+            });
+            let mut options = vec![
+                MobilityOption::HandoffIndicator(HandoffIndicator::BETWEEN_GATEWAYS),
+                MobilityOption::AccessTechnologyType(AccessTechnology::ETHERNET),
+                MobilityOption::Timestamp(due.time),
+            ];
+            if let Wanted::Transient(lifetime) = due.wanted {
+                options.push(MobilityOption::TransientBinding { late_path_switch: true, lifetime });
+            }
+            self.send(&self.grant.key, config.address, config.anchor, message, options, outputs);
+        }
+    }
+
+    /// Nothing is left to be done for it here.
+    pub(super) fn is_over(&self) -> bool {
+        self.place == Place::Gone && self.registration.deadline().is_none()
+    }
+
+    pub(super) fn waiting(&self) -> u64 {
+        self.old_way.len() + self.new_way.len()
+    }
+
+    pub(super) fn hold_old(&mut self, packet: Vec<u8>, max_bytes: usize) -> u64 {
+        self.old_way.push(packet, max_bytes)
+    }
+
+    pub(super) fn hold_new(&mut self, packet: Vec<u8>, max_bytes: usize) -> u64 {
+        self.new_way.push(packet, max_bytes)
+    }
+
+    /// The old way has ended.
+    pub(super) fn settled(&mut self) -> impl Iterator<Item = Output> + use<> {
+        self.place = Place::Here;
+        self.new_way.take().into_iter().map(Output::Deliver)
+    }
+
+    pub(super) fn forward(&mut self, now: Duration, key: SharedKey, target: Ipv6Addr) {
+        self.place = Place::Leaving { target, until: None };
+        self.hand_over(now, key, target, HandoverInitiateCode::START);
+    }
+
+    pub(super) fn stay(&mut self, now: Duration) {
+        let Place::Leaving { target, until: None } = self.place else { return };
+        self.place = Place::Here;
+        if let Some(handover) = self.handover.take() {
+            self.hand_over(now, handover.key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
+        }
+    }
+
+    pub(super) fn revoked(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
+        let target = match self.place {
+            Place::Leaving { target, until: None } => target,
+            Place::Leaving { .. } | Place::Gone => return,
+            // Who had the machine come sooner than it was let go is not known here.
+            _ => config.anchor,
+        };
+        self.place = if target == config.anchor {
+            Place::Gone
+        } else {
+            Place::Leaving { target, until: Some(now + LINGER) }
+        };
+        self.registration.over();
+        let happened = Happened::Revoked;
+        outputs.push_back(Output::Event { node: self.name().to_vec(), happened });
+    }
+
+    fn hand_over(&mut self, now: Duration, key: SharedKey, target: Ipv6Addr, code: HandoverInitiateCode) {
+        let sequence = self.handover.as_ref().map_or(0, |handover| handover.sequence).wrapping_add(1);
+        self.handover = Some(Handover { key, target, code, sequence, sends: 0, again: Some(now) });
+    }
+
+    fn initiate_handover(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
+        let Some(handover) = &mut self.handover else { return };
+        if handover.again.is_none_or(|again| again > now) {
+            return;
+        }
+        handover.again =
+            (handover.sends < HANDOVER_SENDS).then_some(now + HANDOVER_RETRY * (1 << handover.sends));
+        handover.sends += 1;
+        if handover.again.is_none() {
+            return;
+        }
+        let flags =
+            HandoverInitiateFlags::PROXY | HandoverInitiateFlags::FORWARD | HandoverInitiateFlags::BUFFER;
+        let message = Message::HandoverInitiate { sequence: handover.sequence, flags, code: handover.code };
+        let (key, target) = (handover.key.clone(), handover.target);
+        self.send(&key, config.address, target, message, Vec::new(), outputs);
+    }
+
+    pub(super) fn handover_initiated(
+        &mut self,
+        from: Ipv6Addr,
+        sequence: u16,
+        code: HandoverInitiateCode,
+        config: &Config,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let is_newer =
+            self.heeded.is_none_or(|heeded| SequenceNumber(sequence).follows(SequenceNumber(heeded)));
+        let answer = match self.place {
+            Place::Coming { source } | Place::Settling { source, .. } if source == from => {
+                HandoverAcknowledgeCode::ACCEPTED
+            }
+            _ => HandoverAcknowledgeCode::FORWARDING_NOT_AVAILABLE,
+        };
+        if is_newer && answer == HandoverAcknowledgeCode::ACCEPTED {
+            self.heeded = Some(sequence);
+            let happened = if code == HandoverInitiateCode::FORWARDING_COMPLETE {
+                Happened::ForwardingEnded
+            } else {
+                Happened::Forwarded
+            };
+            outputs.push_back(Output::Event { node: self.grant.node.clone(), happened });
+        }
+        let flags = HandoverAcknowledgeFlags::PROXY
+            | HandoverAcknowledgeFlags::FORWARD
+            | HandoverAcknowledgeFlags::BUFFER;
+        let message = Message::HandoverAcknowledge { sequence, flags, code: answer };
+        self.send(&self.grant.key, config.address, from, message, Vec::new(), outputs);
+    }
+
+    pub(super) fn handover_acknowledged(&mut self, from: Ipv6Addr, sequence: u16) {
+        if let Some(handover) = &mut self.handover
+            && (handover.target, handover.sequence) == (from, sequence)
+        {
+            handover.again = None;
+        }
+    }
+
+    /// Sends a message about this machine, proved with `key`, from `own` to `to`.
+    pub(super) fn send(
+        &self,
+        key: &SharedKey,
+        own: Ipv6Addr,
+        to: Ipv6Addr,
+        message: Message,
+        options: Vec<MobilityOption>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let prefix = self.grant.prefix;
+        let mut all = vec![
+            MobilityOption::MobileNodeIdentifier {
+                kind: IdentifierType::NAI,
+                identifier: self.name().to_vec(),
+            },
+            MobilityOption::HomeNetworkPrefix(prefix),
+        ];
+        all.extend(options);
+        let addresses = Addresses::direct(own, to);
+        let covered = Covered { care_of: own, peer: prefix.address() };
+        // All that is sent is short: an identifier has at most 254 bytes.
+        let Ok(message) = key.emit(&Repr { message, options: all }, addresses.endpoints(), covered) else {
+            return;
+        };
+        if let Ok(header) = MobilityHeader::new_checked(&message) {
+            outputs.push_back(Output::Send(addresses.emit(header)));
+        }
+    }
+}
