@@ -2,7 +2,17 @@
 //!
 //! This pillar knows nothing of disks and hypervisors. It adapts sockets and clocks to what `mobility-proto` decides.
 
+pub mod access;
+mod advertise;
+pub mod home_agent;
+mod links;
+mod plane;
 pub mod probe;
+mod raw;
 pub mod rebind;
 
+pub use access::AccessGateway;
+pub use home_agent::{AgentError, HomeAgent};
+pub use links::LinkError;
+pub use mobility_proto::{anchor, auth, wire};
 pub use rebind::{Rebind, RebindError, Rebinder, Rebound, Unconfigured};

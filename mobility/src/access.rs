@@ -1,0 +1,349 @@
+//! A platform's mobile access gateway as a running agent: what `mobility-proto` decides about the virtual machines here,
+//! with sockets, a clock and a tunnel interface. Where a virtual machine runs is said by its owner through
+//! [`AccessGateway`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use mobility_proto::gateway::{self, Dropped, Gateway, Output};
+use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub use mobility_proto::gateway::{Grant, Happened};
+
+use crate::advertise::Router;
+use crate::home_agent::{
+    AgentError, SETTLE, check_forwarding, packet_of, send_signalling, sleep_until, unix_ns,
+};
+use crate::links::Links;
+use crate::plane::{INNER_MTU, Plane, Side};
+use crate::raw::{MOBILITY_HEADER, RawSocket};
+
+/// How a gateway is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This platform's address, which is the care-of address of its virtual machines.
+    pub address: Ipv6Addr,
+    /// The home agent's address.
+    pub anchor: Ipv6Addr,
+    /// The tunnel interface's name, at most 15 bytes.
+    pub interface: String,
+    /// How many bytes may wait for one virtual machine that is on its way: 1 Gb/s for 300 ms are 37.5 MB.
+    pub buffer_bytes: usize,
+}
+
+/// What has happened to a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its identifier.
+    pub node: String,
+    /// What.
+    pub happened: Happened,
+}
+
+enum Command {
+    Attach { node: String, interface: String, prefix: Ipv6Prefix, reply: oneshot::Sender<Result<(), AgentError>> },
+    Detach { node: String, reply: oneshot::Sender<()> },
+    Serve(Grant),
+    Expect(Grant, Ipv6Addr),
+    Forward(Grant, Ipv6Addr),
+    Arrived(String),
+    Stay(String),
+    Forget(String),
+    Dropped(oneshot::Sender<Dropped>),
+    End(oneshot::Sender<()>),
+}
+
+/// A running gateway. [`end`](Self::end) takes back what it told the kernel; so does the next start after a crash.
+#[derive(Debug, Clone)]
+pub struct AccessGateway {
+    commands: mpsc::Sender<Command>,
+    events: broadcast::Sender<Event>,
+}
+
+impl AccessGateway {
+    /// Starts it, after removing what a crash has left.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn start(config: Config) -> Result<Self, AgentError> {
+        check_forwarding()?;
+        let open = |what: &str| {
+            let what = format!("opening {what}");
+            move |source| AgentError::Open { what, source }
+        };
+        let links = Links::connect().map_err(open("rtnetlink"))?;
+        links.clear().await?;
+        let signalling = RawSocket::open(MOBILITY_HEADER, config.address, 0)
+            .map_err(open(&format!("a socket for signalling at {}", config.address)))?;
+        let plane = Plane::open(&config.interface, config.address)
+            .map_err(open(&format!("the tunnel interface {}", config.interface)))?;
+        let index = links.index(&config.interface).await?;
+        links.up(index, INNER_MTU.into()).await?;
+        links.attach_tunnel(&config.interface, index).await?;
+        let gateway = Gateway::new(gateway::Config {
+            address: config.address,
+            anchor: config.anchor,
+            lifetime: BindingLifetime::from_secs(300),
+            transient: TransientLifetime::from_ms(10_000),
+            buffer_bytes: config.buffer_bytes,
+            settle: SETTLE,
+        });
+        let (commands, inbox) = mpsc::channel(64);
+        let (events, _) = broadcast::channel(256);
+        let agent = Agent {
+            address: config.address,
+            gateway,
+            signalling,
+            plane,
+            links,
+            guests: BTreeMap::new(),
+            events: events.clone(),
+            start: Instant::now(),
+        };
+        tokio::spawn(agent.run(inbox));
+        Ok(Self { commands, events })
+    }
+
+    /// Makes `interface` the link between the virtual machine and this gateway. It may not exist before the machine does.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn attach(&self, node: &str, interface: &str, prefix: Ipv6Prefix) -> Result<(), AgentError> {
+        let (node, interface) = (node.to_owned(), interface.to_owned());
+        self.ask(|reply| Command::Attach { node, interface, prefix, reply }).await?
+    }
+
+    /// Takes the link back.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn detach(&self, node: &str) -> Result<(), AgentError> {
+        self.ask(|reply| Command::Detach { node: node.to_owned(), reply }).await
+    }
+
+    /// The virtual machine runs here.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn serve(&self, grant: Grant) -> Result<(), AgentError> {
+        self.tell(Command::Serve(grant)).await
+    }
+
+    /// The virtual machine will come from the gateway at `source`.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn expect(&self, grant: Grant, source: Ipv6Addr) -> Result<(), AgentError> {
+        self.tell(Command::Expect(grant, source)).await
+    }
+
+    /// The virtual machine is paused and goes to the gateway at `target`, which has been given `grant`.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn forward(&self, grant: Grant, target: Ipv6Addr) -> Result<(), AgentError> {
+        self.tell(Command::Forward(grant, target)).await
+    }
+
+    /// The virtual machine that was expected runs here.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn arrived(&self, node: &str) -> Result<(), AgentError> {
+        self.tell(Command::Arrived(node.to_owned())).await
+    }
+
+    /// The virtual machine runs on here: the move was given up.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn stay(&self, node: &str) -> Result<(), AgentError> {
+        self.tell(Command::Stay(node.to_owned())).await
+    }
+
+    /// The virtual machine does not run here any more, or does not come.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn forget(&self, node: &str) -> Result<(), AgentError> {
+        self.tell(Command::Forget(node.to_owned())).await
+    }
+
+    /// What has happened, from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// What was not passed on so far.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn dropped(&self) -> Result<Dropped, AgentError> {
+        self.ask(Command::Dropped).await
+    }
+
+    /// Ends it and takes back what it told the kernel.
+    pub async fn end(&self) {
+        let _ = self.ask(Command::End).await;
+    }
+
+    async fn tell(&self, command: Command) -> Result<(), AgentError> {
+        self.commands.send(command).await.map_err(|_| AgentError::Ended)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AgentError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await?;
+        answer.await.map_err(|_| AgentError::Ended)
+    }
+}
+
+/// The link to one virtual machine.
+struct Guest {
+    interface: String,
+    prefix: Ipv6Prefix,
+    router: Arc<Router>,
+    task: AbortHandle,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Agent {
+    address: Ipv6Addr,
+    gateway: Gateway,
+    signalling: RawSocket,
+    plane: Plane,
+    links: Links,
+    guests: BTreeMap<String, Guest>,
+    events: broadcast::Sender<Event>,
+    start: Instant,
+}
+
+impl Agent {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut buffer = vec![0; 4096];
+        let ended = loop {
+            let deadline = self.gateway.deadline().map(|deadline| self.start + deadline);
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::End(reply)) => break Some(reply),
+                    Some(command) => self.command(command).await,
+                    None => break None,
+                },
+                received = self.signalling.receive(&mut buffer) => match received {
+                    Ok((len, from)) => {
+                        let packet = packet_of(from, self.address, &buffer[..len]);
+                        if let Err(refusal) = self.gateway.handle_packet(self.start.elapsed(), unix_ns(), &packet) {
+                            tracing::debug!("signalling from {from} was not believed: {refusal}");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!("the gateway ends: receiving signalling: {error}");
+                        break None;
+                    }
+                },
+                side = self.plane.ready() => match side {
+                    Ok(side) => self.pass(side),
+                    Err(error) => {
+                        tracing::error!("the gateway ends: its tunnel interface: {error}");
+                        break None;
+                    }
+                },
+                () = sleep_until(deadline) => {}
+            }
+            self.gateway.handle_timeout(self.start.elapsed(), unix_ns());
+            self.drain().await;
+        };
+        self.guests.clear();
+        if let Err(error) = self.links.clear().await {
+            tracing::warn!("not all that the gateway told the kernel could be taken back: {error}");
+        }
+        drop(self);
+        if let Some(reply) = ended {
+            let _ = reply.send(());
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        let (now, ns) = (self.start.elapsed(), unix_ns());
+        match command {
+            Command::Attach { node, interface, prefix, reply } => {
+                let _ = reply.send(self.attach(node, interface, prefix).await);
+            }
+            Command::Detach { node, reply } => {
+                if let Some(guest) = self.guests.remove(&node)
+                    && let Err(error) = self.links.detach_guest(&guest.interface, guest.prefix).await
+                {
+                    tracing::warn!("the link to {node} could not be taken back: {error}");
+                }
+                let _ = reply.send(());
+            }
+            Command::Serve(grant) => self.gateway.serve(now, ns, grant),
+            Command::Expect(grant, source) => self.gateway.expect(now, ns, grant, source),
+            Command::Forward(grant, target) => self.gateway.forward(now, ns, grant, target),
+            Command::Arrived(node) => self.gateway.arrived(now, ns, node.as_bytes()),
+            Command::Stay(node) => self.gateway.stay(now, ns, node.as_bytes()),
+            Command::Forget(node) => self.gateway.forget(now, ns, node.as_bytes()),
+            Command::Dropped(reply) => {
+                let _ = reply.send(self.gateway.dropped());
+            }
+            Command::End(_) => {}
+        }
+    }
+
+    async fn attach(&mut self, node: String, interface: String, prefix: Ipv6Prefix) -> Result<(), AgentError> {
+        let index = self.links.attach_guest(&interface, prefix).await?;
+        let router = Router::open(index, prefix).map_err(|source| AgentError::Open {
+            what: format!("opening a socket for router advertisements on {interface}"),
+            source,
+        })?;
+        let router = Arc::new(router);
+        let task = tokio::spawn(router.clone().run()).abort_handle();
+        self.guests.insert(node, Guest { interface, prefix, router, task });
+        Ok(())
+    }
+
+    fn pass(&mut self, side: Side) {
+        match side {
+            Side::Kernel(count) => {
+                let Self { plane, gateway, .. } = self;
+                plane.from_kernel(count).for_each(|packet| gateway.handle_guest(packet.to_vec()));
+            }
+            Side::Tunnel => {
+                for (from, packet) in self.plane.from_tunnels() {
+                    self.gateway.handle_tunnelled(from, packet);
+                }
+            }
+        }
+    }
+
+    async fn drain(&mut self) {
+        while let Some(output) = self.gateway.poll_output() {
+            match output {
+                Output::Send(packet) => send_signalling(&self.signalling, &packet),
+                Output::Tunnel { to, packet } => self.plane.send(to, &packet),
+                Output::Deliver(packet) => self.plane.deliver(&packet),
+                Output::Advertise { node } => {
+                    if let Some(guest) = self.guests.get(&*String::from_utf8_lossy(&node)) {
+                        guest.router.advertise();
+                    }
+                }
+                Output::Event { node, happened } => {
+                    let node = String::from_utf8_lossy(&node).into_owned();
+                    // Nobody may be listening.
+                    let _ = self.events.send(Event { node, happened });
+                }
+            }
+        }
+        self.plane.flush().await;
+    }
+}

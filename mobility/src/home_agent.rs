@@ -1,0 +1,281 @@
+//! The home agent and local mobility anchor as a running agent: what `mobility-proto` decides about bindings, with sockets,
+//! a clock and a tunnel interface. Whom it serves is said by its owner through [`HomeAgent`].
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::time::{Duration, SystemTime};
+
+use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output};
+use mobility_proto::inner::{Inner, end_marker};
+use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::links::{LinkError, Links};
+use crate::plane::{INNER_MTU, Plane, Side};
+use crate::raw::{MOBILITY_HEADER, RawSocket};
+
+/// How a home agent is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its address, for signalling and tunnels.
+    pub address: Ipv6Addr,
+    /// The prefixes of which mobile nodes have a part: what is for them comes to this host.
+    pub prefixes: Vec<Ipv6Prefix>,
+    /// The tunnel interface's name, at most 15 bytes.
+    pub interface: String,
+    /// How many mobile nodes it serves at most.
+    pub max_nodes: usize,
+    /// How often it has started.
+    pub restart_counter: u32,
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A socket or an interface cannot be had.
+    #[error("{what}: {source}; it needs root, or CAP_NET_ADMIN and CAP_NET_RAW")]
+    Open {
+        /// What was to be opened.
+        what: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel did not do what it was asked.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The host does not forward packets.
+    #[error(
+        "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
+         routes from advertisements then needs accept_ra = 2)"
+    )]
+    NoForwarding,
+    /// The agent has ended.
+    #[error("the mobility agent is not running any more; see the log")]
+    Ended,
+}
+
+/// Where a mobile node is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The mobile node's identifier.
+    pub node: String,
+    /// Where it is reached.
+    pub care_of: Ipv6Addr,
+    /// The ownership epoch in which it is there.
+    pub epoch: u64,
+}
+
+enum Command {
+    Authorize(Box<Authorization>, oneshot::Sender<Result<(), AuthorizeError>>),
+    Withdraw(u32),
+    Binding(String, oneshot::Sender<Option<Binding>>),
+}
+
+/// A running home agent. It ends when this is dropped, and takes its interface and routes with it.
+#[derive(Debug, Clone)]
+pub struct HomeAgent(mpsc::Sender<Command>);
+
+impl HomeAgent {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// [`AgentError`]; nothing is left behind then.
+    pub async fn start(config: Config) -> Result<Self, AgentError> {
+        check_forwarding()?;
+        let open = |what: &str| {
+            let what = format!("opening {what}");
+            move |source| AgentError::Open { what, source }
+        };
+        let links = Links::connect().map_err(open("rtnetlink"))?;
+        let signalling = RawSocket::open(MOBILITY_HEADER, config.address, 0)
+            .map_err(open(&format!("a socket for signalling at {}", config.address)))?;
+        let plane = Plane::open(&config.interface, config.address)
+            .map_err(open(&format!("the tunnel interface {}", config.interface)))?;
+        let index = links.index(&config.interface).await?;
+        links.up(index, INNER_MTU.into()).await?;
+        for prefix in &config.prefixes {
+            links.route(*prefix, index).await?;
+        }
+        let anchor = Anchor::new(anchor::Config {
+            address: config.address,
+            max_nodes: config.max_nodes,
+            max_lifetime: BindingLifetime::from_secs(600),
+            max_transient: TransientLifetime::from_ms(25_500),
+            restart_counter: config.restart_counter,
+        });
+        let (commands, inbox) = mpsc::channel(64);
+        let agent = Agent { address: config.address, anchor, signalling, plane, start: Instant::now() };
+        tokio::spawn(agent.run(inbox));
+        Ok(Self(commands))
+    }
+
+    /// From now on this registrant may register this mobile node.
+    ///
+    /// # Errors
+    /// What the anchor says, inside; [`AgentError::Ended`].
+    pub async fn authorize(&self, authorization: Authorization) -> Result<Result<(), AuthorizeError>, AgentError> {
+        self.ask(|reply| Command::Authorize(Box::new(authorization), reply)).await
+    }
+
+    /// The key with this SPI is worth nothing from now on.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn withdraw(&self, spi: u32) -> Result<(), AgentError> {
+        self.0.send(Command::Withdraw(spi)).await.map_err(|_| AgentError::Ended)
+    }
+
+    /// Where a mobile node is reached.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn binding(&self, node: &str) -> Result<Option<Binding>, AgentError> {
+        self.ask(|reply| Command::Binding(node.to_owned(), reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AgentError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(command(reply)).await.map_err(|_| AgentError::Ended)?;
+        answer.await.map_err(|_| AgentError::Ended)
+    }
+}
+
+/// Both agents make this host a router.
+pub(crate) fn check_forwarding() -> Result<(), AgentError> {
+    let path = "/proc/sys/net/ipv6/conf/all/forwarding";
+    match std::fs::read_to_string(path) {
+        Ok(value) if value.trim() == "1" => Ok(()),
+        Ok(_) => Err(AgentError::NoForwarding),
+        Err(source) => Err(AgentError::Open { what: format!("reading {path}"), source }),
+    }
+}
+
+pub(crate) fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// The IPv6 packet around a Mobility Header that a socket gave without: there are no extension headers where both ends are
+/// ours.
+pub(crate) fn packet_of(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(message.len()).unwrap_or(u16::MAX).to_be_bytes());
+    packet.extend([MOBILITY_HEADER as u8, 64]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(message);
+    packet
+}
+
+/// Sends a packet of signalling: the kernel makes its header again.
+pub(crate) fn send_signalling(socket: &RawSocket, packet: &[u8]) {
+    let Some((inner, message)) = Inner::parse(packet).zip(packet.get(40..)) else { return };
+    if let Err(error) = socket.send(message, inner.destination, 0) {
+        tracing::debug!("signalling for {} was lost: {error}", inner.destination);
+    }
+}
+
+struct Agent {
+    address: Ipv6Addr,
+    anchor: Anchor,
+    signalling: RawSocket,
+    plane: Plane,
+    start: Instant,
+}
+
+impl Agent {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let deadline = self.anchor.deadline().map(|deadline| self.start + deadline);
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                received = self.signalling.receive(&mut buffer) => match received {
+                    Ok((len, from)) => {
+                        let packet = packet_of(from, self.address, &buffer[..len]);
+                        if let Err(refusal) = self.anchor.handle_packet(self.start.elapsed(), unix_ns(), &packet) {
+                            tracing::debug!("signalling from {from} was not believed: {refusal}");
+                        }
+                    }
+                    Err(error) => return tracing::error!("the home agent ends: receiving signalling: {error}"),
+                },
+                side = self.plane.ready() => match side {
+                    Ok(side) => self.pass(side).await,
+                    Err(error) => return tracing::error!("the home agent ends: its tunnel interface: {error}"),
+                },
+                () = sleep_until(deadline) => {}
+            }
+            self.anchor.handle_timeout(self.start.elapsed());
+            self.drain();
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Authorize(authorization, reply) => {
+                let _ = reply.send(self.anchor.authorize(*authorization));
+            }
+            Command::Withdraw(spi) => self.anchor.withdraw(spi),
+            Command::Binding(node, reply) => {
+                let found = self.anchor.binding(node.as_bytes());
+                let _ = reply.send(found.map(|(care_of, epoch)| Binding { node, care_of, epoch }));
+            }
+        }
+    }
+
+    async fn pass(&mut self, side: Side) {
+        match side {
+            Side::Kernel(count) => {
+                for packet in self.plane.from_kernel(count) {
+                    let to = Inner::parse(packet).and_then(|inner| self.anchor.care_of(inner.destination));
+                    if let Some(to) = to {
+                        self.plane.send(to, packet);
+                    }
+                }
+            }
+            Side::Tunnel => {
+                for (from, packet) in self.plane.from_tunnels() {
+                    let Some(inner) = Inner::parse(&packet) else { continue };
+                    if !self.anchor.accepts(inner.source, from) {
+                        continue;
+                    }
+                    // From one mobile node to another without a way through the kernel.
+                    match self.anchor.care_of(inner.destination) {
+                        Some(to) => self.plane.send(to, &packet),
+                        None => self.plane.deliver(&packet),
+                    }
+                }
+                self.plane.flush().await;
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.anchor.poll_output() {
+            match output {
+                Output::Send(packet) => send_signalling(&self.signalling, &packet),
+                // The binding cache itself says where packets go: only the end of the old way is left to be told.
+                Output::SwitchRoute { prefix, before: Some(before), .. } => {
+                    self.plane.send(before, &end_marker(self.address, prefix));
+                }
+                Output::SwitchRoute { .. } | Output::RemoveRoute { .. } => {}
+            }
+        }
+    }
+}
+
+/// Never, when there is nothing to wait for.
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Long enough for any scheduling hiccup, short enough for a person.
+pub(crate) const SETTLE: Duration = Duration::from_millis(500);

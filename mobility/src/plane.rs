@@ -1,0 +1,101 @@
+//! The data plane in user space: a TUN interface to the kernel on one side, a raw socket for IPv6 in IPv6 (RFC 2473) on the
+//! other. Works on every Linux; decides nothing about a packet.
+
+use std::io;
+use std::net::Ipv6Addr;
+
+use tun_rs::{AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_LEN};
+
+use crate::raw::{IPV6, RawSocket};
+
+/// What a packet may have inside a tunnel over a network of 1500 bytes.
+pub(crate) const INNER_MTU: u16 = 1460;
+/// The largest packet that the kernel hands over before it is cut into those of the MTU.
+const LARGEST: usize = VIRTIO_NET_HDR_LEN + 65_535;
+/// How many packets are taken from a socket before anything else gets its turn.
+const BATCH: usize = IDEAL_BATCH_SIZE;
+
+/// The two ends of the tunnels of one agent.
+pub(crate) struct Plane {
+    tun: AsyncDevice,
+    outer: RawSocket,
+    whole: Vec<u8>,
+    cut: Vec<Vec<u8>>,
+    sizes: Vec<usize>,
+    merged: GROTable,
+    to_kernel: Vec<Vec<u8>>,
+    received: Vec<u8>,
+}
+
+/// From which side there is something to take.
+pub(crate) enum Side {
+    Kernel(usize),
+    Tunnel,
+}
+
+impl Plane {
+    /// Makes the interface `name`, which goes with this value, and opens the tunnels at `address`.
+    pub(crate) fn open(name: &str, address: Ipv6Addr) -> io::Result<Self> {
+        let tun = DeviceBuilder::new().name(name).layer(Layer::L3).offload(true).build_async()?;
+        Ok(Self {
+            tun,
+            outer: RawSocket::open(IPV6, address, 0)?,
+            whole: vec![0; LARGEST],
+            cut: vec![vec![0; usize::from(INNER_MTU) + 64]; BATCH],
+            sizes: vec![0; BATCH],
+            merged: GROTable::default(),
+            to_kernel: Vec::new(),
+            received: vec![0; 65_535],
+        })
+    }
+
+    /// Waits until a packet can be taken from either side.
+    pub(crate) async fn ready(&mut self) -> io::Result<Side> {
+        tokio::select! {
+            count = self.tun.recv_multiple(&mut self.whole, &mut self.cut, &mut self.sizes, 0) => {
+                Ok(Side::Kernel(count?))
+            }
+            ready = self.outer.readable() => ready.map(|()| Side::Tunnel),
+        }
+    }
+
+    /// What the kernel has for the tunnels.
+    pub(crate) fn from_kernel(&self, count: usize) -> impl Iterator<Item = &[u8]> {
+        self.cut.iter().zip(&self.sizes).take(count).map(|(packet, size)| &packet[..*size])
+    }
+
+    /// What has come through tunnels, with where it came from.
+    pub(crate) fn from_tunnels(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
+        let Self { outer, received, .. } = self;
+        std::iter::from_fn(|| {
+            let (len, from) = outer.try_receive(received)?;
+            Some((from, received[..len].to_vec()))
+        })
+        .take(BATCH)
+        .collect()
+    }
+
+    /// Sends a packet through the tunnel to `to`; a full socket loses it, as a router's queue would.
+    pub(crate) fn send(&self, to: Ipv6Addr, packet: &[u8]) {
+        if let Err(error) = self.outer.send(packet, to, 0) {
+            tracing::debug!("a packet for {to} was lost: {error}");
+        }
+    }
+
+    /// Gives a packet to the kernel, with the next [`flush`](Self::flush).
+    pub(crate) fn deliver(&mut self, packet: &[u8]) {
+        let mut buffer = Vec::with_capacity(VIRTIO_NET_HDR_LEN + packet.len());
+        buffer.resize(VIRTIO_NET_HDR_LEN, 0);
+        buffer.extend_from_slice(packet);
+        self.to_kernel.push(buffer);
+    }
+
+    pub(crate) async fn flush(&mut self) {
+        for batch in self.to_kernel.chunks_mut(BATCH) {
+            if let Err(error) = self.tun.send_multiple(&mut self.merged, batch, VIRTIO_NET_HDR_LEN).await {
+                tracing::debug!("{} packets were lost: {error}", batch.len());
+            }
+        }
+        self.to_kernel.clear();
+    }
+}

@@ -1,0 +1,81 @@
+//! Raw IPv6 sockets of one protocol: signalling (135), tunnelled packets (41) and ICMPv6 (58). Sends and receives what is
+//! behind the IPv6 header; the kernel makes and takes off the header. Needs CAP_NET_RAW.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{
+    AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom,
+    sendto, socket_with, sockopt,
+};
+use tokio::io::unix::AsyncFd;
+
+/// The Mobility Header (RFC 6275 section 6.1).
+pub(crate) const MOBILITY_HEADER: u32 = 135;
+/// IPv6 in IPv6 (RFC 2473).
+pub(crate) const IPV6: u32 = 41;
+/// ICMPv6.
+pub(crate) const ICMPV6: u32 = 58;
+
+/// Room for what may wait in a socket: 10 ms at 3 Gb/s.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// A raw socket of one protocol, bound to one address.
+#[derive(Debug)]
+pub(crate) struct RawSocket(AsyncFd<OwnedFd>);
+
+impl RawSocket {
+    /// `scope` is an interface's index for a link-local address, 0 otherwise.
+    pub(crate) fn open(protocol: u32, address: Ipv6Addr, scope: u32) -> io::Result<Self> {
+        let protocol = RawProtocol::new(protocol).map(Protocol::from_raw);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET6, SocketType::RAW, flags, protocol)?;
+        // More than the system's limit is asked for as root, otherwise what it allows.
+        let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
+        let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
+        bind(&socket, &SocketAddrV6::new(address, 0, 0, scope))?;
+        Ok(Self(AsyncFd::new(socket)?))
+    }
+
+    /// Router advertisements must come from the link itself (RFC 4861 section 6.1.2).
+    pub(crate) fn keep_on_link(&self) -> io::Result<()> {
+        sockopt::set_ipv6_multicast_hops(self.0.get_ref(), 255)?;
+        sockopt::set_ipv6_unicast_hops(self.0.get_ref(), Some(255))?;
+        Ok(())
+    }
+
+    /// Sends `payload` at once or not at all, as a router does.
+    pub(crate) fn send(&self, payload: &[u8], to: Ipv6Addr, scope: u32) -> io::Result<()> {
+        let to = SocketAddrV6::new(to, 0, 0, scope);
+        sendto(self.0.get_ref(), payload, SendFlags::DONTWAIT, &to)?;
+        Ok(())
+    }
+
+    /// Waits until there is something to receive.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// What has come, if anything: its length and from whom.
+    pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Ipv6Addr)> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if let Ok(received) = ready.try_io(|fd| receive(fd.get_ref(), buffer)) {
+                return received;
+            }
+        }
+    }
+
+    /// As [`receive`](Self::receive), without waiting.
+    pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Option<(usize, Ipv6Addr)> {
+        receive(self.0.get_ref(), buffer).ok()
+    }
+}
+
+fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Ipv6Addr)> {
+    let (len, _, from) = recvfrom(fd, buffer, RecvFlags::DONTWAIT)?;
+    let from = from.and_then(|from| SocketAddrV6::try_from(from).ok());
+    Ok((len, from.map_or(Ipv6Addr::UNSPECIFIED, |from| *from.ip())))
+}
