@@ -6,9 +6,11 @@
 
 pub mod block_device;
 pub mod collector;
+pub mod delay_line;
 pub mod files;
 pub mod guest;
 pub mod lab;
+pub mod namespace;
 pub mod plain;
 pub mod platform;
 pub mod relay;
@@ -17,8 +19,10 @@ pub mod verify;
 
 pub use block_device::BlockDevice;
 pub use collector::Collector;
+pub use delay_line::{DelayLine, Direction, Way};
 pub use guest::Guest;
 pub use lab::Lab;
+pub use namespace::Namespace;
 pub use plain::PlainGuest;
 pub use platform::{Platform, pair, pair_over};
 pub use relay::{LinkSettings, Relay};
