@@ -45,8 +45,16 @@ pub struct Event {
 }
 
 enum Command {
-    Attach { node: String, interface: String, prefix: Ipv6Prefix, reply: oneshot::Sender<Result<(), AgentError>> },
-    Detach { node: String, reply: oneshot::Sender<()> },
+    Attach {
+        node: String,
+        interface: String,
+        prefix: Ipv6Prefix,
+        reply: oneshot::Sender<Result<(), AgentError>>,
+    },
+    Detach {
+        node: String,
+        reply: oneshot::Sender<()>,
+    },
     Serve(Grant),
     Expect(Grant, Ipv6Addr),
     Forward(Grant, Ipv6Addr),
@@ -300,7 +308,12 @@ impl Agent {
         }
     }
 
-    async fn attach(&mut self, node: String, interface: String, prefix: Ipv6Prefix) -> Result<(), AgentError> {
+    async fn attach(
+        &mut self,
+        node: String,
+        interface: String,
+        prefix: Ipv6Prefix,
+    ) -> Result<(), AgentError> {
         let index = self.links.attach_guest(&interface, prefix).await?;
         let router = Router::open(index, prefix).map_err(|source| AgentError::Open {
             what: format!("opening a socket for router advertisements on {interface}"),

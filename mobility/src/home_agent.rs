@@ -116,7 +116,10 @@ impl HomeAgent {
     ///
     /// # Errors
     /// What the anchor says, inside; [`AgentError::Ended`].
-    pub async fn authorize(&self, authorization: Authorization) -> Result<Result<(), AuthorizeError>, AgentError> {
+    pub async fn authorize(
+        &self,
+        authorization: Authorization,
+    ) -> Result<Result<(), AuthorizeError>, AgentError> {
         self.ask(|reply| Command::Authorize(Box::new(authorization), reply)).await
     }
 

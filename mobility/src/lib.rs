@@ -14,5 +14,5 @@ pub mod rebind;
 pub use access::AccessGateway;
 pub use home_agent::{AgentError, HomeAgent};
 pub use links::LinkError;
-pub use mobility_proto::{anchor, auth, wire};
+pub use mobility_proto::{anchor, auth, gateway, wire};
 pub use rebind::{Rebind, RebindError, Rebinder, Rebound, Unconfigured};

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
@@ -52,8 +52,9 @@ impl Links {
     pub(crate) async fn index(&self, name: &str) -> Result<u32> {
         let found = self.0.link().get().match_name(name).execute().try_next().await;
         let missing = || rtnetlink::Error::RequestFailed;
-        let link: LinkMessage =
-            found.and_then(|link| link.ok_or_else(missing)).map_err(failed(|| format!("finding interface {name}")))?;
+        let link: LinkMessage = found
+            .and_then(|link| link.ok_or_else(missing))
+            .map_err(failed(|| format!("finding interface {name}")))?;
         Ok(link.header.index)
     }
 
@@ -127,7 +128,9 @@ impl Links {
     async fn remove_gateway_address(&self, index: Option<u32>) -> Result<()> {
         let list = self.0.address().get().set_address_filter(GATEWAY_LINK_LOCAL.into()).execute();
         let found: Vec<_> = list.try_collect().await.map_err(failed(|| "listing addresses".to_owned()))?;
-        for address in found.into_iter().filter(|address| index.is_none_or(|index| address.header.index == index)) {
+        for address in
+            found.into_iter().filter(|address| index.is_none_or(|index| address.header.index == index))
+        {
             let message = AddressMessageBuilder::<Ipv6Addr>::new()
                 .index(address.header.index)
                 .address(GATEWAY_LINK_LOCAL, 64)
@@ -140,7 +143,8 @@ impl Links {
     /// What comes in by this interface is looked up in this table, before any other but that of local addresses.
     async fn rule(&self, input: &str, table: u32) -> Result<()> {
         self.remove_rules(|other| other == input).await?;
-        let mut rule = self.0.rule().add().v6().input_interface(input).table_id(table).action(RuleAction::ToTable);
+        let mut rule =
+            self.0.rule().add().v6().input_interface(input).table_id(table).action(RuleAction::ToTable);
         rule = rule.priority(FROM_GUESTS);
         rule.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
         let done = rule.execute().await;
@@ -158,26 +162,6 @@ impl Links {
             }
         }
         Ok(())
-    }
-
-    /// The names of all links.
-    #[cfg(test)]
-    pub(crate) async fn names(&self) -> Result<Vec<String>> {
-        let list: Vec<LinkMessage> = self
-            .0
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed(|| "listing interfaces".to_owned()))?;
-        let name = |link: LinkMessage| {
-            link.attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            })
-        };
-        Ok(list.into_iter().filter_map(name).collect())
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::net::{
     AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom,
     sendto, socket_with, sockopt,
 };
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The Mobility Header (RFC 6275 section 6.1).
@@ -35,7 +36,10 @@ impl RawSocket {
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
         let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
         bind(&socket, &SocketAddrV6::new(address, 0, 0, scope))?;
-        Ok(Self(AsyncFd::new(socket)?))
+        // SAFETY: an `OwnedFd` is the same descriptor as long as it lives, and it lives in the `AsyncFd`.
+        #[allow(unsafe_code)]
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self(socket))
     }
 
     /// Router advertisements must come from the link itself (RFC 4861 section 6.1.2).
@@ -70,7 +74,7 @@ impl RawSocket {
 
     /// As [`receive`](Self::receive), without waiting.
     pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Option<(usize, Ipv6Addr)> {
-        receive(self.0.get_ref(), buffer).ok()
+        self.0.try_io(Interest::READABLE, |fd| receive(fd, buffer)).ok()
     }
 }
 

@@ -1,0 +1,223 @@
+//! The namespaces of the lab, how they are joined, and the guest that moves.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use harness::{DelayLine, Namespace, Way};
+use mobility::access::{self, AccessGateway, Grant};
+use mobility::anchor::{Authorization, Registrant};
+use mobility::auth::{Algorithm, SharedKey};
+use mobility::home_agent::{self, HomeAgent};
+use mobility::wire::Ipv6Prefix;
+
+use crate::agents::Running;
+
+/// The home agent's address.
+pub const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+/// The guest's address, which it keeps.
+pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
+/// The guest's identifier.
+pub const NODE: &str = "vm";
+/// The interface of a platform to the guest.
+const TAP: &str = "tap-vm";
+
+/// The guest's prefix.
+#[must_use]
+pub fn prefix() -> Ipv6Prefix {
+    Ipv6Prefix::new(HOME, 64).expect("64 is a length")
+}
+
+/// The key for one epoch, as the home agent gives it.
+#[must_use]
+pub fn grant(epoch: u64) -> Grant {
+    let key = SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, &[epoch as u8; 32]);
+    Grant { key, node: NODE.as_bytes().to_vec(), prefix: prefix() }
+}
+
+/// One of the two platforms.
+#[derive(Debug)]
+pub struct Platform {
+    /// Its namespace.
+    pub namespace: Arc<Namespace>,
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Its gateway.
+    pub gateway: Running<AccessGateway>,
+    /// The guest's interface on this platform's link.
+    port: &'static str,
+}
+
+/// The lab.
+#[derive(Debug)]
+pub struct Network {
+    /// The home agent's namespace.
+    pub anchor: Arc<Namespace>,
+    /// The correspondent's namespace.
+    pub correspondent: Arc<Namespace>,
+    /// The guest's namespace.
+    pub guest: Arc<Namespace>,
+    /// The two platforms.
+    pub platforms: [Platform; 2],
+    /// The line between home agent and platforms.
+    pub line: DelayLine,
+    /// The home agent.
+    pub home_agent: Running<HomeAgent>,
+    edge: Arc<Namespace>,
+}
+
+fn namespace() -> Result<Arc<Namespace>> {
+    let namespace = Namespace::new()?;
+    for name in ["all/forwarding", "default/forwarding"] {
+        namespace.sysctl(&format!("net/ipv6/conf/{name}"), "1")?;
+    }
+    // Nobody here has to find out whether an address is taken.
+    namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+    namespace.sysctl("net/ipv6/conf/default/dad_transmits", "0")?;
+    Ok(Arc::new(namespace))
+}
+
+fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
+    let there = second.0.path();
+    let mut command = Command::new("ip");
+    command.args(["link", "add", first.1, "type", "veth", "peer", "name", second.1, "netns"]).arg(there);
+    first.0.run(&mut command)?;
+    for (namespace, name, address) in [first, second] {
+        namespace.ip(&format!("link set {name} up"))?;
+        if !address.is_empty() {
+            namespace.ip(&format!("address add {address} dev {name} nodad"))?;
+        }
+    }
+    Ok(())
+}
+
+impl Network {
+    /// Makes the network, starts the agents, and the guest at the first platform. From there to the home agent and back
+    /// takes `round_trip`.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn start(round_trip: Duration) -> Result<Self> {
+        let [anchor, edge, correspondent, guest] = [namespace()?, namespace()?, namespace()?, namespace()?];
+        let line = DelayLine::join((&anchor, "edge"), (&edge, "anchor"), 1)?;
+        anchor.ip("address add 2001:db8:1::1/64 dev edge nodad")?;
+        edge.ip("address add 2001:db8:1::2/64 dev anchor nodad")?;
+        join((&anchor, "cn", "2001:db8:c::1/64"), (&correspondent, "anchor", "2001:db8:c::c/64"))?;
+        correspondent.ip("-6 route add default via 2001:db8:c::1")?;
+        anchor.ip("-6 route add default via 2001:db8:1::2")?;
+        edge.ip("-6 route add default via 2001:db8:1::1")?;
+
+        guest.ip("link add br0 type bridge mcast_snooping 0")?;
+        guest.ip("link set br0 address 02:00:00:00:00:10 up")?;
+        guest.ip(&format!("address add {HOME}/64 dev br0 nodad"))?;
+        guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
+
+        let home_agent = Running::start(&anchor, async || HomeAgent::start(home_agent_config()).await)?;
+        let first = platform(&edge, &guest, 0xa, "port-a")?;
+        let second = platform(&edge, &guest, 0xb, "port-b")?;
+        // After the signalling that setting up needs.
+        line.set_both(Way { delay: round_trip / 2, ..Way::default() });
+        let platforms = [first, second];
+        Ok(Self { anchor, correspondent, guest, platforms, line, home_agent, edge })
+    }
+
+    /// Where the correspondent sends to.
+    #[must_use]
+    pub fn target(port: u16) -> SocketAddr {
+        (HOME, port).into()
+    }
+
+    /// Lets `platform` register the guest in `epoch`.
+    ///
+    /// # Errors
+    /// What the home agent says.
+    pub async fn authorize(&self, platform: usize, epoch: u64) -> Result<()> {
+        let Grant { key, node, prefix } = grant(epoch);
+        let registrant = Registrant::Gateway { address: self.platforms[platform].address, epoch };
+        let authorization = Authorization { key, node, prefix, registrant };
+        Ok(self.home_agent.handle.authorize(authorization).await??)
+    }
+
+    /// Takes the permission for `epoch` back.
+    ///
+    /// # Errors
+    /// When the home agent has ended.
+    pub async fn withdraw(&self, epoch: u64) -> Result<()> {
+        Ok(self.home_agent.handle.withdraw(1000 + epoch as u32).await?)
+    }
+
+    /// The guest stops: nothing reaches it, nothing comes from it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pause(&self, platform: usize) -> Result<()> {
+        set_port(&self.guest, self.platforms[platform].port, false)
+    }
+
+    /// The guest goes on at `platform`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn resume(&self, platform: usize) -> Result<()> {
+        set_port(&self.guest, self.platforms[platform].port, true)
+    }
+
+    /// Puts another gateway in place of one that was stopped.
+    ///
+    /// # Errors
+    /// What the kernel or the agent says.
+    pub fn restart_gateway(&mut self, platform: usize) -> Result<()> {
+        let Platform { namespace, address, gateway, .. } = &mut self.platforms[platform];
+        *gateway = start_gateway(namespace, *address)?;
+        Ok(())
+    }
+
+    /// The namespace between the platforms and the line.
+    #[must_use]
+    pub fn edge(&self) -> &Arc<Namespace> {
+        &self.edge
+    }
+}
+
+fn home_agent_config() -> home_agent::Config {
+    home_agent::Config {
+        address: ANCHOR,
+        prefixes: vec![Ipv6Prefix::new(HOME, 48).expect("48 is a length")],
+        interface: "lh-anchor".to_owned(),
+        max_nodes: 1000,
+        restart_counter: 1,
+    }
+}
+
+fn platform(edge: &Namespace, guest: &Namespace, number: u16, port: &'static str) -> Result<Platform> {
+    let own = namespace()?;
+    let address = Ipv6Addr::new(0x2001, 0xdb8, number, 0, 0, 0, 0, 1);
+    let router = Ipv6Addr::new(0x2001, 0xdb8, number, 0, 0, 0, 0, 2);
+    let name = format!("to-{number:x}");
+    join((&own, "edge", &format!("{address}/64")), (edge, &name, &format!("{router}/64")))?;
+    own.ip(&format!("-6 route add default via {router}"))?;
+    join((&own, TAP, ""), (guest, port, ""))?;
+    guest.ip(&format!("link set {port} master br0"))?;
+    set_port(guest, port, false)?;
+    let gateway = start_gateway(&own, address)?;
+    Ok(Platform { namespace: own, address, gateway, port })
+}
+
+/// The link itself stays up, as a tap interface does while its machine is paused.
+fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<()> {
+    let (disabled, forwarding) = (0, 3);
+    let state = if forwards { forwarding } else { disabled };
+    guest.ip(&format!("link set {port} type bridge_slave state {state}")).map(drop)
+}
+
+fn start_gateway(namespace: &Arc<Namespace>, address: Ipv6Addr) -> Result<Running<AccessGateway>> {
+    let config =
+        access::Config { address, anchor: ANCHOR, interface: "lh-mag".to_owned(), buffer_bytes: 37_500_000 };
+    Running::start(namespace, async move || {
+        let gateway = AccessGateway::start(config).await?;
+        gateway.attach(NODE, TAP, prefix()).await?;
+        Ok::<_, mobility::AgentError>(gateway)
+    })
+}
