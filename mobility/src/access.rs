@@ -329,10 +329,10 @@ impl Agent {
         match side {
             Side::Kernel(count) => {
                 let Self { plane, gateway, .. } = self;
-                plane.from_kernel(count).for_each(|packet| gateway.handle_guest(packet.to_vec()));
+                plane.taken(count).for_each(|packet| gateway.handle_guest(packet.to_vec()));
             }
             Side::Tunnel => {
-                for (from, packet) in self.plane.from_tunnels() {
+                for (from, packet) in self.plane.tunnelled() {
                     self.gateway.handle_tunnelled(from, packet);
                 }
             }

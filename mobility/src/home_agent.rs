@@ -234,7 +234,7 @@ impl Agent {
     async fn pass(&mut self, side: Side) {
         match side {
             Side::Kernel(count) => {
-                for packet in self.plane.from_kernel(count) {
+                for packet in self.plane.taken(count) {
                     let to = Inner::parse(packet).and_then(|inner| self.anchor.care_of(inner.destination));
                     if let Some(to) = to {
                         self.plane.send(to, packet);
@@ -242,7 +242,7 @@ impl Agent {
                 }
             }
             Side::Tunnel => {
-                for (from, packet) in self.plane.from_tunnels() {
+                for (from, packet) in self.plane.tunnelled() {
                     let Some(inner) = Inner::parse(&packet) else { continue };
                     if !self.anchor.accepts(inner.source, from) {
                         continue;

@@ -60,12 +60,12 @@ impl Plane {
     }
 
     /// What the kernel has for the tunnels.
-    pub(crate) fn from_kernel(&self, count: usize) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn taken(&self, count: usize) -> impl Iterator<Item = &[u8]> {
         self.cut.iter().zip(&self.sizes).take(count).map(|(packet, size)| &packet[..*size])
     }
 
     /// What has come through tunnels, with where it came from.
-    pub(crate) fn from_tunnels(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
+    pub(crate) fn tunnelled(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
         let Self { outer, received, .. } = self;
         std::iter::from_fn(|| {
             let (len, from) = outer.try_receive(received)?;
