@@ -27,7 +27,8 @@ pub mod fuzzing {
 }
 
 pub use definition::{
-    CacheMode, DefinitionError, DiskDefinition, NameError, QemuDefinition, VmDefinition, VmName,
+    CacheMode, DefinitionError, DiskDefinition, NameError, NetworkDefinition, QemuDefinition, VmDefinition,
+    VmName,
 };
 pub use hypervisor::{DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind};
 pub use qemu::Qemu;

@@ -9,7 +9,7 @@ use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output
 use mobility_proto::inner::{Inner, end_marker};
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::links::{LinkError, Links};
@@ -71,12 +71,16 @@ pub struct Binding {
 enum Command {
     Authorize(Box<Authorization>, oneshot::Sender<Result<(), AuthorizeError>>),
     Withdraw(u32),
+    Restore { node: String, floor: u64, active: Option<u32> },
     Binding(String, oneshot::Sender<Option<Binding>>),
 }
 
 /// A running home agent. It ends when this is dropped, and takes its interface and routes with it.
 #[derive(Debug, Clone)]
-pub struct HomeAgent(mpsc::Sender<Command>);
+pub struct HomeAgent {
+    commands: mpsc::Sender<Command>,
+    switched: broadcast::Sender<Ipv6Prefix>,
+}
 
 impl HomeAgent {
     /// Starts it.
@@ -107,9 +111,11 @@ impl HomeAgent {
             restart_counter: config.restart_counter,
         });
         let (commands, inbox) = mpsc::channel(64);
-        let agent = Agent { address: config.address, anchor, signalling, plane, start: Instant::now() };
+        let (switched, _) = broadcast::channel(4096);
+        let (address, start) = (config.address, Instant::now());
+        let agent = Agent { address, anchor, signalling, plane, switched: switched.clone(), start };
         tokio::spawn(agent.run(inbox));
-        Ok(Self(commands))
+        Ok(Self { commands, switched })
     }
 
     /// From now on this registrant may register this mobile node.
@@ -128,7 +134,21 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn withdraw(&self, spi: u32) -> Result<(), AgentError> {
-        self.0.send(Command::Withdraw(spi)).await.map_err(|_| AgentError::Ended)
+        self.tell(Command::Withdraw(spi)).await
+    }
+
+    /// What was so before a restart: epochs up to `floor` have been bound, and the binding was made with the key `active`.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn restore(&self, node: &str, floor: u64, active: Option<u32>) -> Result<(), AgentError> {
+        self.tell(Command::Restore { node: node.to_owned(), floor, active }).await
+    }
+
+    /// The prefixes whose bindings have changed, from now on.
+    #[must_use]
+    pub fn switched(&self) -> broadcast::Receiver<Ipv6Prefix> {
+        self.switched.subscribe()
     }
 
     /// Where a mobile node is reached.
@@ -139,9 +159,13 @@ impl HomeAgent {
         self.ask(|reply| Command::Binding(node.to_owned(), reply)).await
     }
 
+    async fn tell(&self, command: Command) -> Result<(), AgentError> {
+        self.commands.send(command).await.map_err(|_| AgentError::Ended)
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AgentError> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(command(reply)).await.map_err(|_| AgentError::Ended)?;
+        self.tell(command(reply)).await?;
         answer.await.map_err(|_| AgentError::Ended)
     }
 }
@@ -185,6 +209,7 @@ struct Agent {
     anchor: Anchor,
     signalling: RawSocket,
     plane: Plane,
+    switched: broadcast::Sender<Ipv6Prefix>,
     start: Instant,
 }
 
@@ -224,6 +249,9 @@ impl Agent {
                 let _ = reply.send(self.anchor.authorize(*authorization));
             }
             Command::Withdraw(spi) => self.anchor.withdraw(spi),
+            Command::Restore { node, floor, active } => {
+                self.anchor.restore(self.start.elapsed(), node.as_bytes(), floor, active);
+            }
             Command::Binding(node, reply) => {
                 let found = self.anchor.binding(node.as_bytes());
                 let _ = reply.send(found.map(|(care_of, epoch)| Binding { node, care_of, epoch }));
@@ -263,10 +291,14 @@ impl Agent {
             match output {
                 Output::Send(packet) => send_signalling(&self.signalling, &packet),
                 // The binding cache itself says where packets go: only the end of the old way is left to be told.
-                Output::SwitchRoute { prefix, before: Some(before), .. } => {
-                    self.plane.send(before, &end_marker(self.address, prefix));
+                Output::SwitchRoute { prefix, before, .. } => {
+                    if let Some(before) = before {
+                        self.plane.send(before, &end_marker(self.address, prefix));
+                    }
+                    // Nobody may be listening.
+                    let _ = self.switched.send(prefix);
                 }
-                Output::SwitchRoute { .. } | Output::RemoveRoute { .. } => {}
+                Output::RemoveRoute { prefix } => drop(self.switched.send(prefix)),
             }
         }
     }

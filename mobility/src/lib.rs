@@ -9,10 +9,8 @@ mod links;
 mod plane;
 pub mod probe;
 mod raw;
-pub mod rebind;
 
 pub use access::AccessGateway;
 pub use home_agent::{AgentError, HomeAgent};
 pub use links::LinkError;
 pub use mobility_proto::{anchor, auth, gateway, wire};
-pub use rebind::{Rebind, RebindError, Rebinder, Rebound, Unconfigured};

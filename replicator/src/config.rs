@@ -1,6 +1,6 @@
 //! Where a platform keeps its things, and the configuration file. Reads files; opens no socket.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use longhaul_proto::wire::MAX_NAME_BYTES;
@@ -71,6 +71,11 @@ impl Layout {
         self.var.join("journal")
     }
 
+    /// What a home agent knows: `home-agent/VM.json`.
+    pub fn home_agent(&self) -> PathBuf {
+        self.var.join("home-agent")
+    }
+
     /// VM definitions: `vms/NAME.toml`.
     pub fn vms(&self) -> PathBuf {
         self.var.join("vms")
@@ -92,7 +97,7 @@ impl Layout {
     }
 
     /// Everything that the platform keeps: directories, with all that is in them, and the configuration.
-    pub fn own(&self) -> [PathBuf; 9] {
+    pub fn own(&self) -> [PathBuf; 10] {
         [
             self.identity(),
             self.store(),
@@ -102,6 +107,7 @@ impl Layout {
             self.scratch(),
             self.run(),
             self.images(),
+            self.home_agent(),
             self.config(),
         ]
     }
@@ -150,6 +156,53 @@ pub struct Config {
     pub idle_timeout_s: u64,
     /// The programs that a peer's VM may be run with here: a definition names its QEMU, and must not name just anything.
     pub qemu_binaries: Vec<String>,
+    /// How VMs' addresses follow them; without it they do not.
+    pub mobility: Option<MobilityConfig>,
+    /// Set on the host that is the home agent.
+    pub home_agent: Option<HomeAgentConfig>,
+}
+
+/// This platform as a mobile access gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MobilityConfig {
+    /// This platform's own address, where the home agent sends what is for its VMs.
+    pub address: Ipv6Addr,
+    /// The peer that is the home agent.
+    pub home_agent: String,
+    /// Its address.
+    pub home_agent_address: Ipv6Addr,
+    /// The name of the tunnel interface, at most 15 bytes.
+    #[serde(default = "gateway_interface")]
+    pub interface: String,
+}
+
+/// This host as a home agent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HomeAgentConfig {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// The prefixes of which VMs have a part, as `2001:db8:f::/48`: what is for them comes to this host.
+    pub prefixes: Vec<String>,
+    /// The name of the tunnel interface, at most 15 bytes.
+    #[serde(default = "home_agent_interface")]
+    pub interface: String,
+    /// How many VMs it serves at most.
+    #[serde(default = "max_machines")]
+    pub max_machines: usize,
+}
+
+fn gateway_interface() -> String {
+    "longhaul".to_owned()
+}
+
+fn home_agent_interface() -> String {
+    "longhaul-home".to_owned()
+}
+
+fn max_machines() -> usize {
+    100_000
 }
 
 /// A QUIC congestion controller.
@@ -173,6 +226,8 @@ impl Default for Config {
             window_bytes: 64 << 20,
             idle_timeout_s: 10,
             qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
+            mobility: None,
+            home_agent: None,
         }
     }
 }
@@ -204,6 +259,14 @@ impl Config {
         let levels = [("compression_level", config.compression_level), ("store_level", config.store_level)];
         if let Some((key, level)) = levels.into_iter().find(|(_, level)| !(-7..=19).contains(level)) {
             let what = format!("{key} = {level} is not within -7 to 19");
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
+        let interfaces = [
+            config.mobility.as_ref().map(|mobility| &mobility.interface),
+            config.home_agent.as_ref().map(|home_agent| &home_agent.interface),
+        ];
+        if let Some(name) = interfaces.into_iter().flatten().find(|name| !(1..=15).contains(&name.len())) {
+            let what = format!("interface = {name:?} has not 1 to 15 bytes");
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
         if !(1..=600).contains(&config.idle_timeout_s) {

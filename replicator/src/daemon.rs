@@ -8,7 +8,9 @@ use chunkstore::{Seeds, Store};
 use migrate_driver::Qemu;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::address::Addresses;
 use crate::config::{Config, Layout};
+use crate::home_agent::Home;
 use crate::identity::Identity;
 use crate::jobs::Jobs;
 use crate::migrate::Handoffs;
@@ -19,11 +21,15 @@ use crate::replicas::Replicas;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
 use crate::warm::WarmStates;
-use crate::{control, migrate, serve};
+use crate::{address, control, migrate, serve};
 
-/// Runs until SIGTERM or SIGINT.
-pub fn run(layout: Layout) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. As a home agent only where one is configured.
+pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
     let config = Config::load(&layout.config())?;
+    if as_home_agent && config.home_agent.is_none() {
+        let path = layout.config();
+        anyhow::bail!("{} has no [home_agent]; `longhaul example-config` shows one", path.display());
+    }
     layout.create()?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -40,12 +46,24 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     let replicas = Replicas::load(&layout.replicas(), seeds.clone()).context("opening the replicas")?;
     let vms = Arc::new(Vms::load(&layout.vms())?);
     let jobs = Arc::new(Jobs::load(&layout.journal()).context("reading the reports of earlier jobs")?);
+    let addresses = match &config.mobility {
+        Some(mobility) => {
+            Some(Addresses::start(mobility).await.context("starting the mobile access gateway")?)
+        }
+        None => None,
+    };
+    let home = match &config.home_agent {
+        Some(home) => Some(Home::start(home, &layout.home_agent()).await.context("starting the home agent")?),
+        None => None,
+    };
     let (network, dialled) = Network::open(&config, identity.clone(), peers.clone())?;
     let platform = Arc::new(Platform {
         hypervisor: Arc::new(Qemu::new(layout.run().join("vm"))),
         holdings: Holdings { store: Arc::new(store), seeds },
         handoffs: Handoffs::default(),
         warm: WarmStates::default(),
+        addresses,
+        home,
         layout,
         config,
         identity,
@@ -56,6 +74,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         jobs,
     });
     migrate::recover_all(&platform).await?;
+    tokio::spawn(address::keep(platform.clone()));
     let control = control::listen(&platform.layout.control_socket())?;
     tracing::info!(
         "platform '{}' with key {} listens on {} (UDP)",
@@ -69,6 +88,9 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         served = control::serve(platform.clone(), control) => served?,
         _ = terminate.recv() => tracing::info!("told to end"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
+    }
+    if let Some(addresses) = &platform.addresses {
+        addresses.end().await;
     }
     platform.network.close().await;
     let _ = std::fs::remove_file(platform.layout.control_socket());

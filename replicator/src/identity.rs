@@ -35,6 +35,18 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+impl From<[u8; 32]> for Fingerprint {
+    fn from(bytes: [u8; 32]) -> Fingerprint {
+        Fingerprint(bytes)
+    }
+}
+
+impl From<Fingerprint> for [u8; 32] {
+    fn from(fingerprint: Fingerprint) -> [u8; 32] {
+        fingerprint.0
+    }
+}
+
 impl From<Fingerprint> for String {
     fn from(fingerprint: Fingerprint) -> String {
         fingerprint.to_string()

@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageTree, RawImage, ReadImage};
-use longhaul_proto::Epoch;
 use longhaul_proto::handoff::Root;
 use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
-use mobility::{Rebind, RebindError, Rebinder, Unconfigured};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 
@@ -51,9 +49,6 @@ pub enum IncomingError {
     /// The memory stream.
     #[error(transparent)]
     Relay(#[from] RelayError),
-    /// The address.
-    #[error(transparent)]
-    Rebind(#[from] RebindError),
     /// No room.
     #[error(
         "{path} has {free} bytes free, and the VM's disks need {needed}: make room there, then try again"
@@ -292,18 +287,6 @@ pub async fn resume(platform: &Platform, plan: &Plan) -> Result<bool, IncomingEr
     };
     platform.vms.define(definition)?;
     Ok(cold)
-}
-
-/// Lets the VM's address follow it. Gives what was done, in a sentence.
-pub async fn rebind(
-    platform: &Platform,
-    plan: &Plan,
-    from: &str,
-    epoch: Epoch,
-) -> Result<String, IncomingError> {
-    let vm = plan.definition.name.to_string();
-    let rebind = Rebind { vm, from: from.to_owned(), to: platform.config.name.clone(), epoch: epoch.0 };
-    Ok(Unconfigured.rebind(&rebind).await?.note)
 }
 
 /// Ends what there is of a VM that will not come. Images of a VM that was never here are put aside.

@@ -4,6 +4,7 @@
 //! (`migrate_driver`), where it is reached (`mobility`). What two platforms say to each other, and who may run a VM
 //! when, is decided in the pure crate `longhaul_proto`; this crate has the sockets, the files and the clock.
 
+pub mod address;
 pub mod bases;
 pub mod cli;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod files;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod home_agent;
 pub mod identity;
 pub mod incoming;
 pub mod jobs;

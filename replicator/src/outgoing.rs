@@ -11,6 +11,7 @@ use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{DriverError, GuestStatus, MemoryParams, StopHow, TapKind, VmName};
 
+use crate::address;
 use crate::jobs::JobHandle;
 use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
@@ -87,6 +88,7 @@ pub struct Outgoing {
     vm: VmName,
     link: Arc<Link>,
     disks: Vec<(PlanDisk, std::path::PathBuf)>,
+    plan: Option<Plan>,
     limits: Limits,
     open: tokio::sync::Mutex<Vec<Disk>>,
     server: Mutex<Option<NbdServer>>,
@@ -107,7 +109,7 @@ impl Outgoing {
             plan.disks.iter().cloned().zip(paths).collect()
         });
         let (open, server) = Default::default();
-        Outgoing { platform, handle, vm, link, disks, limits, open, server }
+        Outgoing { platform, handle, vm, link, disks, plan: plan.cloned(), limits, open, server }
     }
 
     /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
@@ -203,6 +205,9 @@ impl Outgoing {
             }
         });
         self.platform.hypervisor.wait_paused(&self.vm).await?;
+        if let Some(plan) = &self.plan {
+            address::leaving(&self.platform, plan).await;
+        }
         Ok(())
     }
 
@@ -244,6 +249,7 @@ impl Outgoing {
     /// Undoes everything; the guest runs here.
     pub async fn roll_back(&self) -> Result<(), OutgoingError> {
         let status = self.platform.hypervisor.rollback(&self.vm).await?;
+        address::stays(&self.platform, self.vm.as_str()).await;
         self.close().await;
         if status != GuestStatus::Running {
             let note =
@@ -256,6 +262,7 @@ impl Outgoing {
     /// The VM runs elsewhere: ends what is left of it here. Its disks stay, as the start of a way back.
     pub async fn retire(&self) -> Result<(), OutgoingError> {
         self.platform.hypervisor.stop(&self.vm, StopHow::Kill).await?;
+        address::left(&self.platform, self.vm.as_str()).await;
         self.close().await;
         Ok(())
     }

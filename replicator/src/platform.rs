@@ -5,7 +5,9 @@ use std::sync::Arc;
 use chunkstore::Store;
 use migrate_driver::Hypervisor;
 
+use crate::address::Addresses;
 use crate::config::{Config, Layout};
+use crate::home_agent::Home;
 use crate::identity::Identity;
 use crate::jobs::Jobs;
 use crate::migrate::Handoffs;
@@ -40,6 +42,10 @@ pub struct Platform {
     pub jobs: Arc<Jobs>,
     /// Its hand-offs.
     pub handoffs: Handoffs,
+    /// What lets its VMs' addresses follow them, when it is configured.
+    pub addresses: Option<Addresses>,
+    /// The home agent, on the host that is one.
+    pub home: Option<Arc<Home>>,
     /// What it knows of its VMs' replicas elsewhere.
     pub warm: WarmStates,
 }

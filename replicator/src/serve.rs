@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{DestinationInput, Message};
-use longhaul_proto::wire::{self, Open, PeerStatus, Refusal, RefusalKind, Target, TargetStatus};
+use longhaul_proto::wire::{
+    self, Open, PeerStatus, PermitAnswer, Refusal, RefusalKind, Target, TargetStatus,
+};
 use quinn::{Connection, RecvStream, SendStream};
 
 use crate::files;
@@ -151,8 +153,19 @@ async fn serve_bi(
             let free_bytes = files::free_bytes(&platform.layout.store()).unwrap_or(0);
             let name = platform.config.name.clone();
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            net::send(&mut send, &PeerStatus { name, version, free_bytes }).await?;
+            let gateway = platform.addresses.as_ref().map(|addresses| addresses.address().octets());
+            net::send(&mut send, &PeerStatus { name, version, free_bytes, gateway }).await?;
             let _ = send.finish();
+        }
+        Open::Permit(request) => {
+            let answer = match (&platform.home, platform.peers.get(peer)) {
+                (Some(home), Ok(known)) => home.permit(known.fingerprint, &request).await,
+                (None, _) => PermitAnswer::Refused { reason: "this platform is no home agent".to_owned() },
+                (_, Err(error)) => PermitAnswer::Refused { reason: error.to_string() },
+            };
+            net::send(&mut send, &answer).await?;
+            let _ = send.finish();
+            let _ = send.stopped().await;
         }
         Open::Fetch { names } => crate::upkeep::serve_fetch(platform, send, names).await?,
         other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),

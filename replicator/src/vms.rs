@@ -154,6 +154,11 @@ impl Vms {
         Ok(Hold { vms: self.clone(), vm: vm.to_owned() })
     }
 
+    /// Whether a job has hold of it.
+    pub fn is_held(&self, vm: &str) -> bool {
+        lock(&self.busy).contains_key(vm)
+    }
+
     /// The definition of `vm`.
     pub fn definition(&self, vm: &str) -> Result<VmDefinition, VmError> {
         let known = lock(&self.definitions).get(vm).cloned();

@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -98,6 +99,29 @@ pub struct DiskDefinition {
     pub path: PathBuf,
 }
 
+/// How a VM is on the network: one interface, and the prefix that is its own wherever it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkDefinition {
+    /// The tap interface on the platform, which QEMU makes; the same on every platform.
+    pub interface: String,
+    /// The guest's link-layer address, as `52:54:00:12:34:56`.
+    pub mac: String,
+    /// The VM's home network prefix, as `2001:db8:f:1::/64`.
+    pub prefix: String,
+}
+
+impl NetworkDefinition {
+    /// The prefix as its lowest address and its length in bits.
+    #[must_use]
+    pub fn prefix(&self) -> Option<(Ipv6Addr, u8)> {
+        let (address, len) = self.prefix.split_once('/')?;
+        let (address, len): (Ipv6Addr, u8) = (address.parse().ok()?, len.parse().ok()?);
+        let beyond = u128::MAX.checked_shr(u32::from(len)).unwrap_or(0);
+        ((48..=128).contains(&len) && u128::from(address) & beyond == 0).then_some((address, len))
+    }
+}
+
 /// How QEMU treats the host's page cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -164,6 +188,9 @@ pub struct VmDefinition {
     pub vcpus: u32,
     /// The disks, in the order the guest sees them.
     pub disks: Vec<DiskDefinition>,
+    /// Its network, when it is ours to move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkDefinition>,
     /// QEMU settings.
     pub qemu: QemuDefinition,
 }
@@ -177,6 +204,8 @@ struct RawDefinition {
     vcpus: u32,
     #[serde(default)]
     disks: Vec<DiskDefinition>,
+    #[serde(default)]
+    network: Option<NetworkDefinition>,
     #[serde(default)]
     qemu: QemuDefinition,
 }
@@ -231,6 +260,14 @@ enum FieldError {
     EmptyPath(String),
     #[error("disks: the path {} is used twice", .0.display())]
     DuplicatePath(PathBuf),
+    #[error("network.interface = {0:?}: use 1 to 15 characters of a-z, 0-9, _ and -")]
+    Interface(String),
+    #[error("network.mac = {0:?}: use six bytes as in 52:54:00:12:34:56, the first one even")]
+    Mac(String),
+    #[error(
+        "network.prefix = {0:?}: use an IPv6 prefix of 48 to 128 bits as in 2001:db8:f:1::/64, no bits behind it"
+    )]
+    Prefix(String),
     #[error("qemu.{0} is empty: leave it out for the default")]
     Empty(&'static str),
     #[error("qemu.{0} needs qemu.kernel")]
@@ -271,12 +308,13 @@ impl TryFrom<RawDefinition> for VmDefinition {
     type Error = String;
 
     fn try_from(raw: RawDefinition) -> Result<VmDefinition, String> {
-        let RawDefinition { name, memory_mib, vcpus, disks, qemu } = raw;
+        let RawDefinition { name, memory_mib, vcpus, disks, network, qemu } = raw;
         check_size(memory_mib, vcpus)
             .and_then(|()| check_disks(&disks))
+            .and_then(|()| network.as_ref().map_or(Ok(()), check_network))
             .and_then(|()| check_qemu(&qemu))
             .map_err(|error| error.to_string())?;
-        Ok(VmDefinition { name, memory_mib, vcpus, disks, qemu })
+        Ok(VmDefinition { name, memory_mib, vcpus, disks, network, qemu })
     }
 }
 
@@ -329,6 +367,20 @@ pub(crate) fn check_disk_name(name: &str) -> Result<(), NameError> {
         rule: "1 to 16 characters of a-z, 0-9, _ and -, the first a letter, not starting with longhaul, \
                not ending in -file or -dev",
     })
+}
+
+/// A tap interface's name becomes a part of QEMU's arguments and of the kernel's rules.
+fn check_network(network: &NetworkDefinition) -> Result<(), FieldError> {
+    let NetworkDefinition { interface, mac, .. } = network;
+    if !(1..=15).contains(&interface.len()) || !interface.bytes().all(is_name_byte) {
+        return Err(FieldError::Interface(shorten(interface)));
+    }
+    let bytes: Vec<_> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let is_unicast = bytes.first().is_some_and(|first| first.is_some_and(|first| first % 2 == 0));
+    if mac.len() != 17 || bytes.len() != 6 || bytes.contains(&None) || !is_unicast {
+        return Err(FieldError::Mac(shorten(mac)));
+    }
+    network.prefix().map(drop).ok_or_else(|| FieldError::Prefix(shorten(&network.prefix)))
 }
 
 fn check_qemu(qemu: &QemuDefinition) -> Result<(), FieldError> {

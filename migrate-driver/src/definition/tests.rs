@@ -93,3 +93,33 @@ fn a_definition_from_the_wire_is_checked_too() {
     json["disks"][0]["name"] = "longhaul-root".into();
     assert!(serde_json::from_value::<VmDefinition>(json).is_err());
 }
+
+#[test]
+fn a_network_is_checked_before_it_gets_near_a_command_line() {
+    let with = |interface: &str, mac: &str, prefix: &str| {
+        let toml = format!(
+            "name = 'web'\nmemory_mib = 64\n[network]\ninterface = '{interface}'\nmac = '{mac}'\nprefix = '{prefix}'\n"
+        );
+        VmDefinition::parse(&toml, Path::new("web.toml"))
+    };
+    let good = with("tap-web", "52:54:00:12:34:56", "2001:db8:f:1::/64").unwrap();
+    let network = good.network.as_ref().unwrap();
+    assert_eq!(network.prefix(), Some(("2001:db8:f:1::".parse().unwrap(), 64)));
+    assert_eq!(VmDefinition::parse(&good.to_toml().unwrap(), Path::new("web.toml")).unwrap(), good);
+    let bad = [
+        ("tap,script=x", "52:54:00:12:34:56", "2001:db8::/64"),
+        ("", "52:54:00:12:34:56", "2001:db8::/64"),
+        ("a-name-of-16-byt", "52:54:00:12:34:56", "2001:db8::/64"),
+        ("tap0", "52:54:00:12:34", "2001:db8::/64"),
+        ("tap0", "53:54:00:12:34:56", "2001:db8::/64"),
+        ("tap0", "5:254:00:12:34:56", "2001:db8::/64"),
+        ("tap0", "52:54:00:12:34:56", "2001:db8::1/64"),
+        ("tap0", "52:54:00:12:34:56", "2001:db8::/129"),
+        ("tap0", "52:54:00:12:34:56", "10.0.0.0/64"),
+        ("tap0", "52:54:00:12:34:56", "2001::/16"),
+    ];
+    for (interface, mac, prefix) in bad {
+        let message = with(interface, mac, prefix).unwrap_err().to_string();
+        assert!(message.contains("network."), "{message}");
+    }
+}

@@ -10,7 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::paths::VmPaths;
-use crate::definition::{CacheMode, DiskDefinition, VmDefinition};
+use crate::definition::{CacheMode, DiskDefinition, NetworkDefinition, VmDefinition};
 
 /// What the process is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,11 @@ pub(crate) fn arguments(
     }
     if let Some(append) = &qemu.append {
         args.pair("-append", append);
+    }
+    if let Some(network) = &def.network {
+        let NetworkDefinition { interface, mac, .. } = network;
+        args.pair("-netdev", format!("tap,id=home,ifname={interface},script=no,downscript=no"));
+        args.pair("-device", format!("virtio-net-pci,netdev=home,mac={mac}"));
     }
     for arg in &qemu.args {
         args.one(arg);

@@ -67,3 +67,17 @@ fn cache_none_is_direct() {
     assert_eq!(got.matches("cache.direct=on").count(), 2);
     assert!(!got.contains("cache.direct=off"));
 }
+
+#[test]
+fn the_network_that_moves_with_the_machine() {
+    let mut definition = definition("/img/a.raw");
+    definition.network = Some(NetworkDefinition {
+        interface: "tap-web".into(),
+        mac: "52:54:00:12:34:56".into(),
+        prefix: "2001:db8:f:1::/64".into(),
+    });
+    let got = line(&definition, "/run/web", Purpose::Incoming).join(" ");
+    let expected = "-netdev tap,id=home,ifname=tap-web,script=no,downscript=no \
+                    -device virtio-net-pci,netdev=home,mac=52:54:00:12:34:56";
+    assert!(got.contains(expected), "{got}");
+}

@@ -45,6 +45,7 @@ impl Host {
             memory_mib: 16,
             vcpus: 1,
             disks: vec![disk],
+            network: None,
             qemu: QemuDefinition::default(),
         };
         require_qemu(&def.qemu.binary);

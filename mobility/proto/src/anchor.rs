@@ -221,6 +221,18 @@ impl Anchor {
         }
     }
 
+    /// What was so before a restart: a gateway's epochs up to `floor` have been bound, and the binding was made with the key
+    /// of SPI `active`, which is authorized again. It lasts for the longest lifetime, unless the gateway renews it.
+    pub fn restore(&mut self, now: Duration, name: &[u8], floor: u64, active: Option<u32>) {
+        self.change(name, |node, config, outputs| {
+            let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
+            if let Some(registration) = active.and_then(|spi| node.registration_of(spi, expires)) {
+                node.bind(now, registration, outputs);
+            }
+            node.floor = node.floor.max(floor);
+        });
+    }
+
     /// Takes an IPv6 packet that came at `now`; `unix_ns` is the wall clock's time.
     ///
     /// # Errors

@@ -46,6 +46,10 @@ const EXIT_BUSY: u8 = 4;
 enum Command {
     /// Run the service
     Daemon,
+    /// Run the service on the host that is the home agent: the anchor of VMs' addresses
+    HomeAgent,
+    /// Which VMs' addresses this platform has to do with, and where they are reached
+    Addresses,
     /// Show who this platform is; makes its key when there is none
     Identity,
     /// Whom this platform trusts
@@ -346,11 +350,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let layout = Layout::new(cli.root.as_deref());
     let json = cli.json;
     match cli.command {
-        Command::Daemon => {
+        command @ (Command::Daemon | Command::HomeAgent) => {
             let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-            daemon::run(layout)?;
+            daemon::run(layout, matches!(command, Command::HomeAgent))?;
             Ok(EXIT_DONE)
         }
         Command::Identity => {
@@ -520,10 +524,15 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Store(StoreCommand::Export { file, names }) => {
             Job("/v1/store/export".into(), json!({ "path": absolute(file)?, "names": names }))
         }
+        Command::Addresses => Get("/v1/addresses".into()),
         Command::Store(StoreCommand::Import { file, replace }) => {
             Job("/v1/store/import".into(), json!({ "path": absolute(file)?, "replace": replace }))
         }
-        Command::Daemon | Command::Identity | Command::ExampleConfig | Command::Probe(_) => {
+        Command::Daemon
+        | Command::HomeAgent
+        | Command::Identity
+        | Command::ExampleConfig
+        | Command::Probe(_) => {
             anyhow::bail!("this command needs no daemon")
         }
     })

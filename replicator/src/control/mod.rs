@@ -80,6 +80,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/vms/{name}/migrate", post(migrate_vm))
         .route("/v1/vms/{name}/resolve", post(resolve_vm))
         .route("/v1/vms/{name}/replicate", post(replicate_vm))
+        .route("/v1/addresses", get(list_addresses))
         .route("/v1/replicas", get(list_replicas))
         .route("/v1/replicas/{name}/restore", post(restore_replica))
         .route("/v1/jobs", get(list_jobs))
@@ -244,10 +245,23 @@ async fn define_vm(State(platform): Shared, Json(define): Json<DefineVm>) -> Ans
 }
 
 async fn start_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "start")?;
+    let hold = platform.vms.hold(&name, crate::jobs::new_id(), "start")?;
     platform.vms.owned(&name)?;
     platform.hypervisor.start(&platform.vms.definition(&name)?).await?;
+    drop(hold);
+    if let Some(addresses) = &platform.addresses {
+        addresses.look();
+    }
     Ok(Json(json!({ "started": name })))
+}
+
+async fn list_addresses(State(platform): Shared) -> Answer {
+    let gateway = platform.addresses.as_ref().map(|addresses| addresses.list());
+    let home = match &platform.home {
+        Some(home) => Some(home.list().await),
+        None => None,
+    };
+    Ok(Json(json!({ "gateway": gateway, "home_agent": home })))
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::link::Link;
 use super::source::{JOURNAL_RETRY, phase_name, sleep_until};
 use super::{Plan, Port};
+use crate::address;
 use crate::failpoint;
 use crate::incoming::{self, Incoming, IncomingError};
 use crate::jobs::{JobHandle, JobKind};
@@ -336,6 +337,7 @@ async fn perform(
         }
         DestinationAction::StartIncoming => {
             open()?.start_hypervisor().await?;
+            address::expect(platform, plan).await;
             DestinationInput::IncomingStarted
         }
         DestinationAction::SealDisks { roots } => {
@@ -345,6 +347,7 @@ async fn perform(
         }
         DestinationAction::Resume => {
             let cold = incoming::resume(platform, plan).await?;
+            address::arrived(platform, plan.definition.name.as_str()).await;
             if cold {
                 handle.update(|report| {
                     let note = "the memory was lost after release: the guest was booted from its disks";
@@ -354,12 +357,12 @@ async fn perform(
             DestinationInput::Resumed
         }
         DestinationAction::Rebind => {
-            let epoch = platform.vms.owned(plan.definition.name.as_str()).unwrap_or(Epoch::FIRST);
-            let note = incoming::rebind(platform, plan, port.link.peer(), epoch).await?;
+            let note = address::rebind(platform, plan.definition.name.as_str()).await;
             handle.update(|report| report.notes.push(note));
             DestinationInput::Rebound
         }
         DestinationAction::Discard => {
+            address::discard(platform, plan.definition.name.as_str()).await;
             incoming::take_back(platform, plan).await?;
             DestinationInput::Discarded
         }

@@ -18,6 +18,7 @@ use quinn::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::address::PlanAddress;
 use crate::incoming::Incoming;
 use destination::DestinationPort;
 use link::Link;
@@ -32,6 +33,9 @@ pub struct Plan {
     pub disks: Vec<PlanDisk>,
     /// Files it boots from that do not travel: they must be on the destination, the same.
     pub boot_files: Vec<BootFile>,
+    /// How its address follows it, when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<PlanAddress>,
 }
 
 /// A disk in a plan.

@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::link::Link;
 use super::{BootFile, Plan, PlanDisk, Port};
+use crate::address;
 use crate::failpoint;
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::journal::{JournalFile, JournalFileError};
@@ -81,7 +82,7 @@ pub fn plan(platform: &Platform, vm: &str) -> Result<Plan, MigrateError> {
     for path in [&definition.qemu.kernel, &definition.qemu.initrd].into_iter().flatten() {
         boot_files.push(BootFile::read(path).map_err(|error| file(path, error))?);
     }
-    Ok(Plan { definition, disks, boot_files })
+    Ok(Plan { definition, disks, boot_files, address: None })
 }
 
 /// Begins to migrate `vm` to `peer`. What can be known beforehand is checked here; the rest is the job's.
@@ -95,12 +96,19 @@ pub async fn start(
     let job = jobs::new_id();
     let hold = platform.vms.hold(vm, job, "migrate")?;
     let epoch = platform.vms.owned(vm)?;
-    let plan = plan(platform, vm)?;
+    let mut plan = plan(platform, vm)?;
     let name = plan.definition.name.clone();
     match platform.hypervisor.status(&name).await? {
         GuestStatus::Running => {}
         status => return Err(MigrateError::NotRunning { vm: vm.to_owned(), status }),
     }
+    let left_out = match address::plan(platform, &plan.definition, peer, epoch.next()).await {
+        Ok(address) => {
+            plan.address = address;
+            None
+        }
+        Err(error) => Some(format!("the address does not follow: {error}")),
+    };
     let bytes = serde_json::to_vec(&plan)
         .map_err(|error| MigrateError::Plan { vm: vm.to_owned(), why: error.to_string() })?;
     if bytes.len() > longhaul_proto::wire::MAX_PLAN_BYTES {
@@ -109,7 +117,10 @@ pub async fn start(
     }
     let journal = JournalFile::create(&platform.layout.journal(), job)?;
     let handle = platform.jobs.begin(job, JobKind::MigrateOut, vm, Some(peer));
-    handle.update(|report| report.image_bytes = plan.disks.iter().map(|disk| disk.size).sum());
+    handle.update(|report| {
+        report.image_bytes = plan.disks.iter().map(|disk| disk.size).sum();
+        report.notes.extend(left_out);
+    });
     let machine = Source::new(vm.to_owned(), peer.to_owned(), epoch, bytes, limits);
     let owner = Owner::new(platform.clone(), handle, journal, machine, name, peer, hold, Some(&plan), limits);
     owner.input(SourceInput::Start);

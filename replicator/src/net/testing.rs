@@ -61,7 +61,8 @@ pub(crate) async fn pair() -> Pair {
         // A dial asks how the other side is, to see that it lets us in.
         let (mut answer, mut asked) = connection.accept_bi().await.unwrap();
         assert_eq!(super::expect::<Open>(&mut asked).await.unwrap(), Open::Status);
-        let status = PeerStatus { name: "b".to_owned(), version: String::new(), free_bytes: 0 };
+        let status =
+            PeerStatus { name: "b".to_owned(), version: String::new(), free_bytes: 0, gateway: None };
         super::send(&mut answer, &status).await.unwrap();
         answer.finish().unwrap();
         connection

@@ -45,7 +45,7 @@ impl Site {
 }
 
 fn status() -> PeerStatus {
-    PeerStatus { name: "b".to_owned(), version: "1".to_owned(), free_bytes: 7 }
+    PeerStatus { name: "b".to_owned(), version: "1".to_owned(), free_bytes: 7, gateway: None }
 }
 
 /// Two that trust each other: `a` calls the other one `b`.

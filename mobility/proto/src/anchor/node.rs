@@ -83,6 +83,14 @@ impl Node {
         self.grants.iter_mut().find(|grant| grant.authorization.key.spi() == spi)
     }
 
+    /// What a gateway's key registers.
+    pub(super) fn registration_of(&self, spi: u32, expires: Duration) -> Option<Registration> {
+        let grant = self.grant(spi)?;
+        let Registrant::Gateway { address, epoch } = grant.authorization.registrant else { return None };
+        let sender = Covered { care_of: address, peer: self.prefix.address() };
+        Some(Registration { spi, epoch, sender, expires })
+    }
+
     pub(super) fn deadline(&self) -> Option<Duration> {
         let registrations =
             self.active.iter().chain(&self.transient).map(|registration| registration.expires);

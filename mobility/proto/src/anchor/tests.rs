@@ -174,6 +174,30 @@ fn a_route_is_switched_before_it_is_acknowledged_and_ends_with_the_binding() {
 }
 
 #[test]
+fn what_was_bound_before_a_restart_is_bound_and_older_epochs_stay_refused() {
+    let (source, target) = (Gateway::of(1), Gateway::of(2));
+    let mut restarted = anchor(3);
+    restarted.restore(at_ms(10), NAME, 2, Some(target.key().spi()));
+    assert_eq!(drain(&mut restarted), [switch(&target)]);
+    assert_eq!(
+        (restarted.binding(NAME), restarted.deadline()),
+        (Some((target.address, 2)), Some(at_ms(600_010)))
+    );
+    assert_eq!(
+        only_status(source, &deliver(&mut restarted, 20, &{ source }.update(300))),
+        Status::MAG_NOT_AUTHORIZED
+    );
+    // Nobody was bound, but an epoch was reached.
+    let mut restarted = anchor(3);
+    restarted.restore(at_ms(10), NAME, 3, None);
+    assert_eq!((drain(&mut restarted), restarted.binding(NAME)), (vec![], None));
+    assert_eq!(
+        only_status(target, &deliver(&mut restarted, 20, &{ target }.update(300))),
+        Status::MAG_NOT_AUTHORIZED
+    );
+}
+
+#[test]
 fn a_move_is_prepared_activated_and_the_old_gateway_revoked() {
     let (mut anchor, mut source, mut target) = (anchor(2), Gateway::of(1), Gateway::of(2));
     deliver(&mut anchor, 0, &source.update(300));

@@ -8,12 +8,14 @@
 
 pub(crate) mod bounded;
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::{Message, Root};
-use crate::ids::JobId;
+use crate::ids::{Epoch, JobId};
 
 /// The version of everything in this module; PROTOCOL.md names the same. Also in the ALPN name.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -85,6 +87,53 @@ pub enum Open {
         #[serde(deserialize_with = "bounded::vec::<_, _, MAX_BATCH_EXTENTS>")]
         names: Vec<ChunkName>,
     },
+    /// Bidirectional. To a home agent: may a gateway register this VM; the answer is one [`PermitAnswer`] frame.
+    Permit(PermitRequest),
+}
+
+/// A request that a platform's gateway may register a VM in one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermitRequest {
+    /// The VM.
+    #[serde(deserialize_with = "bounded::name")]
+    pub vm: String,
+    /// The VM's home network prefix: its lowest address.
+    pub prefix: [u8; 16],
+    /// Its length in bits.
+    pub prefix_len: u8,
+    /// The ownership epoch in which the VM is there.
+    pub epoch: Epoch,
+    /// The gateway's address.
+    pub gateway: [u8; 16],
+    /// The fingerprint of the platform that will own the VM in that epoch: the asker's own, or its successor's.
+    pub holder: [u8; 32],
+}
+
+/// What a home agent says to a [`PermitRequest`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PermitAnswer {
+    /// It may.
+    Permitted {
+        /// The number of the key.
+        spi: u32,
+        /// The key of the registrations (HMAC-SHA-256).
+        key: [u8; 32],
+    },
+    /// It may not.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Without the key.
+impl fmt::Debug for PermitAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Permitted { spi, key: _ } => write!(f, "Permitted {{ spi: {spi} }}"),
+            Self::Refused { reason } => write!(f, "Refused {{ reason: {reason:?} }}"),
+        }
+    }
 }
 
 /// Where a transferred image goes.
@@ -142,6 +191,8 @@ pub struct PeerStatus {
     pub version: String,
     /// Bytes free where its images are.
     pub free_bytes: u64,
+    /// The address of its mobile access gateway, when it has one.
+    pub gateway: Option<[u8; 16]>,
 }
 
 /// What a receiver holds of a target.

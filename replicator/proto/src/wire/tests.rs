@@ -122,6 +122,7 @@ fn target_status() -> impl Strategy<Value = TargetStatus> {
 
 fn peer_status() -> impl Strategy<Value = PeerStatus> {
     (name(), name(), any::<u64>()).prop_map(|(name, version, free_bytes)| PeerStatus {
+        gateway: Some([7; 16]),
         name,
         version,
         free_bytes,
@@ -308,6 +309,7 @@ fn what_is_beyond_a_limit_is_no_message() {
         name: "n".repeat(name),
         version: "v".repeat(version),
         free_bytes: 0,
+        gateway: None,
     };
     let read = |status| from_bytes::<PeerStatus>(&to_bytes(&status).unwrap());
     assert!(read(status(MAX_NAME_BYTES, MAX_NAME_BYTES)).is_ok());

@@ -198,7 +198,7 @@ pub(super) fn to_senders() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn answer_seeds() -> Vec<Vec<u8>> {
-    let status = |name| PeerStatus { name, version: "0.1.0".into(), free_bytes: 1 << 40 };
+    let status = |name| PeerStatus { name, version: "0.1.0".into(), free_bytes: 1 << 40, gateway: None };
     let statuses = payloads([status("a".into()), status(longest_name()), status(too_long_name())]);
     let data = Packed { codec: 0, plain_len: 3, bytes: Bytes::from_static(b"abc") };
     let fetched = payloads([Fetched { data: None }, Fetched { data: Some(data) }]);

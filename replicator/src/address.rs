@@ -1,0 +1,402 @@
+//! How a VM's IPv6 address follows it: this platform's gateway is told which VMs run here, which are coming and which are
+//! leaving. It never decides where a VM runs, and a migration never fails because of it: what could not be done is said.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use longhaul_proto::Epoch;
+use longhaul_proto::wire::{Open, PermitAnswer, PermitRequest};
+use migrate_driver::{GuestStatus, NetworkDefinition, VmDefinition};
+use mobility::access::{AccessGateway, Config, Event, Grant, Happened};
+use mobility::auth::{Algorithm, SharedKey};
+use mobility::wire::Ipv6Prefix;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::config::MobilityConfig;
+use crate::home_agent::Secret;
+use crate::identity::Fingerprint;
+use crate::migrate::Plan;
+use crate::net::{self, NetError};
+use crate::platform::Platform;
+
+/// How often the VMs are looked at when nothing says that something has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How many bytes may wait for a VM on its way: 1 Gb/s for 300 ms.
+const BUFFER_BYTES: usize = 37_500_000;
+/// How long a registration is waited for before the report says that it is under way.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the source tells the destination about a VM's address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanAddress {
+    /// The number of the key that the home agent gave for the destination.
+    spi: u32,
+    /// That key.
+    key: Secret,
+    /// The source's gateway.
+    source: Ipv6Addr,
+    /// The destination's.
+    target: Ipv6Addr,
+}
+
+/// Why an address does not follow.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The home agent.
+    #[error("asking the home agent: {0}")]
+    Net(#[from] NetError),
+    /// It refused.
+    #[error("the home agent refused: {0}")]
+    Refused(String),
+    /// The agent here.
+    #[error(transparent)]
+    Agent(#[from] mobility::AgentError),
+    /// Not everything that it takes is there.
+    #[error("{0}")]
+    Lacking(&'static str),
+}
+
+/// Where a VM stands with the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Standing {
+    Served,
+    Expected,
+    Leaving,
+}
+
+/// This platform's gateway.
+pub struct Addresses {
+    gateway: AccessGateway,
+    config: MobilityConfig,
+    standing: Mutex<BTreeMap<String, Standing>>,
+    /// What came of the last arrivals.
+    arrivals: watch::Sender<BTreeMap<String, Arrival>>,
+    /// VMs may have been started or stopped.
+    changed: Notify,
+}
+
+/// What came of a VM's arrival.
+#[derive(Clone, Debug)]
+enum Arrival {
+    Waiting(Instant),
+    Registered(Duration),
+    Refused(String),
+}
+
+impl Addresses {
+    /// Starts the gateway.
+    pub async fn start(config: &MobilityConfig) -> Result<Self, AddressError> {
+        let gateway = AccessGateway::start(Config {
+            address: config.address,
+            anchor: config.home_agent_address,
+            interface: config.interface.clone(),
+            buffer_bytes: BUFFER_BYTES,
+        })
+        .await?;
+        let arrivals = watch::Sender::default();
+        tokio::spawn(note_arrivals(gateway.events(), arrivals.clone()));
+        let (standing, changed) = (Mutex::default(), Notify::new());
+        Ok(Addresses { gateway, config: config.clone(), standing, arrivals, changed })
+    }
+
+    /// The gateway's address.
+    pub fn address(&self) -> Ipv6Addr {
+        self.config.address
+    }
+
+    /// Takes back what the kernel was told.
+    pub async fn end(&self) {
+        self.gateway.end().await;
+    }
+
+    /// Has the VMs looked at now.
+    pub fn look(&self) {
+        self.changed.notify_one();
+    }
+
+    /// All VMs it has to do with.
+    pub fn list(&self) -> serde_json::Value {
+        let vms: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(vm, standing)| serde_json::json!({ "vm": vm, "standing": standing }))
+            .collect();
+        serde_json::json!({
+            "gateway": self.config.address,
+            "home_agent": self.config.home_agent_address,
+            "data_plane": "tun",
+            "vms": vms,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Standing>> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, vm: &str, standing: Option<Standing>) {
+        match standing {
+            Some(standing) => self.lock().insert(vm.to_owned(), standing),
+            None => self.lock().remove(vm),
+        };
+    }
+
+    fn stands(&self, vm: &str) -> Option<Standing> {
+        self.lock().get(vm).copied()
+    }
+}
+
+async fn note_arrivals(
+    mut events: broadcast::Receiver<Event>,
+    arrivals: watch::Sender<BTreeMap<String, Arrival>>,
+) {
+    loop {
+        let Event { node, happened } = match events.recv().await {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        tracing::debug!("the address of VM '{node}': {happened:?}");
+        arrivals.send_if_modified(|arrivals| {
+            let Some(Arrival::Waiting(since)) = arrivals.get(&node) else { return false };
+            let outcome = match happened {
+                Happened::Registered => Arrival::Registered(since.elapsed()),
+                Happened::Refused(status) => Arrival::Refused(status.to_string()),
+                _ => return false,
+            };
+            arrivals.insert(node, outcome);
+            true
+        });
+    }
+}
+
+/// Keeps the gateway at what is true: VMs that run here are served, others are not. Those that a job has hold of are the
+/// job's to tell.
+pub async fn keep(platform: Arc<Platform>) {
+    let Some(addresses) = &platform.addresses else { return };
+    let mut told = BTreeMap::new();
+    loop {
+        for definition in platform.vms.list() {
+            let vm = definition.name.to_string();
+            if definition.network.is_none() || platform.vms.is_held(&vm) {
+                continue;
+            }
+            let trouble =
+                keep_one(&platform, addresses, &definition).await.err().map(|error| error.to_string());
+            // What does not change is said once.
+            if told.get(&vm) != Some(&trouble) {
+                if let Some(trouble) = &trouble {
+                    tracing::warn!("the address of VM '{vm}' is not reachable here: {trouble}");
+                }
+                told.insert(vm, trouble);
+            }
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, addresses.changed.notified()).await;
+    }
+}
+
+async fn keep_one(
+    platform: &Platform,
+    addresses: &Addresses,
+    definition: &VmDefinition,
+) -> Result<(), AddressError> {
+    let vm = definition.name.as_str();
+    let owned = platform.vms.owned(vm).ok();
+    let is_running = matches!(platform.hypervisor.status(&definition.name).await, Ok(GuestStatus::Running));
+    match (owned.filter(|_| is_running), addresses.stands(vm)) {
+        (Some(epoch), None | Some(Standing::Leaving | Standing::Expected)) => {
+            let (prefix, network) = network_of(definition)?;
+            let own = platform.identity.fingerprint();
+            let (spi, key) =
+                permit(platform, addresses, definition, epoch, addresses.config.address, own).await?;
+            let grant = grant(definition, prefix, spi, &key);
+            addresses.gateway.attach(vm, &network.interface, prefix).await?;
+            addresses.gateway.serve(grant).await?;
+            addresses.set(vm, Some(Standing::Served));
+            tracing::info!("VM '{vm}' is registered with the home agent (epoch {epoch})");
+        }
+        (None, Some(Standing::Served)) => {
+            addresses.gateway.forget(vm).await?;
+            addresses.gateway.detach(vm).await?;
+            addresses.set(vm, None);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn network_of(definition: &VmDefinition) -> Result<(Ipv6Prefix, &NetworkDefinition), AddressError> {
+    let network =
+        definition.network.as_ref().ok_or(AddressError::Lacking("the VM's definition has no [network]"))?;
+    let prefix = network.prefix().and_then(|(address, len)| Ipv6Prefix::new(address, len));
+    Ok((prefix.ok_or(AddressError::Lacking("the VM's prefix is none"))?, network))
+}
+
+/// Asks the home agent that the gateway at `target` may register the VM in `epoch`, for the platform `holder`.
+async fn permit(
+    platform: &Platform,
+    addresses: &Addresses,
+    definition: &VmDefinition,
+    epoch: Epoch,
+    target: Ipv6Addr,
+    holder: Fingerprint,
+) -> Result<(u32, [u8; 32]), AddressError> {
+    let (prefix, _) = network_of(definition)?;
+    let request = PermitRequest {
+        vm: definition.name.to_string(),
+        prefix: prefix.address().octets(),
+        prefix_len: prefix.len(),
+        epoch,
+        gateway: target.octets(),
+        holder: holder.into(),
+    };
+    let connection = platform.network.dial(&addresses.config.home_agent).await?;
+    let (mut send, mut recv) = connection.open_bi().await.map_err(NetError::from)?;
+    net::send(&mut send, &Open::Permit(request)).await?;
+    let answer = net::expect(&mut recv).await?;
+    connection.close(0_u8.into(), b"done");
+    match answer {
+        PermitAnswer::Permitted { spi, key } => Ok((spi, key)),
+        PermitAnswer::Refused { reason } => Err(AddressError::Refused(reason)),
+    }
+}
+
+fn grant(definition: &VmDefinition, prefix: Ipv6Prefix, spi: u32, key: &[u8; 32]) -> Grant {
+    let key = SharedKey::new(spi, Algorithm::HmacSha256_128, key);
+    Grant { key, node: definition.name.as_str().as_bytes().to_vec(), prefix }
+}
+
+/// What the destination needs to be told, with the permit for it; or why the address stays behind.
+pub async fn plan(
+    platform: &Platform,
+    definition: &VmDefinition,
+    peer: &str,
+    epoch: Epoch,
+) -> Result<Option<PlanAddress>, AddressError> {
+    if definition.network.is_none() {
+        return Ok(None);
+    }
+    let addresses =
+        platform.addresses.as_ref().ok_or(AddressError::Lacking("no [mobility] is configured here"))?;
+    let status = platform.network.ask_status(peer).await?;
+    let target =
+        status.gateway.ok_or(AddressError::Lacking("no [mobility] is configured at the destination"))?;
+    let target = Ipv6Addr::from(target);
+    let holder = platform.peers.get(peer).map_err(NetError::from)?.fingerprint;
+    let (spi, key) = permit(platform, addresses, definition, epoch, target, holder).await?;
+    Ok(Some(PlanAddress { spi, key: Secret(key), source: addresses.config.address, target }))
+}
+
+/// The source: the guest is paused. What comes for it goes on to the destination, where it waits.
+pub async fn leaving(platform: &Platform, plan: &Plan) {
+    let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+    let vm = plan.definition.name.as_str();
+    let left = async {
+        let (prefix, _) = network_of(&plan.definition)?;
+        let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
+        addresses.set(vm, Some(Standing::Leaving));
+        Ok::<_, AddressError>(addresses.gateway.forward(grant, address.target).await?)
+    };
+    told(vm, "packets for it are not forwarded", left.await);
+}
+
+/// The source: the guest runs on here.
+pub async fn stays(platform: &Platform, vm: &str) {
+    let Some(addresses) = &platform.addresses else { return };
+    if addresses.stands(vm) == Some(Standing::Leaving) {
+        told(vm, "it is not served on", addresses.gateway.stay(vm).await.map_err(AddressError::from));
+        addresses.set(vm, Some(Standing::Served));
+    }
+}
+
+/// The source: the guest runs elsewhere. What was under way to it is still forwarded, by the gateway alone.
+pub async fn left(platform: &Platform, vm: &str) {
+    let Some(addresses) = &platform.addresses else { return };
+    if addresses.stands(vm).is_some() {
+        told(
+            vm,
+            "its link is not taken back",
+            addresses.gateway.detach(vm).await.map_err(AddressError::from),
+        );
+        addresses.set(vm, None);
+    }
+}
+
+/// The destination: the hypervisor waits for the guest, its interface is there.
+pub async fn expect(platform: &Platform, plan: &Plan) {
+    let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+    let vm = plan.definition.name.as_str();
+    let expected = async {
+        let (prefix, network) = network_of(&plan.definition)?;
+        addresses.gateway.attach(vm, &network.interface, prefix).await?;
+        let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
+        addresses.gateway.expect(grant, address.source).await?;
+        addresses.set(vm, Some(Standing::Expected));
+        Ok::<_, AddressError>(())
+    };
+    told(vm, "it is not expected", expected.await);
+}
+
+/// The destination: the guest runs here.
+pub async fn arrived(platform: &Platform, vm: &str) {
+    let Some(addresses) = &platform.addresses else { return };
+    if addresses.stands(vm) == Some(Standing::Expected) {
+        let waiting = Arrival::Waiting(Instant::now());
+        addresses.arrivals.send_modify(|arrivals| drop(arrivals.insert(vm.to_owned(), waiting)));
+        told(vm, "it is not registered", addresses.gateway.arrived(vm).await.map_err(AddressError::from));
+    }
+}
+
+/// The destination: waits for the registration. Gives what was done, in a sentence.
+pub async fn rebind(platform: &Platform, vm: &str) -> String {
+    let Some(addresses) = &platform.addresses else {
+        return "no mobility configured: the address was not moved; on a shared network segment the hypervisor's own \
+                announcement suffices"
+            .to_owned();
+    };
+    if addresses.stands(vm) != Some(Standing::Expected) {
+        // Taken up after a restart, or there was no permit to be told: then the watch over all VMs does it.
+        addresses.look();
+        return "its address, if it has one of its own, is registered by the watch over all VMs".to_owned();
+    }
+    addresses.set(vm, Some(Standing::Served));
+    let mut arrivals = addresses.arrivals.subscribe();
+    let answered = |arrivals: &BTreeMap<_, _>| !matches!(arrivals.get(vm), Some(Arrival::Waiting(_)));
+    let outcome = match tokio::time::timeout(PATIENCE, arrivals.wait_for(answered)).await {
+        Ok(Ok(arrivals)) => arrivals.get(vm).cloned(),
+        _ => None,
+    };
+    match outcome {
+        Some(Arrival::Registered(took)) => {
+            let ms = took.as_secs_f64() * 1e3;
+            format!("the address followed: registered with the home agent {ms:.1} ms after the guest ran")
+        }
+        Some(Arrival::Refused(status)) => {
+            format!("the address did not follow: the home agent refused ({status})")
+        }
+        _ => "the home agent has not answered yet; the gateway goes on asking".to_owned(),
+    }
+}
+
+/// The destination: the guest will not come.
+pub async fn discard(platform: &Platform, vm: &str) {
+    let Some(addresses) = &platform.addresses else { return };
+    if addresses.stands(vm) == Some(Standing::Expected) {
+        told(vm, "it is still expected", addresses.gateway.forget(vm).await.map_err(AddressError::from));
+        told(
+            vm,
+            "its link is not taken back",
+            addresses.gateway.detach(vm).await.map_err(AddressError::from),
+        );
+        addresses.set(vm, None);
+    }
+}
+
+fn told(vm: &str, what: &str, outcome: Result<(), AddressError>) {
+    if let Err(error) = outcome {
+        tracing::warn!("the address of VM '{vm}': {what}: {error}");
+    }
+}

@@ -1,0 +1,293 @@
+//! The home agent's part of a daemon: who owns which VM's prefix, and so whose gateway may register it. Each VM's state is a
+//! file, so that a restart knows it again. It never decides where a VM runs: an owner names its successor.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use longhaul_proto::wire::{PermitAnswer, PermitRequest};
+use mobility::HomeAgent;
+use mobility::anchor::{Authorization, Registrant};
+use mobility::auth::{Algorithm, SharedKey};
+use mobility::home_agent::{Binding, Config as AgentConfig};
+use mobility::wire::Ipv6Prefix;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::config::{ConfigError, HomeAgentConfig};
+use crate::files;
+use crate::identity::Fingerprint;
+
+/// Those up to 255 are reserved (RFC 4285 section 5).
+const FIRST_SPI: u32 = 256;
+
+/// Who may register a VM in one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Permit {
+    epoch: u64,
+    gateway: Ipv6Addr,
+    holder: Fingerprint,
+    spi: u32,
+    key: Secret,
+}
+
+/// A key, which is never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub [u8; 32]);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A VM, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Machine {
+    /// Lowest address and length of its prefix.
+    prefix: (Ipv6Addr, u8),
+    /// Who owns it, since which epoch: the last that was bound, or the first that was asked for.
+    holder: Fingerprint,
+    epoch: u64,
+    /// Whether it is bound in that epoch.
+    bound: bool,
+    permits: Vec<Permit>,
+}
+
+/// The home agent of this host.
+pub struct Home {
+    agent: HomeAgent,
+    prefixes: Vec<Ipv6Prefix>,
+    dir: PathBuf,
+    machines: Mutex<BTreeMap<String, Machine>>,
+}
+
+impl Home {
+    /// Starts it with what is in `dir`.
+    pub async fn start(config: &HomeAgentConfig, dir: &Path) -> anyhow::Result<Arc<Self>> {
+        let prefixes =
+            config.prefixes.iter().map(|text| parse_prefix(text, dir)).collect::<Result<Vec<_>, _>>()?;
+        std::fs::create_dir_all(dir)?;
+        std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let machines = load(dir)?;
+        let agent = HomeAgent::start(AgentConfig {
+            address: config.address,
+            prefixes: prefixes.clone(),
+            interface: config.interface.clone(),
+            max_nodes: config.max_machines,
+            restart_counter: count_start(dir)?,
+        })
+        .await?;
+        for (vm, machine) in &machines {
+            for permit in &machine.permits {
+                agent.authorize(machine.authorization(vm, permit)).await??;
+            }
+            let active = machine.permits.iter().find(|permit| machine.bound && permit.epoch == machine.epoch);
+            agent.restore(vm, machine.epoch, active.map(|permit| permit.spi)).await?;
+        }
+        let home = Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines: Mutex::new(machines) });
+        tokio::spawn(home.clone().keep());
+        Ok(home)
+    }
+
+    /// Answers a peer's request.
+    pub async fn permit(&self, peer: Fingerprint, request: &PermitRequest) -> PermitAnswer {
+        match self.try_permit(peer, request).await {
+            Ok(permit) => PermitAnswer::Permitted { spi: permit.spi, key: permit.key.0 },
+            Err(reason) => {
+                tracing::info!("VM '{}' epoch {}: {reason}", request.vm, request.epoch);
+                PermitAnswer::Refused { reason }
+            }
+        }
+    }
+
+    async fn try_permit(&self, peer: Fingerprint, request: &PermitRequest) -> Result<Permit, String> {
+        let PermitRequest { vm, epoch, gateway, holder, .. } = request;
+        files::check_name("VM", vm)?;
+        let (epoch, gateway, holder) = (epoch.0, Ipv6Addr::from(*gateway), Fingerprint::from(*holder));
+        let prefix = Ipv6Prefix::new(request.prefix.into(), request.prefix_len)
+            .filter(|prefix| prefix.address().octets() == request.prefix)
+            .ok_or("its prefix is none")?;
+        if !self.prefixes.iter().any(|ours| ours.len() <= prefix.len() && ours.contains(prefix.address())) {
+            return Err(format!("prefix {prefix} is not within those of this home agent"));
+        }
+        let mut machines = self.machines.lock().await;
+        let known = machines.get(vm).cloned();
+        let kept = (prefix.address(), prefix.len());
+        let mut machine = match known {
+            Some(machine) => self.judge(vm, machine, peer, kept, epoch, holder).await?,
+            None if peer == holder => {
+                Machine { prefix: kept, holder, epoch, bound: false, permits: Vec::new() }
+            }
+            None => return Err("it was never registered by its present owner".to_owned()),
+        };
+        let same =
+            |permit: &Permit| (permit.epoch, permit.gateway, permit.holder) == (epoch, gateway, holder);
+        if let Some(permit) = machine.permits.iter().find(|permit| same(permit)) {
+            return Ok(permit.clone());
+        }
+        // Of the epochs that are over, and of a successor that did not come to be one, nothing is believed any more.
+        let (over, permits): (Vec<_>, _) = machine
+            .permits
+            .into_iter()
+            .partition(|permit| permit.epoch < machine.epoch || permit.epoch == epoch);
+        machine.permits = permits;
+        for permit in over {
+            self.agent.withdraw(permit.spi).await.map_err(|error| error.to_string())?;
+        }
+        let permit = Permit { epoch, gateway, holder, spi: random_spi(), key: Secret(random()) };
+        let authorized = self.agent.authorize(machine.authorization(vm, &permit)).await;
+        authorized.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        machine.permits.push(permit.clone());
+        self.save(vm, &machine).map_err(|error| format!("keeping it: {error}"))?;
+        machines.insert(vm.clone(), machine);
+        Ok(permit)
+    }
+
+    /// The machine, when this peer may ask for this permit.
+    async fn judge(
+        &self,
+        vm: &str,
+        mut machine: Machine,
+        peer: Fingerprint,
+        prefix: (Ipv6Addr, u8),
+        epoch: u64,
+        holder: Fingerprint,
+    ) -> Result<Machine, String> {
+        self.take_over(vm, &mut machine).await;
+        let is_successor = machine
+            .permits
+            .iter()
+            .any(|permit| (permit.epoch, permit.holder) == (epoch, peer) && peer == holder);
+        if machine.prefix != prefix {
+            let (address, len) = machine.prefix;
+            return Err(format!("it has prefix {address}/{len} already"));
+        }
+        if peer != machine.holder && !is_successor {
+            return Err(format!(
+                "it belongs to the platform with key {} (epoch {})",
+                machine.holder, machine.epoch
+            ));
+        }
+        if epoch < machine.epoch {
+            return Err(format!("epoch {} has been reached", machine.epoch));
+        }
+        Ok(machine)
+    }
+
+    /// Whoever is bound in a later epoch owns the machine from then on.
+    async fn take_over(&self, vm: &str, machine: &mut Machine) {
+        let binding = self.agent.binding(vm).await.ok().flatten();
+        machine.bound = binding.is_some();
+        let Some(Binding { epoch, .. }) = binding else { return };
+        if let Some(permit) =
+            machine.permits.iter().find(|permit| permit.epoch == epoch && epoch > machine.epoch)
+        {
+            (machine.epoch, machine.holder) = (epoch, permit.holder);
+        }
+    }
+
+    /// Keeps what changes.
+    async fn keep(self: Arc<Self>) {
+        let mut switched = self.agent.switched();
+        loop {
+            let prefix = match switched.recv().await {
+                Ok(prefix) => Some(prefix),
+                Err(RecvError::Lagged(_)) => None,
+                Err(RecvError::Closed) => return,
+            };
+            let mut machines = self.machines.lock().await;
+            for (vm, machine) in machines.iter_mut() {
+                let concerns = |prefix: Ipv6Prefix| (prefix.address(), prefix.len()) == machine.prefix;
+                if prefix.is_none_or(concerns) {
+                    let before = machine.clone();
+                    self.take_over(vm, machine).await;
+                    if *machine != before
+                        && let Err(error) = self.save(vm, machine)
+                    {
+                        tracing::error!("the binding of VM '{vm}' could not be kept: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// All VMs, with where they are reached.
+    pub async fn list(&self) -> Vec<serde_json::Value> {
+        let mut list = Vec::new();
+        for (vm, machine) in &*self.machines.lock().await {
+            let binding = self.agent.binding(vm).await.ok().flatten();
+            let (address, len) = machine.prefix;
+            list.push(serde_json::json!({
+                "vm": vm,
+                "prefix": format!("{address}/{len}"),
+                "owner": machine.holder,
+                "epoch": machine.epoch,
+                "care_of": binding.map(|binding| binding.care_of),
+            }));
+        }
+        list
+    }
+
+    fn save(&self, vm: &str, machine: &Machine) -> std::io::Result<()> {
+        files::write_atomic(&self.dir.join(format!("{vm}.json")), &serde_json::to_vec(machine)?)
+    }
+}
+
+impl Machine {
+    fn authorization(&self, vm: &str, permit: &Permit) -> Authorization {
+        let (address, len) = self.prefix;
+        Authorization {
+            key: SharedKey::new(permit.spi, Algorithm::HmacSha256_128, &permit.key.0),
+            node: vm.as_bytes().to_vec(),
+            prefix: Ipv6Prefix::new(address, len.min(128)).expect("at most 128"),
+            registrant: Registrant::Gateway { address: permit.gateway, epoch: permit.epoch },
+        }
+    }
+}
+
+fn parse_prefix(text: &str, path: &Path) -> Result<Ipv6Prefix, ConfigError> {
+    let parsed = text.split_once('/').and_then(|(address, len)| {
+        Ipv6Prefix::new(address.parse().ok()?, len.parse().ok()?).filter(|prefix| prefix.to_string() == text)
+    });
+    let what = || format!("home_agent.prefixes: {text:?} is no IPv6 prefix as 2001:db8:f::/48");
+    parsed.ok_or_else(|| ConfigError::Value { path: path.to_owned(), what: what() })
+}
+
+fn load(dir: &Path) -> anyhow::Result<BTreeMap<String, Machine>> {
+    use anyhow::Context;
+    let mut machines = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json")
+            && let Some(vm) = path.file_stem().and_then(|stem| stem.to_str())
+        {
+            let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            let machine = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+            machines.insert(vm.to_owned(), machine);
+        }
+    }
+    Ok(machines)
+}
+
+/// How often the home agent has been started here, this time included (RFC 5847 section 4.1).
+fn count_start(dir: &Path) -> anyhow::Result<u32> {
+    let path = dir.join("starts");
+    let before = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let now = before.map_or(1, |before| before.wrapping_add(1));
+    files::write_atomic(&path, now.to_string().as_bytes())?;
+    Ok(now)
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // The kernel's generator does not fail once the system has started.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    bytes
+}
+
+fn random_spi() -> u32 {
+    u32::from_le_bytes(random()).max(FIRST_SPI)
+}
