@@ -60,6 +60,8 @@ pub struct Sent {
     pub packets: u64,
     /// Packets the system refused, for instance because nobody listens there.
     pub refused: u64,
+    /// How long that took, in nanoseconds: longer than asked for when this machine cannot send so fast.
+    pub took_ns: u64,
     /// The answers, when they were asked for and any came. What was lost is counted up to the last packet sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answers: Option<StreamReport>,
@@ -128,7 +130,8 @@ pub async fn send(
     let mut packet = Packet { stream: options.stream, seq: 0, sent_ns: 0, words };
     let (mut sent, mut answers) = (Sent::default(), Streams::new(machine, options.draw));
     let (mut datagram, mut buffer) = (vec![0; options.bytes], buffer());
-    let mut due = Instant::now();
+    let start = Instant::now();
+    let mut due = start;
     tokio::pin!(stop);
     while options.count.is_none_or(|count| packet.seq < count) {
         tokio::select! {
@@ -154,7 +157,9 @@ pub async fn send(
             due = now;
         }
     }
-    let until = Instant::now() + ANSWER_WAIT;
+    let end = Instant::now();
+    sent.took_ns = (end - start).as_nanos() as u64;
+    let until = end + ANSWER_WAIT;
     while options.echo && answers.unique(options.stream) < sent.packets {
         let Ok(received) = timeout_at(until, socket.recv(&mut buffer)).await else { break };
         if let Ok(bytes) = received {

@@ -38,7 +38,9 @@ async fn run(options: SendOptions, serving: ServeOptions) -> (Outcome<Sent>, Out
 #[tokio::test]
 async fn a_stream_is_received_and_reported() {
     let (sent, received) = run(options(20), ServeOptions::default()).await;
-    assert_eq!(sent, Outcome { report: Sent { packets: 20, refused: 0, answers: None }, svg: None });
+    let Outcome { report: Sent { packets, refused, took_ns, answers }, svg } = sent;
+    assert_eq!((packets, refused, answers, svg), (20, 0, None, None));
+    assert!(took_ns >= 38_000_000, "{took_ns}");
     assert_eq!((received.report.ignored, received.svg), (0, None));
     let stream = received.report.streams[&5];
     let s = stream.arrivals;

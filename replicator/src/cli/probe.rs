@@ -158,7 +158,8 @@ fn received(report: &Report) -> String {
 }
 
 fn sent(sent: &Sent) -> String {
-    let mut out = format!("sent {} packets, {} refused\n", sent.packets, sent.refused);
+    let seconds = sent.took_ns as f64 / 1e9;
+    let mut out = format!("sent {} packets in {seconds:.1} s, {} refused\n", sent.packets, sent.refused);
     if let Some(answers) = &sent.answers {
         out.push_str(&format!("answers from {}\n{}", answers.from, stream(answers)));
     }

@@ -66,5 +66,8 @@ ignored 4 datagrams that are no probe packets, or of too many streams
 ";
     assert_eq!(received(&report), expected);
     assert_eq!(received(&Report::default()), "no stream\n");
-    assert_eq!(sent(&Sent { packets: 3, refused: 1, answers: None }), "sent 3 packets, 1 refused\n");
+    assert_eq!(
+        sent(&Sent { packets: 3, refused: 1, took_ns: 60_000_000, answers: None }),
+        "sent 3 packets in 0.1 s, 1 refused\n"
+    );
 }
