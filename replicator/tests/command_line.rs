@@ -189,3 +189,33 @@ fn a_list_is_a_table_and_an_empty_one_says_so() {
     let dir = daemon(vec![(200, "[]".to_owned())]);
     assert_eq!(out(&longhaul(dir.path(), "vm list")), "none\n");
 }
+
+#[test]
+fn the_probe_measures_both_ways_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let at = |name: &str| root.join(name).display().to_string();
+    let (there, back) = (at("there.svg"), at("back.svg"));
+    thread::scope(|scope| {
+        let line = format!("--json probe serve 127.0.0.1:{port} --for 3s --echo --svg {there}");
+        let serve = scope.spawn(move || longhaul(root, &line));
+        thread::sleep(std::time::Duration::from_millis(700));
+        let line =
+            format!("probe send 127.0.0.1:{port} --interval 2ms --count 50 --size 100 --echo --svg {back}");
+        let sent = longhaul(root, &line);
+        assert_eq!((code(&sent), err(&sent)), (0, String::new()));
+        assert!(out(&sent).starts_with("sent 50 packets in 0.") && out(&sent).contains("(round-trip time)"));
+        let served = serve.join().unwrap();
+        let report: Value = serde_json::from_str(&out(&served)).unwrap();
+        let streams = report["streams"].as_object().unwrap();
+        let stream = streams.values().next().unwrap();
+        assert_eq!((code(&served), streams.len(), &stream["received"]), (0, 1, &json!(50)));
+        assert_eq!((&stream["lost"], &stream["latency"]["of"]), (&json!(0), &json!("one_way")));
+    });
+    for picture in [there, back] {
+        assert!(std::fs::read_to_string(picture).unwrap().contains("50 received, 0 lost"));
+    }
+    let refused = longhaul(root, "probe send 127.0.0.1:9 --size 63");
+    assert_eq!(code(&refused), 2);
+}

@@ -96,7 +96,7 @@ enum Command {
     /// The chunk store
     #[command(subcommand)]
     Store(StoreCommand),
-    /// The paper's UDP tool: a packet of 210 bytes every 20 ms, and what became of them
+    /// The paper's UDP tool: a stream like a call's, and what became of it: gaps, losses, latency, jitter, a picture
     #[command(subcommand)]
     Probe(probe::ProbeCommand),
     /// Print a commented configuration file

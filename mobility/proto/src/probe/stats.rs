@@ -1,7 +1,8 @@
-//! Running statistics of one stream of probe packets, in constant memory. Fed with arrivals, it never asks for the time.
+//! Running statistics of one stream of probe packets, in bounded memory. Fed with arrivals, it never asks for the time.
 
 use serde::{Deserialize, Serialize};
 
+use super::distribution::{Distribution, Summary};
 use super::packet::{Packet, WORDS};
 
 /// How far back, in sequence numbers, a packet is still recognised as late or duplicated: 22 minutes at 50 packets a
@@ -13,6 +14,8 @@ pub const WINDOW: u64 = 1 << 16;
 pub struct Gap {
     /// How long nothing arrived, in nanoseconds.
     pub ns: u64,
+    /// When it began, in nanoseconds of the receiver's clock.
+    pub at_ns: u64,
     /// The sequence number that arrived before the pause.
     pub before: u64,
     /// The sequence number that ended it.
@@ -48,6 +51,8 @@ pub struct StreamSnapshot {
     pub longest_gap: Gap,
     /// Interarrival jitter per RFC 3550 section 6.4.1, in nanoseconds.
     pub jitter_ns: u64,
+    /// The highest that the jitter has been.
+    pub jitter_max_ns: u64,
     /// The maximum of each application word.
     pub word_max: [u64; WORDS],
     /// When the first packet arrived, in nanoseconds of the receiver's clock.
@@ -67,6 +72,7 @@ pub struct StreamStats {
     jitter_x16: u64,
     last_sent_ns: u64,
     last_arrived_seq: u64,
+    transit: Distribution,
 }
 
 impl Default for StreamStats {
@@ -86,6 +92,7 @@ impl StreamStats {
             jitter_x16: 0,
             last_sent_ns: 0,
             last_arrived_seq: 0,
+            transit: Distribution::new(),
         }
     }
 
@@ -97,6 +104,7 @@ impl StreamStats {
             self.timing(arrival_ns, packet);
             self.sequence(packet.seq);
         }
+        self.transit.add(packet.transit_ns(arrival_ns));
         let s = &mut self.snapshot;
         s.received += 1;
         s.last_arrival_ns = arrival_ns;
@@ -119,6 +127,13 @@ impl StreamStats {
         s
     }
 
+    /// How long the packets took by the two ends' clocks, in nanoseconds: latency where both have the same clock, else
+    /// only differences mean anything. None before the first packet.
+    #[must_use]
+    pub fn transit(&self) -> Option<Summary> {
+        self.transit.summary()
+    }
+
     fn start(&mut self, arrival_ns: u64, packet: &Packet) {
         self.snapshot.first_seq = packet.seq;
         self.snapshot.last_seq = packet.seq;
@@ -129,12 +144,18 @@ impl StreamStats {
     fn timing(&mut self, arrival_ns: u64, packet: &Packet) {
         let waited = arrival_ns.saturating_sub(self.snapshot.last_arrival_ns);
         if waited > self.snapshot.longest_gap.ns {
-            self.snapshot.longest_gap = Gap { ns: waited, before: self.last_arrived_seq, after: packet.seq };
+            self.snapshot.longest_gap = Gap {
+                ns: waited,
+                at_ns: self.snapshot.last_arrival_ns,
+                before: self.last_arrived_seq,
+                after: packet.seq,
+            };
         }
         // D(i-1,i) of RFC 3550: the difference of the two packets' transit times, whatever the clocks' offset.
         let sent = i128::from(packet.sent_ns) - i128::from(self.last_sent_ns);
         let transit = (i128::from(waited) - sent).unsigned_abs().min(u128::from(u64::MAX / 32)) as u64;
         self.jitter_x16 = self.jitter_x16.saturating_add(transit) - (self.jitter_x16 + 8) / 16;
+        self.snapshot.jitter_max_ns = self.snapshot.jitter_max_ns.max(self.jitter_x16 / 16);
     }
 
     fn sequence(&mut self, seq: u64) {
