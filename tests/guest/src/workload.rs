@@ -1,7 +1,7 @@
 //! The workload's parameters, as they travel on the kernel's command line: `longhaul.port=9000 longhaul.rate=64` and
 //! so on. Parses and prints; does no I/O.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use crate::record;
@@ -11,8 +11,9 @@ const PREFIX: &str = "longhaul.";
 /// What the guest does from boot until it is killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
-    /// Where the probe packets go: QEMU's user networking makes this the host's loopback.
-    pub host: Ipv4Addr,
+    /// Where the probe packets go: QEMU's user networking makes this the host's loopback. When it is an IPv6 address, the
+    /// guest makes its own of what its router advertises.
+    pub host: IpAddr,
     /// The UDP port of the probe packets' receiver; 0 sends none.
     pub port: u16,
     /// The stream id in the probe packets.
@@ -35,7 +36,7 @@ impl Default for Workload {
     /// 64 records of 16 KiB a second (1 MiB/s), each flushed, in 256 MiB; a packet every 20 ms.
     fn default() -> Self {
         Self {
-            host: Ipv4Addr::new(10, 0, 2, 2),
+            host: IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2)),
             port: 0,
             stream: 1,
             probe_ms: 20,

@@ -2,7 +2,7 @@
 //! not heard. Only listens; never answers.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ::guest::word;
 use anyhow::{Context, Result, bail};
+use crate::Namespace;
 use mobility_proto::probe::{PACKET_BYTES, Packet, StreamSnapshot, StreamStats};
 
 /// How often the receiving thread looks whether it should end.
@@ -59,8 +60,19 @@ impl Collector {
     /// # Errors
     /// When there is none.
     pub fn start() -> Result<Self> {
-        let socket =
-            UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("binding the probe packets' receiver")?;
+        Self::listen(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// As [`Collector::start`], at `address` in a network namespace.
+    ///
+    /// # Errors
+    /// As for [`Collector::start`].
+    pub fn within(namespace: &Namespace, address: IpAddr) -> Result<Self> {
+        Self::listen(namespace.enter(|| UdpSocket::bind((address, 0)))?)
+    }
+
+    fn listen(socket: std::io::Result<UdpSocket>) -> Result<Self> {
+        let socket = socket.context("binding the probe packets' receiver")?;
         socket.set_read_timeout(Some(TICK))?;
         let port = socket.local_addr()?.port();
         let shared = Arc::new(Shared {

@@ -29,6 +29,8 @@ pub struct Guest {
     pub disk: PathBuf,
     /// What it does.
     pub workload: Workload,
+    /// The network that moves with it, in place of QEMU's own: its tap interface, link-layer address and prefix.
+    pub home: Option<[String; 3]>,
     kernel: PathBuf,
     initrd: PathBuf,
 }
@@ -42,6 +44,7 @@ impl Guest {
             memory_mib: 96,
             disk: disk.to_path_buf(),
             workload: Workload { port, ..Workload::default() },
+            home: None,
             kernel: lab.kernel().to_path_buf(),
             initrd: lab.initrd().to_path_buf(),
         }
@@ -61,22 +64,32 @@ impl Guest {
         let text = |s: &str| Value::String(s.to_owned());
         let path = |p: &Path| Value::String(p.display().to_string());
         let disk = Table::from_iter([("name".into(), text(DISK)), ("path".into(), path(&self.disk))]);
-        let qemu = Table::from_iter([
+        let mut qemu = Table::from_iter([
             ("machine".into(), text(MACHINE)),
             ("accel".into(), text(ACCEL)),
             ("cpu".into(), text(CPU)),
             ("kernel".into(), path(&self.kernel)),
             ("initrd".into(), path(&self.initrd)),
             ("append".into(), text(&self.append())),
-            ("args".into(), Value::Array(network().iter().map(|s| text(s)).collect())),
         ]);
-        let table = Table::from_iter([
+        let mut table = Table::from_iter([
             ("name".into(), text(&self.name)),
             ("memory_mib".into(), Value::Integer(i64::from(self.memory_mib))),
             ("vcpus".into(), Value::Integer(1)),
             ("disks".into(), Value::Array(vec![Value::Table(disk)])),
-            ("qemu".into(), Value::Table(qemu)),
         ]);
+        match &self.home {
+            Some([interface, mac, prefix]) => {
+                let network = [("interface", interface), ("mac", mac), ("prefix", prefix)];
+                let network = network.map(|(key, value)| (key.to_owned(), text(value)));
+                table.insert("network".into(), Value::Table(Table::from_iter(network)));
+            }
+            None => {
+                let args = network().iter().map(|argument| text(argument)).collect();
+                qemu.insert("args".into(), Value::Array(args));
+            }
+        }
+        table.insert("qemu".into(), Value::Table(qemu));
         table.to_string()
     }
 

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{Guest, LinkSettings, Relay, files, guest::DISK, shell};
+use crate::{Guest, LinkSettings, Namespace, Relay, files, guest::DISK, shell};
 pub use cli::{CliOutcome, CliRun};
 
 /// How long a command line may take unless the test says otherwise.
@@ -38,6 +38,7 @@ pub struct Platform {
     name: String,
     root: PathBuf,
     listen: SocketAddr,
+    namespace: Option<Arc<Namespace>>,
     daemon: Option<Child>,
 }
 
@@ -55,6 +56,28 @@ impl Platform {
     /// # Errors
     /// As for [`Platform::new`].
     pub fn with_config(name: &str, config: &str) -> Result<Self> {
+        Self::create(name, config, free_port()?, None)
+    }
+
+    /// As [`Platform::with_config`], with its daemon and its guests in a network namespace, where it listens at `listen`.
+    ///
+    /// # Errors
+    /// As for [`Platform::new`].
+    pub fn within(
+        namespace: &Arc<Namespace>,
+        listen: SocketAddr,
+        name: &str,
+        config: &str,
+    ) -> Result<Self> {
+        Self::create(name, config, listen, Some(Arc::clone(namespace)))
+    }
+
+    fn create(
+        name: &str,
+        config: &str,
+        listen: SocketAddr,
+        namespace: Option<Arc<Namespace>>,
+    ) -> Result<Self> {
         static SWEEP: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         SWEEP.call_once(sweep);
@@ -62,10 +85,9 @@ impl Platform {
         let root = Path::new(ROOTS).join(format!("{ROOT_PREFIX}{}-{number}", std::process::id()));
         files::remove(&root)?;
         files::create_dir(&root)?;
-        let listen = free_port()?;
         let text = format!("name = \"{name}\"\nlisten = \"{listen}\"\n{config}\n");
         files::write(&root.join("longhaul.toml"), text)?;
-        Ok(Self { name: name.to_owned(), root, listen, daemon: None })
+        Ok(Self { name: name.to_owned(), root, listen, namespace, daemon: None })
     }
 
     /// What the platform is called.
@@ -124,12 +146,11 @@ impl Platform {
         let log = OpenOptions::new().create(true).append(true).open(self.root.join(LOG))?;
         let mut command = Command::new(binary()?);
         command.arg("--root").arg(&self.root).arg("daemon").envs(environment.iter().copied());
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting `{}`", shell::line(&command)))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = match &self.namespace {
+            Some(namespace) => namespace.spawn(&mut command)?,
+            None => command.spawn().with_context(|| format!("starting `{}`", shell::line(&command)))?,
+        };
         files::write(&self.root.join(DAEMON_PID), child.id().to_string())?;
         self.daemon = Some(child);
         let socket = self.root.join("run/longhaul.sock");

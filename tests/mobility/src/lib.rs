@@ -11,8 +11,14 @@
 
 pub mod agents;
 pub mod network;
+pub mod ping;
+pub mod sites;
 pub mod stream;
+pub mod wires;
 
 pub use agents::Running;
 pub use network::{Network, Platform};
+pub use ping::{Answers, Ping};
+pub use sites::Sites;
 pub use stream::{Heard, Stream};
+pub use wires::Wires;

@@ -68,7 +68,7 @@ pub struct Network {
     edge: Arc<Namespace>,
 }
 
-fn namespace() -> Result<Arc<Namespace>> {
+pub(crate) fn namespace() -> Result<Arc<Namespace>> {
     let namespace = Namespace::new()?;
     for name in ["all/forwarding", "default/forwarding"] {
         namespace.sysctl(&format!("net/ipv6/conf/{name}"), "1")?;
@@ -79,7 +79,7 @@ fn namespace() -> Result<Arc<Namespace>> {
     Ok(Arc::new(namespace))
 }
 
-fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
+pub(crate) fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
     let there = second.0.path();
     let mut command = Command::new("ip");
     command.args(["link", "add", first.1, "type", "veth", "peer", "name", second.1, "netns"]).arg(there);

@@ -68,6 +68,9 @@ pub(crate) fn network(workload: &Workload) -> Result<(), BootError> {
         return Ok(());
     }
     wait_for("/sys/class/net/eth0")?;
+    if workload.host.is_ipv6() {
+        return busybox("ip link set eth0 up");
+    }
     busybox(&format!("ip addr add {}/24 dev eth0", workload.address))?;
     busybox("ip link set eth0 up")?;
     busybox(&format!("ip route add default via {}", workload.gateway()))

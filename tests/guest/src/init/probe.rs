@@ -1,7 +1,7 @@
 //! The probe sender: one packet every few milliseconds with the writer's progress in its application words.
 
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,7 @@ pub(crate) fn run(workload: &Workload, state: &State) -> io::Result<()> {
     if workload.port == 0 {
         return Ok(());
     }
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((workload.host, workload.port))?;
+    let socket = connect(workload)?;
     let period = Duration::from_millis(workload.probe_ms);
     let mut due = Instant::now();
     for seq in 1.. {
@@ -44,4 +43,25 @@ pub(crate) fn run(workload: &Workload, state: &State) -> io::Result<()> {
         thread::sleep(due.saturating_duration_since(now));
     }
     Ok(())
+}
+
+/// Until its router has been heard and its address is known to be its own, a guest with IPv6 has no way, or none but from an
+/// address that is good on its link only.
+fn connect(workload: &Workload) -> io::Result<UdpSocket> {
+    let target = (workload.host, workload.port);
+    if workload.host.is_ipv4() {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        return socket.connect(target).map(|()| socket);
+    }
+    loop {
+        // A new one each time: a socket keeps the address it was connected from.
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        if socket.connect(target).is_ok()
+            && let SocketAddr::V6(own) = socket.local_addr()?
+            && !own.ip().is_unicast_link_local()
+        {
+            return Ok(socket);
+        }
+        thread::sleep(MAX_LAG);
+    }
 }

@@ -1,0 +1,70 @@
+//! A real guest moves between two platforms and keeps its IPv6 address: real daemons in network namespaces, a home agent, a
+//! correspondent that talks with the guest all the while.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use e2e::{JOB, PATIENCE, lab, status, turn};
+use harness::verify_records;
+use mobility_lab::sites::{GUEST, VM};
+use mobility_lab::{Ping, Sites};
+use serde_json::Value;
+
+fn migrate(sites: &Sites, from: usize, to: usize) -> Result<Value> {
+    let run = sites.platforms[from].begin_json(&["migrate", VM, "--to", sites.platforms[to].name()])?;
+    let outcome = run.wait(JOB)?;
+    anyhow::ensure!(outcome.code == Some(0), "migrate: {outcome:?}");
+    outcome.json()
+}
+
+/// What the destination says about its last job.
+fn incoming_notes(sites: &Sites, at: usize) -> Result<String> {
+    let jobs = sites.platforms[at].cli(&["job", "list"])?;
+    let last = jobs.as_array().and_then(|jobs| jobs.iter().rev().find(|job| job["kind"] == "migrate_in"));
+    Ok(last.context("an incoming job")?["notes"].to_string())
+}
+
+fn care_of(sites: &Sites) -> Result<String> {
+    let addresses = sites.home.cli(&["addresses"])?;
+    Ok(addresses["home_agent"][0]["care_of"].as_str().context("a binding")?.to_owned())
+}
+
+#[test]
+fn a_guest_keeps_its_address_and_its_correspondent() -> Result<()> {
+    let turn = turn("a_guest_keeps_its_address_and_its_correspondent");
+    let (lab, base) = lab()?;
+    let sites = Sites::start(&lab, &base, Duration::from_millis(20))?;
+    sites.boot(2 * PATIENCE)?;
+    turn.say("the guest is heard");
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
+
+    for (from, to) in [(0, 1), (1, 0)] {
+        let ping = Ping::start(&sites.wires.correspondent.namespace, GUEST, Duration::from_millis(20))?;
+        sites.collector.mark();
+        let report = migrate(&sites, from, to)?;
+        sites.collector.wait_progress(16, PATIENCE)?;
+        sleep(Duration::from_secs(1));
+        let answers = ping.finish()?;
+        turn.say(&format!(
+            "{} of {} echo requests answered, longest gap {:?}, not heard for {:?}, guest stood still for {} ms; {}",
+            answers.answered.len(),
+            answers.sent,
+            answers.longest_gap(),
+            sites.collector.longest_since_mark(),
+            report["downtime_ms"],
+            incoming_notes(&sites, to)?,
+        ));
+        assert_eq!(answers.lost(), 0, "{answers:?}");
+        assert!(incoming_notes(&sites, to)?.contains("the address followed"), "{}", incoming_notes(&sites, to)?);
+        assert_eq!(care_of(&sites)?, sites.wires.platforms[to].address.to_string());
+        assert_eq!(status(&sites.platforms[to], VM)?.as_deref(), Some("Running"));
+    }
+    assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
+
+    sites.platforms[0].cli(&["vm", "stop", VM, "--kill"])?;
+    let instance = sites.collector.instance().context("a guest that was heard")?;
+    let records = verify_records(&sites.image(0), instance, sites.collector.acked())?;
+    assert!(records.is_whole() && records.found > 0, "{records:?}");
+    Ok(())
+}
