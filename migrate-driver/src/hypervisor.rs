@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -114,8 +114,9 @@ pub trait Hypervisor: Send + Sync {
     async fn incoming_loaded(&self, vm: &VmName) -> Result<(), DriverError>;
     /// Starts to send the memory; the caller reads it from the stream. The guest runs on.
     async fn send_memory(&self, vm: &VmName, params: &MemoryParams) -> Result<UnixStream, DriverError>;
-    /// Waits until nearly all memory is sent and the guest is stopped, its disks still ours.
-    async fn wait_paused(&self, vm: &VmName) -> Result<(), DriverError>;
+    /// Waits until nearly all memory is sent and the guest is stopped, its disks still ours. Gives the moment in which it
+    /// stopped, as far as it is known: not before that, and hardly later.
+    async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError>;
     /// How far the memory is.
     async fn memory_progress(&self, vm: &VmName) -> Result<MemoryProgress, DriverError>;
     /// From [`GuestStatus::PreSwitchover`]: sends the rest and gives up the disks; then [`GuestStatus::PostMigrate`].

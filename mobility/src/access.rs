@@ -57,7 +57,8 @@ enum Command {
     },
     Serve(Grant),
     Expect(Grant, Ipv6Addr),
-    Forward(Grant, Ipv6Addr),
+    Remember(String),
+    Forward(Grant, Ipv6Addr, std::time::Instant),
     Arrived(String),
     Stay(String),
     Forget(String),
@@ -149,12 +150,25 @@ impl AccessGateway {
         self.tell(Command::Expect(grant, source)).await
     }
 
-    /// The virtual machine is paused and goes to the gateway at `target`, which has been given `grant`.
+    /// The virtual machine will be paused soon, to leave.
     ///
     /// # Errors
     /// [`AgentError::Ended`].
-    pub async fn forward(&self, grant: Grant, target: Ipv6Addr) -> Result<(), AgentError> {
-        self.tell(Command::Forward(grant, target)).await
+    pub async fn remember(&self, node: &str) -> Result<(), AgentError> {
+        self.tell(Command::Remember(node.to_owned())).await
+    }
+
+    /// The virtual machine has stopped at that moment and goes to the gateway at `target`, which has been given `grant`.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn forward(
+        &self,
+        grant: Grant,
+        target: Ipv6Addr,
+        stopped: std::time::Instant,
+    ) -> Result<(), AgentError> {
+        self.tell(Command::Forward(grant, target, stopped)).await
     }
 
     /// The virtual machine that was expected runs here.
@@ -297,7 +311,11 @@ impl Agent {
             }
             Command::Serve(grant) => self.gateway.serve(now, ns, grant),
             Command::Expect(grant, source) => self.gateway.expect(now, ns, grant, source),
-            Command::Forward(grant, target) => self.gateway.forward(now, ns, grant, target),
+            Command::Remember(node) => self.gateway.remember(now, ns, node.as_bytes()),
+            Command::Forward(grant, target, stopped) => {
+                let stopped = Instant::from_std(stopped).saturating_duration_since(self.start);
+                self.gateway.forward(now, ns, grant, target, stopped);
+            }
             Command::Arrived(node) => self.gateway.arrived(now, ns, node.as_bytes()),
             Command::Stay(node) => self.gateway.stay(now, ns, node.as_bytes()),
             Command::Forget(node) => self.gateway.forget(now, ns, node.as_bytes()),
@@ -326,6 +344,7 @@ impl Agent {
     }
 
     fn pass(&mut self, side: Side) {
+        let now = self.start.elapsed();
         match side {
             Side::Kernel(count) => {
                 let Self { plane, gateway, .. } = self;
@@ -333,7 +352,7 @@ impl Agent {
             }
             Side::Tunnel => {
                 for (from, packet) in self.plane.tunnelled() {
-                    self.gateway.handle_tunnelled(from, packet);
+                    self.gateway.handle_tunnelled(now, from, packet);
                 }
             }
         }

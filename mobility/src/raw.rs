@@ -35,6 +35,10 @@ impl RawSocket {
         // More than the system's limit is asked for as root, otherwise what it allows.
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
         let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
+        if scope != 0 {
+            // An address is not good for a moment after it was given to a link that is new itself.
+            sockopt::set_ipv6_freebind(&socket, true)?;
+        }
         bind(&socket, &SocketAddrV6::new(address, 0, 0, scope))?;
         // SAFETY: an `OwnedFd` is the same descriptor as long as it lives, and it lives in the `AsyncFd`.
         #[allow(unsafe_code)]

@@ -290,15 +290,22 @@ pub async fn plan(
     Ok(Some(PlanAddress { spi, key: Secret(key), source: addresses.config.address, target }))
 }
 
-/// The source: the guest is paused. What comes for it goes on to the destination, where it waits.
-pub async fn leaving(platform: &Platform, plan: &Plan) {
+/// The source: the guest will be paused soon.
+pub async fn leaves_soon(platform: &Platform, plan: &Plan) {
+    let Some((addresses, _)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+    let vm = plan.definition.name.as_str();
+    told(vm, "some packets may be lost", addresses.gateway.remember(vm).await.map_err(AddressError::from));
+}
+
+/// The source: the guest has stopped at that moment. What comes for it goes on to the destination, where it waits.
+pub async fn leaving(platform: &Platform, plan: &Plan, stopped: Instant) {
     let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let left = async {
         let (prefix, _) = network_of(&plan.definition)?;
         let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
         addresses.set(vm, Some(Standing::Leaving));
-        Ok::<_, AddressError>(addresses.gateway.forward(grant, address.target).await?)
+        Ok::<_, AddressError>(addresses.gateway.forward(grant, address.target, stopped).await?)
     };
     told(vm, "packets for it are not forwarded", left.await);
 }

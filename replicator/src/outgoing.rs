@@ -204,9 +204,12 @@ impl Outgoing {
                 tracing::warn!(job = %handle.id(), "{error}");
             }
         });
-        self.platform.hypervisor.wait_paused(&self.vm).await?;
         if let Some(plan) = &self.plan {
-            address::leaving(&self.platform, plan).await;
+            address::leaves_soon(&self.platform, plan).await;
+        }
+        let stopped = self.platform.hypervisor.wait_paused(&self.vm).await?;
+        if let Some(plan) = &self.plan {
+            address::leaving(&self.platform, plan, stopped).await;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::process::io_error;
 use super::session::Session;
 use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress};
+use crate::qmp::Event;
 
 /// QEMU connects to our socket at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,6 +56,15 @@ async fn migration(s: &Session) -> Result<(String, String), DriverError> {
 
 /// Waits until the migration is in one of `targets`; fails when it ends in any other state.
 async fn reaches(s: &Session, targets: &[&str]) -> Result<String, DriverError> {
+    reaches_hearing(s, targets, |_| {}).await
+}
+
+/// The same; `heard` gets every event meanwhile.
+async fn reaches_hearing(
+    s: &Session,
+    targets: &[&str],
+    mut heard: impl FnMut(&Event) + Send,
+) -> Result<String, DriverError> {
     let mut events = s.events();
     let mut state = migration(s).await?.0;
     loop {
@@ -65,7 +75,9 @@ async fn reaches(s: &Session, targets: &[&str]) -> Result<String, DriverError> {
             let reason = migration(s).await?.1;
             return Err(DriverError::Migration { vm: s.vm.name.clone(), status: state, reason });
         }
-        state = match s.next(&mut events).await? {
+        let event = s.next(&mut events).await?;
+        event.iter().for_each(&mut heard);
+        state = match event {
             Some(event) if event.name == "MIGRATION" => event.text("status").into(),
             Some(_) => state,
             None => migration(s).await?.0,
@@ -134,8 +146,16 @@ fn no_connection(s: &Session) -> DriverError {
 }
 
 /// Waits until the guest is stopped at `pre-switchover`.
-pub(crate) async fn wait_paused(s: &Session) -> Result<(), DriverError> {
-    reaches(s, &["pre-switchover"]).await.map(drop)
+pub(crate) async fn wait_paused(s: &Session) -> Result<Instant, DriverError> {
+    let mut stopped = None;
+    reaches_hearing(s, &["pre-switchover"], |event| {
+        if event.name == "STOP" {
+            stopped = Some(Instant::now());
+        }
+    })
+    .await?;
+    // QEMU flushes the disks in between.
+    Ok(stopped.unwrap_or_else(Instant::now))
 }
 
 /// How far the memory is.

@@ -17,7 +17,7 @@ mod warm;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -120,7 +120,7 @@ impl Hypervisor for Qemu {
         migration::send_memory(&self.session(vm, "send its memory").await?, params).await
     }
 
-    async fn wait_paused(&self, vm: &VmName) -> Result<(), DriverError> {
+    async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError> {
         migration::wait_paused(&self.session(vm, "send its memory").await?).await
     }
 

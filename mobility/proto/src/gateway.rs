@@ -2,7 +2,8 @@
 //! registers the virtual machines that run there and moves their packets. A state machine on virtual time.
 //!
 //! ```text
-//! serve, expect, forward, arrived, stay, forget     what happens to a virtual machine
+//! serve, expect, remember, forward, arrived,
+//! stay, forget                                      what happens to a virtual machine
 //! handle_packet                                     signalling that came
 //! handle_tunnelled, handle_guest                    packets, from a tunnel and from a virtual machine
 //! handle_timeout                                    at the time that `deadline` gave
@@ -155,13 +156,27 @@ impl Gateway {
         self.insert(now, unix_ns, Node::new(now, grant, place, Wanted::Transient(self.config.transient)));
     }
 
-    /// The virtual machine, which is paused, goes to the gateway at `target`, which has been given `grant`: its packets
-    /// go there from now on.
-    pub fn forward(&mut self, now: Duration, unix_ns: u64, grant: Grant, target: Ipv6Addr) {
+    /// The virtual machine will be paused soon, to leave: what is delivered is remembered, until it is known whether it was
+    /// still read.
+    pub fn remember(&mut self, now: Duration, unix_ns: u64, name: &[u8]) {
+        self.change(name, now, unix_ns, |node, _, _| node.remember());
+    }
+
+    /// The virtual machine, which stopped at `stopped`, goes to the gateway at `target`, which has been given `grant`: its
+    /// packets go there from now on. With [`remember`](Self::remember) those too that were delivered since it stopped, or
+    /// hardly before: a few may come twice, none is lost.
+    pub fn forward(
+        &mut self,
+        now: Duration,
+        unix_ns: u64,
+        grant: Grant,
+        target: Ipv6Addr,
+        stopped: Duration,
+    ) {
         let name = grant.node.clone();
-        self.change(&name, now, unix_ns, |node, _, _| {
+        self.change(&name, now, unix_ns, |node, _, outputs| {
             if node.place == Place::Here {
-                node.forward(now, grant.key, target);
+                node.forward(now, stopped, grant.key, target, outputs);
             }
         });
     }
@@ -253,7 +268,7 @@ impl Gateway {
     }
 
     /// Takes the packet that came in a tunnel from `from`.
-    pub fn handle_tunnelled(&mut self, from: Ipv6Addr, packet: Vec<u8>) {
+    pub fn handle_tunnelled(&mut self, now: Duration, from: Ipv6Addr, packet: Vec<u8>) {
         let config = self.config;
         let to = Inner::parse(&packet).map(|inner| inner.destination);
         let Some(node) = to.and_then(|to| node_of(&self.prefixes, &mut self.nodes, to)) else {
@@ -261,7 +276,7 @@ impl Gateway {
             return;
         };
         match &mut node.place {
-            Place::Here if from == config.anchor => self.outputs.push_back(Output::Deliver(packet)),
+            Place::Here if from == config.anchor => node.deliver(now, packet, &config, &mut self.outputs),
             Place::Leaving { target, .. } if from == config.anchor => {
                 self.outputs.push_back(Output::Tunnel { to: *target, packet });
             }

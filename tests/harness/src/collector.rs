@@ -8,9 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::Namespace;
 use ::guest::word;
 use anyhow::{Context, Result, bail};
-use crate::Namespace;
 use mobility_proto::probe::{PACKET_BYTES, Packet, StreamSnapshot, StreamStats};
 
 /// How often the receiving thread looks whether it should end.

@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Once};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,12 +63,7 @@ impl Platform {
     ///
     /// # Errors
     /// As for [`Platform::new`].
-    pub fn within(
-        namespace: &Arc<Namespace>,
-        listen: SocketAddr,
-        name: &str,
-        config: &str,
-    ) -> Result<Self> {
+    pub fn within(namespace: &Arc<Namespace>, listen: SocketAddr, name: &str, config: &str) -> Result<Self> {
         Self::create(name, config, listen, Some(Arc::clone(namespace)))
     }
 

@@ -54,7 +54,9 @@ impl Sites {
         let home = platform(&wires.anchor, "home", &home)?;
         let mobility = |host: &Host| {
             let own = host.address;
-            format!("[mobility]\naddress = \"{own}\"\nhome_agent = \"home\"\nhome_agent_address = \"{anchor}\"")
+            format!(
+                "[mobility]\naddress = \"{own}\"\nhome_agent = \"home\"\nhome_agent_address = \"{anchor}\""
+            )
         };
         let [a, b] = &wires.platforms;
         let platforms = [platform(a, "a", &mobility(a))?, platform(b, "b", &mobility(b))?];
@@ -81,7 +83,8 @@ impl Sites {
     pub fn boot(&self, patience: Duration) -> Result<()> {
         self.platforms[0].start_guest(&self.guest)?;
         self.collector.wait_acked(16, patience).with_context(|| {
-            let asked = [&self.home, &self.platforms[0]].map(|site| site.cli_text(&["addresses"]).unwrap_or_default());
+            let asked = [&self.home, &self.platforms[0]]
+                .map(|site| site.cli_text(&["addresses"]).unwrap_or_default());
             format!("the guest was not heard over its own address: {}", asked.join("\n"))
         })?;
         Ok(())

@@ -1,6 +1,6 @@
 //! A guest moves between two platforms: real packets, real kernel, the real agents.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mobility::access::Happened;
@@ -48,7 +48,7 @@ fn a_guest_moves_and_loses_nothing() {
         second.expect(grant(2), a.address).await.unwrap();
         until(&mut at_second, Happened::Prepared).await.unwrap();
         network.pause(0).unwrap();
-        first.forward(grant(2), b.address).await.unwrap();
+        first.forward(grant(2), b.address, Instant::now()).await.unwrap();
         until(&mut at_second, Happened::Forwarded).await.unwrap();
         network.resume(1).unwrap();
         second.arrived(NODE).await.unwrap();

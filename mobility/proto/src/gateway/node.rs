@@ -17,6 +17,13 @@ const HANDOVER_SENDS: u32 = 6;
 /// For how long a gateway goes on to forward what was under way to it when its binding was revoked.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// For how long a delivered packet is remembered: a hypervisor that has stopped a machine says so sooner.
+const REMEMBERED: Duration = Duration::from_secs(1);
+/// What is taken for the size of a remembered packet.
+const BYTES_REMEMBERED_AS: usize = 1500;
+/// How long a machine may have left a packet unread when it stopped.
+const UNREAD: Duration = Duration::from_millis(5);
+
 /// Where a virtual machine is, as its gateway sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -39,6 +46,8 @@ pub(super) struct Node {
     pub(super) registration: Registration,
     pub(super) old_way: Buffer,
     new_way: Buffer,
+    /// What was delivered of late, when the machine is about to leave: what it did not read before it stopped goes with it.
+    recent: Option<VecDeque<(Duration, Vec<u8>)>>,
     handover: Option<Handover>,
     /// The last Handover Initiate that was heeded: an older one, come again, changes nothing.
     heeded: Option<u16>,
@@ -60,7 +69,7 @@ impl Node {
     pub(super) fn new(now: Duration, grant: Grant, place: Place, wanted: Wanted) -> Self {
         let registration = Registration::new(now, wanted);
         let (old_way, new_way) = Default::default();
-        Self { grant, place, registration, old_way, new_way, handover: None, heeded: None }
+        Self { grant, place, registration, old_way, new_way, recent: None, handover: None, heeded: None }
     }
 
     pub(super) fn name(&self) -> &[u8] {
@@ -150,14 +159,49 @@ impl Node {
         self.new_way.take().into_iter().map(Output::Deliver)
     }
 
-    pub(super) fn forward(&mut self, now: Duration, key: SharedKey, target: Ipv6Addr) {
+    /// From now on what is delivered is remembered for a while.
+    pub(super) fn remember(&mut self) {
+        self.recent = Some(VecDeque::new());
+    }
+
+    /// Gives a packet to the machine.
+    pub(super) fn deliver(
+        &mut self,
+        now: Duration,
+        packet: Vec<u8>,
+        config: &Config,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if let Some(recent) = &mut self.recent {
+            recent.push_back((now, packet.clone()));
+            // Whatever the rate, this is the order of what may wait at the target.
+            let most = config.buffer_bytes / BYTES_REMEMBERED_AS;
+            while recent.len() > most || recent.front().is_some_and(|(at, _)| *at + REMEMBERED < now) {
+                recent.pop_front();
+            }
+        }
+        outputs.push_back(Output::Deliver(packet));
+    }
+
+    /// The machine stopped at `stopped`: what was delivered since then is forwarded with what is to come.
+    pub(super) fn forward(
+        &mut self,
+        now: Duration,
+        stopped: Duration,
+        key: SharedKey,
+        target: Ipv6Addr,
+        outputs: &mut VecDeque<Output>,
+    ) {
         self.place = Place::Leaving { target, until: None };
+        let unread = self.recent.take().into_iter().flatten().filter(|(at, _)| *at + UNREAD >= stopped);
+        outputs.extend(unread.map(|(_, packet)| Output::Tunnel { to: target, packet }));
         self.hand_over(now, key, target, HandoverInitiateCode::START);
     }
 
     pub(super) fn stay(&mut self, now: Duration) {
         let Place::Leaving { target, until: None } = self.place else { return };
         self.place = Place::Here;
+        self.recent = None;
         if let Some(handover) = self.handover.take() {
             self.hand_over(now, handover.key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
         }

@@ -176,7 +176,9 @@ impl World {
                     (Wire::Signalling(packet), Some(gateway)) => {
                         let _ = gateway.handle_packet(now, unix_ns, &packet);
                     }
-                    (Wire::Tunnelled(from, packet), Some(gateway)) => gateway.handle_tunnelled(from, packet),
+                    (Wire::Tunnelled(from, packet), Some(gateway)) => {
+                        gateway.handle_tunnelled(now, from, packet)
+                    }
                     (Wire::Signalling(packet), None) => {
                         let _ = self.anchor.handle_packet(now, unix_ns, &packet);
                     }
@@ -204,7 +206,7 @@ impl World {
         let (from, to) = (gateway_address(1 - target as u16), gateway_address(target as u16));
         self.with(target, |gateway, now, ns| gateway.expect(now, ns, grant(epoch), from));
         self.run(2 * self.delay_to_anchor + 10);
-        self.with(1 - target, |gateway, now, ns| gateway.forward(now, ns, grant(epoch), to));
+        self.with(1 - target, |gateway, now, ns| gateway.forward(now, ns, grant(epoch), to, now));
         self.run(paused);
         self.with(target, |gateway, now, ns| gateway.arrived(now, ns, NAME));
     }
@@ -274,6 +276,27 @@ fn a_move_loses_nothing_and_keeps_the_order() {
 }
 
 #[test]
+fn what_a_machine_left_unread_when_it_stopped_goes_with_it() {
+    let mut world = served(5, 5, vec![]);
+    world.with(1, |gateway, now, ns| gateway.expect(now, ns, grant(2), gateway_address(0)));
+    world.with(0, |gateway, now, ns| gateway.remember(now, ns, NAME));
+    world.run(3000);
+    // It stopped 30 ms before that was known.
+    let (stopped, last_read) = (world.now, *world.all_delivered().last().unwrap());
+    world.run(30);
+    let unread = world.all_delivered().len();
+    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), gateway_address(1), stopped));
+    world.run(20);
+    world.with(1, |gateway, now, ns| gateway.arrived(now, ns, NAME));
+    world.run(2500);
+    let again: Vec<_> = world.all_delivered().split_off(unread);
+    // From a few before the stop on, each once and in order.
+    assert!((last_read - 7..=last_read).contains(&again[0]), "{} after {last_read}", again[0]);
+    assert!(again.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    assert!(world.gateways[0].nodes.is_empty());
+}
+
+#[test]
 fn what_waits_is_bounded_and_the_oldest_goes_first() {
     let mut world = served(5, 5, vec![]);
     world.gateways[1].config.buffer_bytes = 100 * 44;
@@ -292,7 +315,7 @@ fn a_move_that_is_given_up_leaves_everything_where_it_was() {
     let (source, target) = (gateway_address(0), gateway_address(1));
     world.with(1, |gateway, now, ns| gateway.expect(now, ns, grant(2), source));
     world.run(100);
-    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target));
+    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target, now));
     world.run(30);
     world.with(0, |gateway, now, ns| gateway.stay(now, ns, NAME));
     world.with(1, |gateway, now, ns| gateway.forget(now, ns, NAME));
@@ -314,7 +337,7 @@ fn a_target_that_never_answers_leaves_the_source_in_charge() {
     world.with(1, |gateway, now, ns| gateway.expect(now, ns, grant(2), source));
     world.run(100);
     world.gateways[1] = Gateway::new(world.gateways[1].config);
-    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target));
+    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target, now));
     world.run(20_000);
     assert_eq!(world.anchor.binding(NAME), Some((source, 1)));
     world.with(0, |gateway, now, ns| gateway.stay(now, ns, NAME));
@@ -340,13 +363,13 @@ fn a_guest_sends_only_what_is_its_own_and_only_while_it_is_here() {
     let before = world.gateways[0].dropped().foreign;
     world.with(0, |gateway, _, _| gateway.handle_guest(inner(HOME, CORRESPONDENT, 1)));
     assert_eq!(world.gateways[0].dropped().foreign, before);
-    world.with(0, |gateway, _, _| {
+    world.with(0, |gateway, now, _| {
         gateway.handle_guest(inner(CORRESPONDENT, HOME, 1));
         gateway.handle_guest(vec![0x60; 39]);
         gateway.handle_guest(vec![]);
         // Neither may another gateway send to it in a tunnel.
-        gateway.handle_tunnelled(gateway_address(1), inner(CORRESPONDENT, HOME, 0));
-        gateway.handle_tunnelled(ANCHOR, inner(CORRESPONDENT, gateway_address(3), 0));
+        gateway.handle_tunnelled(now, gateway_address(1), inner(CORRESPONDENT, HOME, 0));
+        gateway.handle_tunnelled(now, ANCHOR, inner(CORRESPONDENT, gateway_address(3), 0));
     });
     assert_eq!(world.gateways[0].dropped().foreign, before + 5);
     assert!(!world.all_delivered().contains(&0));
@@ -358,7 +381,7 @@ fn signalling_of_another_key_or_from_elsewhere_is_refused() {
     let stranger = Grant { key: SharedKey::new(1001, Algorithm::HmacSha256_128, b"guessed"), ..grant(1) };
     let mut forger = Gateway::new(Config { address: gateway_address(1), ..world.gateways[1].config });
     forger.serve(world.now, START_NS, stranger.clone());
-    forger.forward(world.now, START_NS, stranger, gateway_address(0));
+    forger.forward(world.now, START_NS, stranger, gateway_address(0), world.now);
     let packets: Vec<_> = std::iter::from_fn(|| forger.poll_output()).collect();
     assert_eq!(packets.len(), 2, "{packets:?}");
     let Output::Send(handover) = &packets[1] else { panic!("{packets:?}") };
@@ -388,7 +411,7 @@ proptest! {
         let (source, target) = (gateway_address(0), gateway_address(1));
         world.with(1, |gateway, now, ns| gateway.expect(now, ns, grant(2), source));
         world.run(2 * to_anchor + 10);
-        world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target));
+        world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target, now));
         world.run(paused);
         if gives_up {
             world.with(0, |gateway, now, ns| gateway.stay(now, ns, NAME));

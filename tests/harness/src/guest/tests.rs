@@ -2,6 +2,7 @@ use super::*;
 
 fn guest() -> Guest {
     Guest {
+        home: None,
         name: "g1".into(),
         memory_mib: 96,
         disk: "/tmp/a \"b\".raw".into(),
