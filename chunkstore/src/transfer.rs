@@ -80,8 +80,8 @@ const RESULTS_AHEAD: usize = 64;
 /// Puts all of an image's chunks into the store and gives its manifest. `progress` gets the bytes of the image that
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
-/// Needs, beside the store: 40 bytes for each extent of the manifest, which is made in memory, and for each thread
-/// about 6 MiB (two windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
+/// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, and for each thread about 6 MiB (two
+/// windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -91,7 +91,7 @@ pub fn ingest(
     let size = image.size();
     let mut cuts = Cuts::new(image, 0..size);
     let mut root = RootStream::new(size);
-    let (mut extents, mut done) = (Vec::new(), 0);
+    let (mut manifest, mut done) = (store.manifest_writer()?, 0);
     writeback::beside(
         || store.sync(),
         |written| {
@@ -103,7 +103,9 @@ pub fn ingest(
                 |stored| {
                     stored.leaves.into_iter().for_each(|(number, hash)| root.leaf(number, hash));
                     done += stored.extents.iter().map(ManifestExtent::len).sum::<u64>();
-                    extents.extend(stored.extents);
+                    for extent in stored.extents {
+                        manifest.push(extent).map_err(StoreError::from)?;
+                    }
                     written(stored.new_bytes);
                     progress(done);
                     Ok(())
@@ -111,7 +113,7 @@ pub fn ingest(
             )
         },
     )?;
-    Ok(Manifest { size, root: root.finish(), extents })
+    Ok(manifest.finish(root.finish()).map_err(StoreError::from)?)
 }
 
 struct Stored {
@@ -153,8 +155,8 @@ pub fn restore(
     target: &RawImage,
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
-    if target.size() != manifest.size {
-        return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size });
+    if target.size() != manifest.size() {
+        return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size() });
     }
     let restorer = Restorer { store, seeds, target };
     let mut placed = manifest.placed();
@@ -204,7 +206,7 @@ pub fn restore_to(
     like: Option<&RawImage>,
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
-    let target = RawImage::create_like(path, manifest.size, like)
+    let target = RawImage::create_like(path, manifest.size(), like)
         .map_err(FileError::at("create the image at", path))?;
     let restored = restore(store, seeds, manifest, &target, watch);
     if restored.is_err() {

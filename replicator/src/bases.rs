@@ -82,9 +82,13 @@ pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
     let mut listed = Vec::new();
     for name in platform.store().names()? {
         let manifest = platform.store().manifest(&name)?;
-        let Manifest { size, root, .. } = manifest;
-        let (data_bytes, chunks) = (manifest.data_bytes(), manifest.chunks().count() as u64);
-        listed.push(Listed { name, size, data_bytes, chunks, root });
+        listed.push(Listed {
+            name,
+            size: manifest.size(),
+            data_bytes: manifest.data_bytes(),
+            chunks: manifest.chunks().count() as u64,
+            root: manifest.root(),
+        });
     }
     Ok(listed)
 }
@@ -137,7 +141,7 @@ pub fn push(platform: &Arc<Platform>, name: &str, peers: Vec<String>) -> Result<
     }
     let manifest = platform.store().manifest(name)?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
-    handle.update(|report| report.image_bytes = manifest.size * peers.len() as u64);
+    handle.update(|report| report.image_bytes = manifest.size() * peers.len() as u64);
     let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
     tokio::spawn(async move {
         let pushing = push_to_all(&platform, &handle, &name, &manifest, &peers);
@@ -165,11 +169,11 @@ async fn push_to_all(
         let connection = platform.network.dial(peer).await?;
         let target = Target::Base { name: name.to_owned() };
         let settings = platform.transfer_settings();
-        let (mut sender, _) = Sender::open(&connection, target, manifest.size, settings, handle.counters())
+        let (mut sender, _) = Sender::open(&connection, target, manifest.size(), settings, handle.counters())
             .await
             .map_err(transfer)?;
         sender.manifest(platform.store().clone(), manifest.clone()).await.map_err(transfer)?;
-        sender.commit(manifest.root, 0, jobs::unix_ms()).await.map_err(transfer)?;
+        sender.commit(manifest.root(), 0, jobs::unix_ms()).await.map_err(transfer)?;
     }
     drop(pin);
     Ok(format!("base '{name}' is on {}", peers.join(", ")))

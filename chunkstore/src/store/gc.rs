@@ -333,7 +333,9 @@ impl Store {
             // Sealed between the two looks.
             (None, None) => pack.entries()?.unwrap_or_else(|| Box::new(std::iter::empty())),
         };
-        Ok(self.index.counting(pack.number, entries)?)
+        let counting = self.index.counting(pack.number, entries)?;
+        pack.let_go();
+        Ok(counting)
     }
 
     /// Moves chunks of one record: as it is when all of it is needed, otherwise by adding them to the `rest`. Gives how

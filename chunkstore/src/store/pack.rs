@@ -122,6 +122,13 @@ impl Pack {
         }))
     }
 
+    /// Nobody looks at its entries any more.
+    pub(super) fn let_go(&self) {
+        if let Some(map) = self.map.get() {
+            map.let_go(0..map.bytes().len());
+        }
+    }
+
     /// `None`: the pack is not sealed.
     fn map(&self) -> Result<Option<&Map>, FileError> {
         if let Some(map) = self.map.get() {
@@ -140,8 +147,14 @@ impl Pack {
     pub(super) fn with_record<T>(&self, offset: u64, read: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
         let failed = || FileError::at("read", &self.path);
         if let Some(map) = self.map()? {
-            let bytes = usize::try_from(offset).ok().and_then(|start| map.bytes().get(start..));
-            return bytes.map(read).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()));
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let bytes =
+                map.bytes().get(start..).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()))?;
+            let result = read(bytes);
+            // Who reads all of a large image would have all of it in memory.
+            let len = Head::parse(bytes).map_or(0, |head| head.record_bytes());
+            map.let_go(start..start + len);
+            return Ok(result);
         }
         let file = self.file()?;
         let mut buffer = vec![0; record::MAX_HEAD_BYTES];

@@ -96,8 +96,8 @@ fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
 fn restore(store: &Path, name: &str, target: &Path) -> Result<Value> {
     let store = Store::open(store)?;
     let manifest = store.manifest(name)?;
-    let target =
-        RawImage::create(target, manifest.size).with_context(|| format!("creating {}", target.display()))?;
+    let target = RawImage::create(target, manifest.size())
+        .with_context(|| format!("creating {}", target.display()))?;
     chunkstore::restore(&store, &Seeds::new(), &manifest, &target, &|_| ControlFlow::Continue(()))?;
     Ok(json!({ "data_bytes": manifest.data_bytes() }))
 }

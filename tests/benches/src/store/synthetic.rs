@@ -61,5 +61,5 @@ fn publish(store: &Store, name: &str, ids: &[ChunkId]) -> Result<()> {
     let size = (ids.len() * CHUNK_BYTES) as u64;
     // Nobody restores this image: its root is that of zeroes.
     let root = ImageTree::new(size).root();
-    Ok(store.publish(name, &Manifest { size, root, extents: ids.iter().map(extent).collect() })?)
+    Ok(store.publish(name, &Manifest::of(root, ids.iter().map(extent))?)?)
 }
