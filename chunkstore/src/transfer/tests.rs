@@ -116,7 +116,7 @@ fn any_number_of_threads_and_any_level_make_the_same_image() {
     let mut made = Vec::new();
     for (threads, level) in [(1, 1), (3, 1), (8, 9)] {
         let store = Store::open(dir.path().join(format!("{threads}-{level}"))).unwrap();
-        let options = IngestOptions { level, threads: threads.try_into().unwrap() };
+        let options = IngestOptions { level, threads: threads.try_into().unwrap(), like: None };
         let done = Cell::new(0);
         made.push(ingest(&store, &motley(), &options, &|bytes| done.set(bytes)).unwrap());
         assert_eq!(done.get(), motley().size());
