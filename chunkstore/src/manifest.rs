@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::disk::Disk;
-use crate::map::Map;
+use crate::map::{Behind, Map, WINDOW_BYTES};
 use crate::parse::Fields;
 use crate::spool::Spool;
 use crate::{ChunkId, FileError, ImageRoot, MAX_CHUNK_BYTES};
@@ -22,9 +22,6 @@ const HOLE_BYTES: usize = 4 + 8;
 
 /// A manifest of 16 TiB in chunks of 64 KiB has 9 GiB; more is not read.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 16 << 30;
-
-/// Bytes looked at before they are let go of.
-const WINDOW_BYTES: usize = 1 << 20;
 
 /// An image as a sequence of extents, from its first byte to its last. Clones share what they hold.
 ///
@@ -224,7 +221,6 @@ impl Manifest {
         {
             return Err(damaged(IMPOSSIBLE));
         }
-        drop(extents);
         Ok(sums.manifest(root, content))
     }
 }
@@ -313,24 +309,18 @@ impl Sums {
     }
 }
 
-/// The extents of a manifest file, until one is not whole. Behind them it leaves the file's pages.
+/// The extents of a manifest file, until one is not whole.
 struct Extents<'a> {
     content: &'a Map,
+    behind: Behind<'a>,
     at: usize,
     end: usize,
-    /// From here on the pages are kept.
-    kept_from: usize,
 }
 
 impl Extents<'_> {
     fn of(content: &Map) -> Extents<'_> {
         let end = content.bytes().len().saturating_sub(CHECK_BYTES);
-        Extents { content, at: HEADER_BYTES.min(end), end, kept_from: 0 }
-    }
-
-    fn let_go(&mut self) {
-        self.content.let_go(self.kept_from..self.at);
-        self.kept_from = self.at;
+        Extents { content, behind: Behind::of(content), at: HEADER_BYTES.min(end), end }
     }
 }
 
@@ -341,16 +331,8 @@ impl Iterator for Extents<'_> {
         let mut fields = Fields::new(&self.content.bytes()[self.at..self.end]);
         let extent = ManifestExtent::parse(&mut fields)?;
         self.at = self.end - fields.rest().len();
-        if self.at - self.kept_from >= WINDOW_BYTES {
-            self.let_go();
-        }
+        self.behind.pass(self.at);
         Some(extent)
-    }
-}
-
-impl Drop for Extents<'_> {
-    fn drop(&mut self) {
-        self.let_go();
     }
 }
 

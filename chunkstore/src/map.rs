@@ -6,6 +6,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+/// What a reader leaves in memory behind it: asking the kernel more often would cost more than it gives back.
+pub(crate) const WINDOW_BYTES: usize = 1 << 20;
+
 /// The bytes of a file that does not change while it is mapped.
 pub(crate) struct Map(Bytes);
 
@@ -53,6 +56,26 @@ impl Map {
             // the same bytes as before, and nobody who reads them meanwhile can tell. A refusal costs memory, no more.
             let _ =
                 unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+}
+
+/// Lets go of what lies behind a reader that goes once from the beginning to the end: a MiB of it stays.
+pub(crate) struct Behind<'a> {
+    map: &'a Map,
+    kept_from: usize,
+}
+
+impl<'a> Behind<'a> {
+    pub(crate) fn of(map: &'a Map) -> Behind<'a> {
+        Behind { map, kept_from: 0 }
+    }
+
+    /// The reader is there.
+    pub(crate) fn pass(&mut self, at: usize) {
+        if at.saturating_sub(self.kept_from) >= WINDOW_BYTES {
+            self.map.let_go(self.kept_from..at);
+            self.kept_from = at;
         }
     }
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
-use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex};
+use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex, Scan};
 use crate::FileError;
 use crate::disk::{Disk, DiskFile};
-use crate::map::Map;
+use crate::map::{Behind, Map};
 use crate::sync::{read, write};
 
 /// A pack file.
@@ -98,7 +98,7 @@ impl Pack {
             pack.map = OnceLock::from(map);
             return Ok(Found::Sealed(pack));
         }
-        let scan = record::scan(map.bytes());
+        let scan = scan(&map);
         drop(map);
         if scan.end < len {
             file.set_len(scan.end).map_err(FileError::at("cut the torn end of", &path))?;
@@ -115,7 +115,7 @@ impl Pack {
             Some(index) => Box::new(index.entries()),
             None => {
                 // Its index has decayed since it was sealed.
-                let mut entries = record::scan(map.bytes()).entries;
+                let mut entries = scan(map).entries;
                 entries.sort_unstable_by_key(Entry::order);
                 Box::new(entries.into_iter())
             }
@@ -213,6 +213,11 @@ impl Pack {
             || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
         read(&self.file).clone().ok_or_else(sealed)
     }
+}
+
+fn scan(map: &Map) -> Scan {
+    let mut behind = Behind::of(map);
+    record::scan(map.bytes(), |at| behind.pass(at))
 }
 
 pub(super) fn file_name(number: u32) -> String {
