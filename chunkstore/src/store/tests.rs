@@ -316,6 +316,22 @@ fn only_what_the_name_says_is_taken() {
     assert_eq!(store.get(&ChunkId::of(&noise)).unwrap(), noise);
 }
 
+/// In tests a manifest of so many chunks is not held in memory.
+#[test]
+fn a_manifest_outlives_its_reference() {
+    let chunks = some_chunks(50, 100);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("base", &manifest_of(&chunks)).unwrap();
+    let first = store.manifest("base").unwrap();
+    store.publish("base", &manifest_of(&chunks[..40])).unwrap();
+    let second = store.manifest("base").unwrap();
+    store.remove("base").unwrap();
+    assert_eq!((first.clone(), second), (manifest_of(&chunks), manifest_of(&chunks[..40])));
+    store.publish("again", &first).unwrap();
+    assert_eq!(store.manifest("again").unwrap(), first);
+}
+
 #[test]
 fn references_are_published_in_one_step() {
     let chunks = some_chunks(3, 1000);

@@ -89,8 +89,11 @@ fn an_image_goes_in_and_comes_out_sparse() {
 fn a_second_time_adds_nothing() {
     let (_dir, store, image, manifest) = ingested();
     let before = store.stats().unwrap();
-    assert_eq!(ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap(), manifest);
-    assert_eq!(store.stats().unwrap(), before);
+    for like in [None, Some(manifest.clone())] {
+        let options = IngestOptions { like, ..IngestOptions::default() };
+        assert_eq!(ingest(&store, &image, &options, &|_| {}).unwrap(), manifest);
+        assert_eq!(store.stats().unwrap(), before);
+    }
 }
 
 #[test]
