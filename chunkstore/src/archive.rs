@@ -2,19 +2,20 @@
 //! disk, an object store. FORMAT.md has the bytes. It never seeks, never believes what it reads, and publishes nothing
 //! of an archive that is not whole.
 //!
-//! Memory: one image's manifest at a time to export, all of them to import (48 bytes an extent, and for one of them as
-//! much again for what is new in it), and the names of the chunks that the archive has held so far (32 bytes each, up to 75
-//! in their table): some 10 MiB for 4 GiB of chunks.
+//! Memory: some 50 MiB, and one bit for each extent of an image (2 MiB for a TiB of average chunks).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::parse::{Fields, check8};
+use crate::spool::Spool;
 use crate::store::check_name;
-use crate::store::record::{self, CHUNK_HEAD_BYTES, GROUP_HEAD_BYTES, Head, Holds, Record};
-use crate::{ChunkId, Encoded, Group, LEVEL, Manifest, ManifestError, ManifestExtent, Store, StoreError};
+use crate::store::record::{self, CHUNK_HEAD_BYTES, GROUP_HEAD_BYTES, Head, Holds, MAX_GROUP_CHUNKS, Record};
+use crate::{
+    ChunkId, Encoded, FileError, Group, LEVEL, Manifest, ManifestError, ManifestExtent, Store, StoreError,
+};
 
 /// The last byte is the version: this one is written, the one before is read too.
 const MAGIC: &[u8; 8] = b"LHARCH\x00\x02";
@@ -26,6 +27,9 @@ const MAX_NAMES_BYTES: usize = 1 << 20;
 
 /// No more is allocated at once for what has not arrived yet.
 const STEP_BYTES: u64 = 1 << 20;
+
+/// Names of chunks that are compared with each other at a time. A test's images are small.
+const NAMES_AT_ONCE: usize = if cfg!(test) { 3 } else { 1 << 19 };
 
 /// Gets the bytes of the archive that are done; may stop it.
 type Watch<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
@@ -153,20 +157,21 @@ pub fn export(
     let header = encode_header(&names).ok_or(ExportError::BadCount { images: names.len() })?;
     let mut output = Output { writer, watch, hasher: blake3::Hasher::new(), at: 0 };
     output.write(&header)?;
-    let mut written = HashSet::new();
+    let (mut manifests, mut chunks) = (Vec::with_capacity(names.len()), 0);
     for name in &names {
         let manifest = store.manifest(name)?;
         output.manifest(&manifest)?;
-        let new = new_chunks(&manifest, &mut written);
-        let mut rest = new.as_slice();
-        while !rest.is_empty() {
-            let (count, encoded) = store.group(rest, LEVEL)?;
-            let (group, behind) = rest.split_at(count);
-            output.write(&record::encode_group(group.iter().copied(), &encoded))?;
-            rest = behind;
+        let firsts = Firsts::of(&manifest, &manifests);
+        chunks += firsts.count();
+        let mut ahead = Ahead::new(firsts.chunks(&manifest));
+        while let Some(next) = ahead.fill() {
+            let (count, encoded) = store.group(next, LEVEL)?;
+            output.write(&record::encode_group(next[..count].iter().copied(), &encoded))?;
+            ahead.pass(count);
         }
+        manifests.push(manifest.clone());
     }
-    let (images, chunks) = (names.len() as u64, written.len() as u64);
+    let images = names.len() as u64;
     output.end(images, chunks)?;
     Ok(ExportReport { images, chunks, bytes: output.at })
 }
@@ -187,20 +192,19 @@ pub fn import(
         store.check_free(names.iter().map(String::as_str))?;
     }
     let mut report = ImportReport::default();
-    let mut seen = HashSet::new();
     let mut manifests = Vec::with_capacity(names.len());
     for _ in &names {
-        let manifest = input.manifest()?;
-        let new = new_chunks(&manifest, &mut seen);
-        let mut rest = new.as_slice();
-        while !rest.is_empty() {
-            let group = input.group(rest)?;
+        let manifest = input.manifest(store.spool())?;
+        let firsts = Firsts::of(&manifest, &manifests);
+        report.chunks += firsts.count();
+        let mut ahead = Ahead::new(firsts.chunks(&manifest));
+        while let Some(next) = ahead.fill() {
+            let group = input.group(next)?;
             report.chunks_new += store.put_group(&group, LEVEL)? as u64;
-            rest = &rest[group.chunks().len()..];
+            ahead.pass(group.chunks().len());
         }
-        manifests.push(manifest);
+        manifests.push(manifest.clone());
     }
-    report.chunks = seen.len() as u64;
     input.end(names.len() as u64, report.chunks)?;
     report.bytes = input.at;
     let images: Vec<_> = names.iter().map(String::as_str).zip(&manifests).collect();
@@ -209,13 +213,72 @@ pub fn import(
     Ok(report)
 }
 
-/// The chunks of an image that are not in `seen` yet, with their lengths, each once; they are from now on.
-fn new_chunks(manifest: &Manifest, seen: &mut HashSet<ChunkId>) -> Vec<(ChunkId, u32)> {
-    let data = manifest.extents.iter().filter_map(|extent| match extent {
-        ManifestExtent::Data { len, id } => Some((*id, *len)),
-        ManifestExtent::Hole { .. } => None,
-    });
-    data.filter(|(id, _)| seen.insert(*id)).collect()
+/// Which extents of an image are the first with their chunk, in it and in the images before it: one bit for each extent.
+struct Firsts(Vec<u64>);
+
+impl Firsts {
+    /// Looks at the chunks in parts, chosen by their names, so that no more than [`NAMES_AT_ONCE`] or so of them are in
+    /// memory at a time.
+    fn of(manifest: &Manifest, before: &[Manifest]) -> Firsts {
+        let mut firsts = Firsts(vec![0; manifest.extents().count().div_ceil(64)]);
+        let parts = manifest.chunks().count().div_ceil(NAMES_AT_ONCE) as u64;
+        for part in 0..parts {
+            let in_part = |id: &ChunkId| {
+                let (words, _) = id.as_bytes().as_chunks::<8>();
+                words.last().is_some_and(|word| u64::from_le_bytes(*word) % parts == part)
+            };
+            let mut new: HashSet<ChunkId> = manifest.chunks().filter(in_part).collect();
+            for id in before.iter().flat_map(Manifest::chunks).filter(in_part) {
+                new.remove(&id);
+            }
+            for (at, extent) in manifest.extents().enumerate() {
+                if let ManifestExtent::Data { id, .. } = extent
+                    && in_part(&id)
+                    && new.remove(&id)
+                {
+                    firsts.0[at / 64] |= 1 << (at % 64);
+                }
+            }
+        }
+        firsts
+    }
+
+    fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Those chunks, with their lengths, in order.
+    fn chunks<'a>(&'a self, manifest: &'a Manifest) -> impl Iterator<Item = (ChunkId, u32)> + 'a {
+        manifest.extents().enumerate().filter_map(|(at, extent)| match extent {
+            ManifestExtent::Data { len, id } => (self.0[at / 64] >> (at % 64) & 1 == 1).then_some((id, len)),
+            ManifestExtent::Hole { .. } => None,
+        })
+    }
+}
+
+/// The next of many chunks, as many as a group may hold.
+struct Ahead<Chunks> {
+    chunks: Chunks,
+    next: VecDeque<(ChunkId, u32)>,
+}
+
+impl<Chunks: Iterator<Item = (ChunkId, u32)>> Ahead<Chunks> {
+    fn new(chunks: Chunks) -> Self {
+        Ahead { chunks, next: VecDeque::new() }
+    }
+
+    /// `None` at the end.
+    fn fill(&mut self) -> Option<&[(ChunkId, u32)]> {
+        let lacking = MAX_GROUP_CHUNKS.saturating_sub(self.next.len());
+        self.next.extend(self.chunks.by_ref().take(lacking));
+        let next: &[_] = self.next.make_contiguous();
+        (!next.is_empty()).then_some(next)
+    }
+
+    /// The first of them are done.
+    fn pass(&mut self, count: usize) {
+        self.next.drain(..count);
+    }
 }
 
 /// `None`: there are no names, or too many.
@@ -276,10 +339,9 @@ impl Output<'_> {
     }
 
     fn manifest(&mut self, manifest: &Manifest) -> Result<(), ExportError> {
-        let manifest = manifest.encode();
-        let len = (manifest.len() as u64).to_le_bytes();
+        let len = manifest.encoded_bytes().to_le_bytes();
         self.write(&[len, check8(&[&len])].concat())?;
-        self.write(&manifest)
+        manifest.parts().try_for_each(|part| self.write(part))
     }
 
     fn end(&mut self, images: u64, chunks: u64) -> Result<(), ExportError> {
@@ -304,21 +366,37 @@ impl Input<'_> {
     /// The next `len` bytes, which are of the part that begins at `offset`. Allocates as they arrive.
     fn take(&mut self, len: u64, offset: u64, part: &'static str) -> Result<Vec<u8>, ImportError> {
         let mut bytes = Vec::new();
+        self.pass(len, offset, part, |step| {
+            bytes.extend_from_slice(step);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    /// As [`take`](Input::take), into `sink`, a MiB at a time.
+    fn pass(
+        &mut self,
+        len: u64,
+        offset: u64,
+        part: &'static str,
+        mut sink: impl FnMut(&[u8]) -> Result<(), FileError>,
+    ) -> Result<(), ImportError> {
         let end = self.at + len;
+        let mut step = vec![0; len.min(STEP_BYTES) as usize];
         while self.at < end {
-            let (had, step) = (bytes.len(), (end - self.at).min(STEP_BYTES));
-            bytes.resize(had + step as usize, 0);
-            self.reader.read_exact(&mut bytes[had..]).map_err(|cause| match cause.kind() {
+            step.truncate((end - self.at).min(STEP_BYTES) as usize);
+            self.reader.read_exact(&mut step).map_err(|cause| match cause.kind() {
                 io::ErrorKind::UnexpectedEof => ImportError::CutShort { offset, part },
                 _ => ImportError::Read { offset: self.at, cause },
             })?;
-            self.hasher.update(&bytes[had..]);
-            self.at += step;
+            self.hasher.update(&step);
+            sink(&step).map_err(StoreError::from)?;
+            self.at += step.len() as u64;
             if (self.watch)(self.at).is_break() {
                 return Err(ImportError::Stopped { offset: self.at });
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     fn names(&mut self) -> Result<Vec<String>, ImportError> {
@@ -344,7 +422,7 @@ impl Input<'_> {
         parse_names(&list).ok_or_else(|| damaged("its list of names contradicts itself"))
     }
 
-    fn manifest(&mut self) -> Result<Manifest, ImportError> {
+    fn manifest(&mut self, mut spool: Spool) -> Result<Manifest, ImportError> {
         let (offset, part) = (self.at, "a manifest");
         let damaged = |reason: &str| ImportError::Damaged { offset, reason: reason.to_owned() };
         let head = self.take(16, offset, part)?;
@@ -356,8 +434,8 @@ impl Input<'_> {
         if len > MAX_MANIFEST_BYTES {
             return Err(damaged("a manifest is longer than there can be"));
         }
-        let bytes = self.take(len, offset, part)?;
-        Manifest::decode(&bytes).map_err(|error| match error {
+        self.pass(len, offset, part, |step| spool.write(step))?;
+        Manifest::parse(spool.finish().map_err(StoreError::from)?).map_err(|error| match error {
             ManifestError::Unknown => damaged("a manifest of another version"),
             ManifestError::Damaged { reason } => damaged(&format!("a manifest: {reason}")),
         })

@@ -1,5 +1,13 @@
 //! The cutter: reads an image once, from its beginning to its end, and says where its holes are and its chunks end. What
-//! chunks and holes are is said in [`pieces`](crate::pieces()). It never hashes.
+//! chunks and holes are is said in [`pieces`](crate::pieces()). It hashes only what it is told to expect.
+//!
+//! # Expected chunks
+//! Looking for cuts costs more than hashing. Where an image is like an earlier one, whose manifest has a chunk of some length
+//! at this very place, those bytes are hashed first. If they are that chunk, there is no cut inside it, since there was none
+//! when it was cut first, and the search begins at its end: where it finds one there, or the data run ends, the name is
+//! known already. It does not matter why the earlier chunk ended where it did, so the cuts are the same in every case, with and
+//! without an earlier manifest, as long as that was made by this cutter. A manifest of other making can move cuts; what is
+//! stored is right all the same.
 
 use std::io;
 use std::ops::Range;
@@ -8,17 +16,47 @@ use bytes::Bytes;
 
 use crate::pieces::MIN_HOLE_BYTES;
 use crate::windows::{WINDOW_BYTES, Windows};
-use crate::{BLOCK_BYTES, GROUP_BYTES, LEAF_BYTES, ReadImage, gear, is_zero};
+use crate::{
+    BLOCK_BYTES, Chunk, ChunkId, GROUP_BYTES, LEAF_BYTES, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
+    PlacedExtent, ReadImage, gear, is_zero,
+};
 
 /// A batch takes no more cuts when it has so many bytes, which makes it a group if all of it is new, or so many of them.
 pub(crate) const BATCH_BYTES: usize = GROUP_BYTES;
 pub(crate) const BATCH_CUTS: usize = 1024;
 
-/// A piece that is not hashed yet; no data is a hole.
+/// A piece.
 pub(crate) struct Cut {
     pub(crate) offset: u64,
     pub(crate) len: u64,
-    pub(crate) data: Option<Bytes>,
+    pub(crate) data: CutData,
+}
+
+pub(crate) enum CutData {
+    Hole,
+    /// Not hashed yet.
+    Plain(Bytes),
+    /// What was expected.
+    Named(Chunk),
+}
+
+impl CutData {
+    fn len(&self) -> usize {
+        match self {
+            CutData::Hole => 0,
+            CutData::Plain(bytes) => bytes.len(),
+            CutData::Named(chunk) => chunk.plain().len(),
+        }
+    }
+
+    /// The chunk with its name; `None` for a hole.
+    pub(crate) fn chunk(self) -> Option<Chunk> {
+        match self {
+            CutData::Hole => None,
+            CutData::Plain(bytes) => Some(Chunk::of(bytes)),
+            CutData::Named(chunk) => Some(chunk),
+        }
+    }
 }
 
 /// Some pieces in order, and what was read from the image to find them: it reads ahead of them, and no byte twice.
@@ -56,6 +94,7 @@ pub(crate) struct Cuts<'a> {
     scanned: u64,
     /// Start of the zero blocks that end at `scanned`.
     zeroes_from: Option<u64>,
+    expected: Option<Expected<'a>>,
     windows: Windows,
     window: Bytes,
     window_at: u64,
@@ -80,6 +119,7 @@ impl<'a> Cuts<'a> {
             searched: 0,
             scanned: at,
             zeroes_from: None,
+            expected: None,
             windows: Windows::default(),
             window: Bytes::new(),
             window_at: at,
@@ -90,13 +130,18 @@ impl<'a> Cuts<'a> {
         }
     }
 
+    /// All of an image that may be much like an earlier one.
+    pub(crate) fn expecting(image: &'a dyn ReadImage, like: Option<&'a Manifest>) -> Cuts<'a> {
+        Cuts { expected: like.map(Expected::of), ..Cuts::new(image, 0..image.size()) }
+    }
+
     /// The next pieces, a MiB or so of them; `None` at the end.
     pub(crate) fn batch(&mut self) -> io::Result<Option<Batch>> {
         let (mut cuts, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES && cuts.len() < BATCH_CUTS {
             match self.next() {
                 Some(Ok(cut)) => {
-                    bytes += cut.data.as_ref().map_or(0, Bytes::len);
+                    bytes += cut.data.len();
                     cuts.push(cut);
                 }
                 Some(Err(error)) if cuts.is_empty() => return Err(error),
@@ -141,7 +186,7 @@ impl<'a> Cuts<'a> {
                 break;
             }
         }
-        let cut = Cut { offset: self.at, len: self.scanned - self.at, data: None };
+        let cut = Cut { offset: self.at, len: self.scanned - self.at, data: CutData::Hole };
         self.at = self.scanned;
         self.run = Run::Data { end: None };
         self.zeroes_from = None;
@@ -150,6 +195,8 @@ impl<'a> Cuts<'a> {
 
     /// The next chunk of the data run that `at` is in; nothing at the end of the run.
     fn chunk(&mut self) -> io::Result<Option<Cut>> {
+        let mut expected = self.expected.as_mut().and_then(|expected| expected.at(self.at));
+        let mut named = None;
         let (start, len) = loop {
             let (solid, ends) = match self.run {
                 Run::Data { end: Some(end) } => (end, true),
@@ -157,6 +204,20 @@ impl<'a> Cuts<'a> {
             };
             let start = (self.at - self.window_at) as usize;
             let data = &self.window[start..(solid - self.window_at) as usize];
+            if let Some((len, _)) = expected
+                && data.len() < len
+                && !ends
+            {
+                self.look_on()?;
+                continue;
+            }
+            if let Some((len, id)) = expected.take() {
+                let found = (data.len() >= len).then(|| Chunk::of(self.window.slice(start..start + len)));
+                named = found.filter(|chunk| chunk.id() == id);
+                // An odd last byte, at the end of a run, no cutter has looked at; `gear::cut` looks there once more.
+                self.searched = named.as_ref().map_or(0, |chunk| chunk.plain().len());
+                self.expected.iter_mut().for_each(|expected| expected.found(named.is_some()));
+            }
             match gear::cut(data, self.searched) {
                 Some(len) => break (start, len),
                 None if ends => break (start, data.len()),
@@ -169,7 +230,11 @@ impl<'a> Cuts<'a> {
             self.run = Run::Hole;
             return Ok(None);
         }
-        let cut = Cut { offset: self.at, len: len as u64, data: Some(self.window.slice(start..start + len)) };
+        let data = match named.filter(|chunk| chunk.plain().len() == len) {
+            Some(chunk) => CutData::Named(chunk),
+            None => CutData::Plain(self.window.slice(start..start + len)),
+        };
+        let cut = Cut { offset: self.at, len: len as u64, data };
         self.at += len as u64;
         Ok(Some(cut))
     }
@@ -293,3 +358,50 @@ impl Iterator for Cuts<'_> {
         cut
     }
 }
+
+/// The chunks of an earlier image, met in order.
+struct Expected<'a> {
+    extents: Box<dyn Iterator<Item = PlacedExtent> + Send + 'a>,
+    next: Option<PlacedExtent>,
+    /// How often in a row another chunk was found than was expected.
+    misses: u32,
+    /// So many chunks are not looked at: what has been written anew is not to be hashed twice all the time.
+    passed: u32,
+}
+
+/// After so many misses in a row, one in 32 chunks is looked at.
+const MAX_MISSES: u32 = 6;
+
+impl<'a> Expected<'a> {
+    fn of(like: &'a Manifest) -> Expected<'a> {
+        Expected { extents: Box::new(like.placed()), next: None, misses: 0, passed: 0 }
+    }
+
+    /// The chunk that begins at `offset`, if one does.
+    fn at(&mut self, offset: u64) -> Option<(usize, ChunkId)> {
+        while self.next.is_none_or(|next| next.offset < offset) {
+            self.next = Some(self.extents.next()?);
+        }
+        match self.next {
+            // Longer ones there are none, unless somebody has written to the manifest's file.
+            Some(PlacedExtent { offset: at, extent: ManifestExtent::Data { len, id } })
+                if at == offset && len as usize <= MAX_CHUNK_BYTES =>
+            {
+                let pass = self.passed > 0;
+                self.passed = self.passed.saturating_sub(1);
+                (!pass).then_some((len as usize, id))
+            }
+            _ => None,
+        }
+    }
+
+    /// What came of it.
+    fn found(&mut self, found: bool) {
+        self.misses = if found { 0 } else { (self.misses + 1).min(MAX_MISSES) };
+        // None after the first: mostly one chunk has changed, and the next has not.
+        self.passed = (1 << self.misses.saturating_sub(1)) - 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

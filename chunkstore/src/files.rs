@@ -5,10 +5,13 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
+use crate::map::Map;
+use crate::spool::SPOOL_BYTES;
 
 /// An operation on a file that failed: what was being done, to which file, and why.
 #[derive(Debug)]
@@ -60,7 +63,12 @@ pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
 }
 
 /// Replaces `dir/name` by `parts`, in one step that a crash cannot halve, and makes it durable.
-pub(crate) fn replace(disk: &dyn Disk, dir: &Path, name: &str, parts: &[&[u8]]) -> Result<(), FileError> {
+pub(crate) fn replace<'a>(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<(), FileError> {
     let temporary = dir.join(format!(".{name}.tmp"));
     let written = write_synced(disk, &temporary, parts).and_then(|()| {
         disk.rename(&temporary, &dir.join(name)).map_err(FileError::at("rename into place", &temporary))
@@ -72,7 +80,11 @@ pub(crate) fn replace(disk: &dyn Disk, dir: &Path, name: &str, parts: &[&[u8]]) 
     sync_dir(disk, dir)
 }
 
-fn write_synced(disk: &dyn Disk, path: &Path, parts: &[&[u8]]) -> Result<(), FileError> {
+fn write_synced<'a>(
+    disk: &dyn Disk,
+    path: &Path,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<(), FileError> {
     remove(disk, path)?;
     let write = || {
         let file = disk.create(path)?;
@@ -88,6 +100,17 @@ fn write_synced(disk: &dyn Disk, path: &Path, parts: &[&[u8]]) -> Result<(), Fil
 
 /// Reads a whole file of at most `max_bytes`.
 pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let (file, len) = open_bounded(disk, path, max_bytes)?;
+    read_all(&*file, len)
+}
+
+/// A file of at most `max_bytes` that is replaced, or removed, and never changed: read when it is small, mapped when not.
+pub(crate) fn load_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Map> {
+    let (file, len) = open_bounded(disk, path, max_bytes)?;
+    if len <= SPOOL_BYTES as u64 { read_all(&*file, len).map(Map::from) } else { file.map() }
+}
+
+fn open_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<(Arc<dyn DiskFile>, u64)> {
     let file = disk.open(path)?;
     let len = file.len()?;
     if len > max_bytes {
@@ -96,6 +119,10 @@ pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::
             format!("{len} bytes are more than such a file can have ({max_bytes})"),
         ));
     }
+    Ok((file, len))
+}
+
+fn read_all(file: &dyn DiskFile, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len as usize];
     file.read_at(0, &mut bytes)?;
     Ok(bytes)

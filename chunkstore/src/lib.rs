@@ -30,6 +30,7 @@ mod pieces;
 mod pipeline;
 mod replica;
 mod seeds;
+mod spool;
 mod store;
 mod sync;
 #[cfg(test)]
@@ -46,7 +47,7 @@ pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;
 pub use id::{ChunkId, ImageRoot, ParseIdError};
 pub use image::{RawImage, ReadImage, copy_sparse};
-pub use manifest::{Manifest, ManifestError, ManifestExtent, PlacedExtent};
+pub use manifest::{Manifest, ManifestError, ManifestExtent, ManifestWriter, PlacedExtent};
 pub use pieces::{
     AVERAGE_CHUNK_BYTES, MIN_CHUNK_BYTES, MIN_HOLE_BYTES, Piece, PieceData, Pieces, pieces, pieces_in, scan,
 };

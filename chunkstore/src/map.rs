@@ -1,21 +1,23 @@
-//! A pack file mapped into memory. The one place of this crate with `unsafe`; it never maps a file that may still
-//! grow or shrink.
+//! A file mapped into memory, or bytes that stand for one. The one place of this crate with `unsafe`; it never maps a
+//! file that may still change.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+
+/// What a reader leaves in memory behind it: asking the kernel more often would cost more than it gives back.
+pub(crate) const WINDOW_BYTES: usize = 1 << 20;
 
 /// The bytes of a file that does not change while it is mapped.
 pub(crate) struct Map(Bytes);
 
 enum Bytes {
     Mapped(memmap2::Mmap),
-    /// Of a disk that has no files.
-    #[cfg(test)]
+    /// Too few to be worth a map, or of a disk that has no files.
     Owned(Vec<u8>),
 }
 
-#[cfg(test)]
 impl From<Vec<u8>> for Map {
     fn from(bytes: Vec<u8>) -> Map {
         Map(Bytes::Owned(bytes))
@@ -23,14 +25,16 @@ impl From<Vec<u8>> for Map {
 }
 
 impl Map {
-    /// Maps all of `file`. The caller holds the store's lock and does not write to or truncate the file while the
-    /// map lives.
+    /// Maps all of `file`. The caller holds the lock on the directory that the file is in, and nothing writes to the
+    /// file or cuts it while the map lives. That its name goes, or another file takes it, does no harm: the map keeps
+    /// the bytes.
     pub(crate) fn of(file: &File) -> io::Result<Map> {
         // SAFETY: the mapping is sound while no one changes the file's bytes or cuts it. Only this process may,
-        // since it holds the exclusive lock on the store, and it maps a pack only when it is sealed (never written
-        // again, only unlinked, which leaves the mapping valid) or for the one scan at opening, whose map is
-        // dropped before the tail is cut. A person who edits the files behind the lock can make reads fail, as
-        // with any mapped file; content read through the map is checked against its hash before it is used.
+        // since it holds the exclusive lock on the store or replica, and what it maps is never written again, only
+        // unlinked, which leaves the mapping valid: a sealed pack, a manifest (its name is given to another file when
+        // it is replaced), a spool that is complete. A pack that is not sealed is mapped for the one scan at opening,
+        // and that map is dropped before the tail is cut. A person who edits the files behind the lock can make reads
+        // fail, as with any mapped file; what is read through a map is checked before it is used.
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(Map(Bytes::Mapped(map)))
     }
@@ -38,8 +42,46 @@ impl Map {
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
             Bytes::Mapped(map) => map,
-            #[cfg(test)]
             Bytes::Owned(bytes) => bytes,
         }
+    }
+
+    /// These bytes are not needed for now: what of the file the process has in its memory may go. Reading them again
+    /// gets them back.
+    pub(crate) fn let_go(&self, range: Range<usize>) {
+        if let Bytes::Mapped(map) = &self.0 {
+            let end = range.end.min(map.len());
+            let start = range.start.min(end);
+            // SAFETY: the range lies in the map, which is shared and only read: what it loses it gets back from the file,
+            // the same bytes as before, and nobody who reads them meanwhile can tell. A refusal costs memory, no more.
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+}
+
+/// Lets go of what lies behind a reader that goes once from the beginning to the end: a MiB of it stays.
+pub(crate) struct Behind<'a> {
+    map: &'a Map,
+    kept_from: usize,
+}
+
+impl<'a> Behind<'a> {
+    pub(crate) fn of(map: &'a Map) -> Behind<'a> {
+        Behind { map, kept_from: 0 }
+    }
+
+    /// The reader is there.
+    pub(crate) fn pass(&mut self, at: usize) {
+        if at.saturating_sub(self.kept_from) >= WINDOW_BYTES {
+            self.map.let_go(self.kept_from..at);
+            self.kept_from = at;
+        }
+    }
+}
+
+impl std::fmt::Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
     }
 }

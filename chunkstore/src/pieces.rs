@@ -133,8 +133,8 @@ pub fn scan(
 impl Piece {
     /// Names what was cut.
     fn of(cut: Cut) -> Piece {
-        let data = match cut.data {
-            Some(bytes) => PieceData::Chunk { id: ChunkId::of(&bytes), bytes },
+        let data = match cut.data.chunk() {
+            Some(chunk) => PieceData::Chunk { id: chunk.id(), bytes: chunk.plain().clone() },
             None => PieceData::Hole,
         };
         Piece { offset: cut.offset, len: cut.len, data }

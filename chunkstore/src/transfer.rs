@@ -13,22 +13,25 @@ use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::writeback;
 use crate::{
-    BLOCK_BYTES, Chunk, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
-    PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
+    BLOCK_BYTES, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent, PlacedExtent,
+    RawImage, ReadImage, Seeds, Store, StoreError,
 };
 
 /// How an image is brought into a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngestOptions {
     /// zstd level, of [`GROUP_BYTES`](crate::GROUP_BYTES) at a time. Negative ones are the fastest.
     pub level: i32,
     /// Threads that read, cut, hash and compress.
     pub threads: NonZeroUsize,
+    /// An image that this one may have much in common with at the same places, such as the version before it: that makes it
+    /// quicker and changes nothing else.
+    pub like: Option<Manifest>,
 }
 
 impl Default for IngestOptions {
     fn default() -> IngestOptions {
-        IngestOptions { level: LEVEL, threads: all_cores() }
+        IngestOptions { level: LEVEL, threads: all_cores(), like: None }
     }
 }
 
@@ -80,8 +83,8 @@ const RESULTS_AHEAD: usize = 64;
 /// Puts all of an image's chunks into the store and gives its manifest. `progress` gets the bytes of the image that
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
-/// Needs, beside the store: 40 bytes for each extent of the manifest, which is made in memory, and for each thread
-/// about 6 MiB (two windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
+/// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, and for each thread about 6 MiB (two
+/// windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -89,9 +92,9 @@ pub fn ingest(
     progress: &dyn Fn(u64),
 ) -> Result<Manifest, IngestError> {
     let size = image.size();
-    let mut cuts = Cuts::new(image, 0..size);
+    let mut cuts = Cuts::expecting(image, options.like.as_ref());
     let mut root = RootStream::new(size);
-    let (mut extents, mut done) = (Vec::new(), 0);
+    let (mut manifest, mut done) = (store.manifest_writer()?, 0);
     writeback::beside(
         || store.sync(),
         |written| {
@@ -103,7 +106,9 @@ pub fn ingest(
                 |stored| {
                     stored.leaves.into_iter().for_each(|(number, hash)| root.leaf(number, hash));
                     done += stored.extents.iter().map(ManifestExtent::len).sum::<u64>();
-                    extents.extend(stored.extents);
+                    for extent in stored.extents {
+                        manifest.push(extent).map_err(StoreError::from)?;
+                    }
                     written(stored.new_bytes);
                     progress(done);
                     Ok(())
@@ -111,7 +116,7 @@ pub fn ingest(
             )
         },
     )?;
-    Ok(Manifest { size, root: root.finish(), extents })
+    Ok(manifest.finish(root.finish()).map_err(StoreError::from)?)
 }
 
 struct Stored {
@@ -127,10 +132,9 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
     let mut extents = Vec::with_capacity(batch.cuts.len());
     let mut chunks = Vec::new();
     for cut in batch.cuts {
-        extents.push(match cut.data {
+        extents.push(match cut.data.chunk() {
             None => ManifestExtent::Hole { len: cut.len },
-            Some(bytes) => {
-                let chunk = Chunk::of(bytes);
+            Some(chunk) => {
                 let extent = ManifestExtent::Data { len: chunk.plain().len() as u32, id: chunk.id() };
                 chunks.push(chunk);
                 extent
@@ -153,8 +157,8 @@ pub fn restore(
     target: &RawImage,
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
-    if target.size() != manifest.size {
-        return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size });
+    if target.size() != manifest.size() {
+        return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size() });
     }
     let restorer = Restorer { store, seeds, target };
     let mut placed = manifest.placed();
@@ -204,7 +208,7 @@ pub fn restore_to(
     like: Option<&RawImage>,
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
-    let target = RawImage::create_like(path, manifest.size, like)
+    let target = RawImage::create_like(path, manifest.size(), like)
         .map_err(FileError::at("create the image at", path))?;
     let restored = restore(store, seeds, manifest, &target, watch);
     if restored.is_err() {

@@ -84,9 +84,9 @@ fn root_of(image: &dyn ReadImage) -> ImageRoot {
 /// The store's image of that name is this one, by its root and by every byte that comes out.
 fn assert_holds(store: &Store, name: &str, image: &Vec<u8>) {
     let manifest = store.manifest(name).unwrap();
-    assert_eq!((manifest.size, manifest.root), (image.size(), root_of(image)), "{name}");
+    assert_eq!((manifest.size(), manifest.root()), (image.size(), root_of(image)), "{name}");
     let dir = tempfile::tempdir().unwrap();
-    let target = RawImage::create(dir.path().join("image"), manifest.size).unwrap();
+    let target = RawImage::create(dir.path().join("image"), manifest.size()).unwrap();
     restore(store, &Seeds::new(), &manifest, &target, &|_| GO_ON).unwrap();
     assert!(fs::read(target.path()).unwrap() == *image, "{name}");
 }

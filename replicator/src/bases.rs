@@ -82,16 +82,31 @@ pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
     let mut listed = Vec::new();
     for name in platform.store().names()? {
         let manifest = platform.store().manifest(&name)?;
-        let Manifest { size, root, .. } = manifest;
-        let (data_bytes, chunks) = (manifest.data_bytes(), manifest.chunks().count() as u64);
-        listed.push(Listed { name, size, data_bytes, chunks, root });
+        listed.push(Listed {
+            name,
+            size: manifest.size(),
+            data_bytes: manifest.data_bytes(),
+            chunks: manifest.chunks().count() as u64,
+            root: manifest.root(),
+        });
     }
     Ok(listed)
 }
 
-/// Begins to add an image as base `name`; it replaces one of that name.
-pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, BaseError> {
+/// Begins to add an image as base `name`; it replaces one of that name. The base `like`, or else the one that is replaced,
+/// makes it quicker where both have the same bytes at the same place.
+pub fn add(
+    platform: &Arc<Platform>,
+    name: &str,
+    image: &Path,
+    like: Option<&str>,
+) -> Result<JobId, BaseError> {
     files::check_name("base image", name).map_err(BaseError::Name)?;
+    let like = match like {
+        Some(like) => Some(platform.store().manifest(like)?),
+        // One that cannot be read is about to be replaced.
+        None => platform.store().manifest(name).ok(),
+    };
     let path = image.display().to_string();
     let image =
         RawImage::open_read(image).map_err(|source| BaseError::Image { path: path.clone(), source })?;
@@ -100,7 +115,7 @@ pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, 
     let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
     tokio::task::spawn_blocking(move || {
         handle.phase("ingest");
-        let outcome = ingest(&platform, &handle, &image, &path, &name);
+        let outcome = ingest(&platform, &handle, &image, &path, &name, like);
         handle.finish(outcome.map_err(|error| error.to_string()));
     });
     Ok(id)
@@ -112,12 +127,13 @@ fn ingest(
     image: &RawImage,
     path: &str,
     name: &str,
+    like: Option<Manifest>,
 ) -> Result<String, BaseError> {
     let counters = handle.counters();
     let store = platform.store();
     let pin = store.pin();
     let progress = |done| counters.scanned.store(done, Ordering::Relaxed);
-    let options = IngestOptions { level: platform.config.store_level, ..IngestOptions::default() };
+    let options = IngestOptions { level: platform.config.store_level, like, ..IngestOptions::default() };
     let manifest = chunkstore::ingest(store, image, &options, &progress)
         .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
     Counters::add(&counters.data, manifest.data_bytes());
@@ -137,7 +153,7 @@ pub fn push(platform: &Arc<Platform>, name: &str, peers: Vec<String>) -> Result<
     }
     let manifest = platform.store().manifest(name)?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
-    handle.update(|report| report.image_bytes = manifest.size * peers.len() as u64);
+    handle.update(|report| report.image_bytes = manifest.size() * peers.len() as u64);
     let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
     tokio::spawn(async move {
         let pushing = push_to_all(&platform, &handle, &name, &manifest, &peers);
@@ -165,11 +181,11 @@ async fn push_to_all(
         let connection = platform.network.dial(peer).await?;
         let target = Target::Base { name: name.to_owned() };
         let settings = platform.transfer_settings();
-        let (mut sender, _) = Sender::open(&connection, target, manifest.size, settings, handle.counters())
+        let (mut sender, _) = Sender::open(&connection, target, manifest.size(), settings, handle.counters())
             .await
             .map_err(transfer)?;
         sender.manifest(platform.store().clone(), manifest.clone()).await.map_err(transfer)?;
-        sender.commit(manifest.root, 0, jobs::unix_ms()).await.map_err(transfer)?;
+        sender.commit(manifest.root(), 0, jobs::unix_ms()).await.map_err(transfer)?;
     }
     drop(pin);
     Ok(format!("base '{name}' is on {}", peers.join(", ")))

@@ -147,7 +147,7 @@ impl Incoming {
             return Err(IncomingError::NoSuchDisk);
         }
         let holdings = self.platform.holdings.clone();
-        let assembly = Assembly::new(InPlace(disk.image.clone()), disk.tree.clone(), holdings);
+        let assembly = Assembly::new(InPlace(disk.image.clone()), disk.tree.clone(), holdings, None);
         Ok(MigrationSink::new(assembly, disk.applied.clone()))
     }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{
-    ChunkId, Generation, Group, ImageRoot, ImageTree, Manifest, Pass, ReadImage, Replica, ReplicaError, Seeds,
+    ChunkId, Generation, Group, ImageRoot, ImageTree, Manifest, ManifestWriter, Pass, ReadImage, Replica,
+    ReplicaError, Seeds,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
@@ -126,7 +127,8 @@ impl Replicas {
         // Of another size it starts from nothing, and still follows the one there is.
         let generation = kept.replica.generation().map_or(0, |before| before.number);
         let fresh = pass.base().is_none();
-        let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings);
+        let extents = Some(kept.replica.manifest_writer()?);
+        let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings, extents);
         let seeds = self.seeds.clone();
         Ok(ReplicaSink {
             assembly: Some(assembly),
@@ -228,6 +230,17 @@ pub struct ReplicaSink {
 }
 
 impl ReplicaSink {
+    /// Makes chunks of the new generation known. That this fails is no reason to give up the generation.
+    fn keep_chunk_list(&self, extents: ManifestWriter, root: ImageRoot) {
+        let kept = extents.finish(root).map_err(ReplicaError::from).and_then(|manifest| {
+            seed(&self.seeds, &self.kept.replica, &manifest);
+            self.kept.replica.save_manifest(&manifest)
+        });
+        if let Err(error) = kept {
+            tracing::warn!("the replica is whole, but its chunk list cannot be kept: {error}");
+        }
+    }
+
     fn assembly(&mut self) -> Result<&mut Assembly<PassImage>, Refusal> {
         self.assembly.as_mut().ok_or_else(|| refusal(RefusalKind::Protocol, "the pass has ended".to_owned()))
     }
@@ -242,10 +255,8 @@ impl Sink for ReplicaSink {
         self.assembly()?.place(offset, len, name)
     }
 
-    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) {
-        if let Some(assembly) = &mut self.assembly {
-            assembly.expect(len, name);
-        }
+    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) -> Result<(), Refusal> {
+        self.assembly()?.expect(len, name)
     }
 
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
@@ -285,12 +296,8 @@ impl Sink for ReplicaSink {
             let kind = if error.is_full() { RefusalKind::NoSpace } else { RefusalKind::Failed };
             refusal(kind, error.to_string())
         })?;
-        if whole {
-            let manifest = Manifest { size: self.size, root: found, extents };
-            seed(&self.seeds, &self.kept.replica, &manifest);
-            if let Err(error) = self.kept.replica.save_manifest(&manifest) {
-                tracing::warn!("the replica is whole, but its chunk list cannot be kept: {error}");
-            }
+        if let (true, Some(extents)) = (whole, extents) {
+            self.keep_chunk_list(extents, found);
         }
         let tree = Arc::try_unwrap(tree).ok().and_then(|tree| tree.into_inner().ok());
         if let Some(Err(error)) = tree.as_ref().map(|tree| self.kept.replica.save_tree(tree)) {

@@ -134,9 +134,9 @@ pub fn restore(
         definition.disks.into_iter().map(move |disk| (vm.clone(), disk.path))
     });
     check_not_ours(&platform.layout, disks, &request.path)?;
-    let target = Target::open(request, manifest.size)?;
+    let target = Target::open(request, manifest.size())?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
-    handle.update(|report| report.image_bytes = manifest.size);
+    handle.update(|report| report.image_bytes = manifest.size());
     let (id, holdings, name) = (handle.id(), platform.holdings.clone(), name.to_owned());
     tokio::spawn(async move {
         handle.phase("restore");

@@ -186,7 +186,9 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Base { name: base } => {
             name("base image", base)?;
             let status = TargetStatus { generation: 0, root: None };
-            Ok((status, Box::new(BaseSink::new(platform.store().clone(), base.clone(), size))))
+            let sink = BaseSink::new(platform.store().clone(), base.clone(), size);
+            let sink = sink.map_err(|error| refusal(RefusalKind::Failed, error.to_string()))?;
+            Ok((status, Box::new(sink)))
         }
         Target::Replica { vm, disk } => {
             name("replica", vm)?;

@@ -22,10 +22,11 @@ fn empty() -> (TempDir, Store) {
 
 fn manifest(chunks: &[&[u8]]) -> Manifest {
     let data = |chunk: &&[u8]| ManifestExtent::Data { len: chunk.len() as u32, id: ChunkId::of(chunk) };
-    let extents: Vec<_> =
-        [ManifestExtent::Hole { len: 65536 }].into_iter().chain(chunks.iter().map(data)).collect();
-    let size = extents.iter().map(ManifestExtent::len).sum();
-    Manifest { size, root: ImageRoot::from_bytes([7; 32]), extents }
+    of([ManifestExtent::Hole { len: 65536 }].into_iter().chain(chunks.iter().map(data)))
+}
+
+fn of(extents: impl IntoIterator<Item = ManifestExtent>) -> Manifest {
+    Manifest::of(ImageRoot::from_bytes([7; 32]), extents).unwrap()
 }
 
 fn publish(store: &Store, name: &str, chunks: &[&[u8]]) {
@@ -215,11 +216,7 @@ fn a_forged_archive_is_refused_where_it_is_wrong() {
     let chunk_at = at + image.len() as u64;
     let end_at = chunk_at + record.len() as u64;
     let huge = |len: u64| [len.to_le_bytes(), check8(&[&len.to_le_bytes()])].concat();
-    let short = manifest_part(&Manifest {
-        extents: vec![ManifestExtent::Data { len: 299, id }],
-        size: 299,
-        ..manifest(&[])
-    });
+    let short = manifest_part(&of([ManifestExtent::Data { len: 299, id }]));
     let cases: &[(u64, &str, Vec<u8>)] = &[
         (at, "longer than there can be", archive_of(&["a"], &[&huge(u64::MAX)], 1, 0)),
         (at, "a manifest: cut short", archive_of(&["a"], &[&huge(0)], 1, 0)),
@@ -353,11 +350,7 @@ fn an_export_that_cannot_be_says_why() {
     assert!(matches!(error, ExportError::Write { offset: 38, .. }), "{error}");
 
     // A manifest's word on a length is not the chunk's.
-    let lying = Manifest {
-        extents: vec![ManifestExtent::Data { len: 299, id: ChunkId::of(&chunk) }],
-        size: 299,
-        ..manifest(&[])
-    };
+    let lying = of([ManifestExtent::Data { len: 299, id: ChunkId::of(&chunk) }]);
     std::fs::write(dir.path().join("refs/lying"), lying.encode()).unwrap();
     let error = export(&store, &["lying"], &mut io::sink(), &|_| GO_ON).unwrap_err();
     assert!(matches!(error, ExportError::Store(StoreError::OtherLength { .. })), "{error}");

@@ -1,15 +1,24 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
-use super::{Manifest, ManifestError, ManifestExtent};
+use super::{Manifest, ManifestError, ManifestExtent, ManifestWriter};
+use crate::disk::RealDisk;
+use crate::testing::scratch;
 use crate::{ChunkId, ImageRoot, MAX_CHUNK_BYTES};
 
-fn sample() -> Manifest {
-    let extents = vec![
+const ROOT: ImageRoot = ImageRoot::from_bytes([9; 32]);
+
+fn extents() -> [ManifestExtent; 3] {
+    [
         ManifestExtent::Data { len: 65536, id: ChunkId::of(b"a") },
         ManifestExtent::Hole { len: 1 << 40 },
         ManifestExtent::Data { len: 7, id: ChunkId::of(b"b") },
-    ];
-    Manifest { size: (1 << 40) + 65543, root: ImageRoot::from_bytes([9; 32]), extents }
+    ]
+}
+
+fn sample() -> Manifest {
+    Manifest::of(ROOT, extents()).unwrap()
 }
 
 /// The same bytes with a checksum that fits them.
@@ -23,17 +32,19 @@ fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
 #[test]
 fn comes_back() {
     assert_eq!(Manifest::decode(&sample().encode()).unwrap(), sample());
-    let empty = Manifest { size: 0, root: ImageRoot::from_bytes([0; 32]), extents: vec![] };
+    let empty = Manifest::of(ROOT, []).unwrap();
     assert_eq!(Manifest::decode(&empty.encode()).unwrap(), empty);
     let offsets: Vec<u64> = sample().placed().map(|placed| placed.offset).collect();
     assert_eq!(offsets, [0, 65536, (1 << 40) + 65536]);
-    assert_eq!(sample().data_bytes(), 65543);
+    assert!(sample().extents().eq(extents()));
+    let sums = (sample().size(), sample().root(), sample().data_bytes());
+    assert_eq!(sums, ((1 << 40) + 65543, ROOT, 65543));
 }
 
 #[test]
 fn stays_under_forty_bytes_a_chunk() {
-    let extents = vec![ManifestExtent::Data { len: 1, id: ChunkId::of(b"a") }; 1000];
-    let manifest = Manifest { size: 1000, root: ImageRoot::from_bytes([0; 32]), extents };
+    let manifest =
+        Manifest::of(ROOT, [ManifestExtent::Data { len: 1, id: ChunkId::of(b"a") }; 1000]).unwrap();
     assert!(manifest.encode().len() <= 40 * 1000);
 }
 
@@ -73,6 +84,34 @@ fn lies_with_a_good_checksum_are_refused() {
     for lie in lies {
         assert!(matches!(Manifest::decode(&with_checksum(lie)), Err(ManifestError::Damaged { .. })));
     }
+}
+
+#[test]
+fn a_manifest_that_is_written_is_the_same_in_memory_and_in_a_file() {
+    let dir = scratch();
+    for count in [0, 3, 1000] {
+        let extent = |number: u64| match number % 3 {
+            0 => ManifestExtent::Hole { len: number + 1 },
+            _ => ManifestExtent::Data { len: number as u32, id: ChunkId::of(&number.to_le_bytes()) },
+        };
+        let mut writer = ManifestWriter::new(Arc::new(RealDisk), dir.path()).unwrap();
+        (0..count).for_each(|number| writer.push(extent(number)).unwrap());
+        let bad = [
+            ManifestExtent::Hole { len: 0 },
+            ManifestExtent::Data { len: 0, id: ChunkId::of(b"") },
+            ManifestExtent::Data { len: MAX_CHUNK_BYTES as u32 + 1, id: ChunkId::of(b"") },
+        ];
+        for extent in bad {
+            assert!(writer.push(extent).is_err());
+            assert!(Manifest::of(ROOT, [extent]).is_err());
+        }
+        let manifest = writer.finish(ROOT).unwrap();
+        assert_eq!(manifest, Manifest::of(ROOT, (0..count).map(extent)).unwrap());
+        assert_eq!(manifest, Manifest::decode(&manifest.encode()).unwrap());
+        assert!(manifest.extents().eq((0..count).map(extent)));
+    }
+    let too_many = [ManifestExtent::Hole { len: u64::MAX }, ManifestExtent::Hole { len: 1 }];
+    assert!(Manifest::of(ROOT, too_many).is_err());
 }
 
 proptest! {

@@ -27,7 +27,7 @@ use crate::disk::RealDisk;
 use crate::files::{self, DirLock, LockError};
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::sync::{lock, read, write};
-use crate::{FileError, ImageRoot, ImageTree, Manifest, RawImage, copy_sparse};
+use crate::{FileError, ImageRoot, ImageTree, Manifest, ManifestWriter, RawImage, copy_sparse};
 
 /// One whole state of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,18 +159,23 @@ impl Replica {
         Ok(generation)
     }
 
+    /// Begins the manifest of an image that becomes the next generation.
+    pub fn manifest_writer(&self) -> Result<ManifestWriter, ReplicaError> {
+        Ok(ManifestWriter::new(Arc::new(RealDisk), &self.shared.dir)?)
+    }
+
     /// Keeps the manifest of the present generation beside the image, so that its chunks can be found in it.
     pub fn save_manifest(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
-        Ok(files::replace(&RealDisk, &self.shared.dir, recover::MANIFEST, &[&manifest.encode()])?)
+        Ok(files::replace(&RealDisk, &self.shared.dir, recover::MANIFEST, manifest.parts())?)
     }
 
     /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
     pub fn manifest(&self) -> Option<Manifest> {
         let generation = self.generation()?;
-        let bytes =
-            files::read_bounded(&RealDisk, &self.shared.path(recover::MANIFEST), MAX_MANIFEST_BYTES).ok()?;
-        let manifest = Manifest::decode(&bytes).ok()?;
-        (manifest.root == generation.root && manifest.size == generation.size).then_some(manifest)
+        let path = self.shared.path(recover::MANIFEST);
+        let manifest =
+            Manifest::parse(files::load_bounded(&RealDisk, &path, MAX_MANIFEST_BYTES).ok()?).ok()?;
+        (manifest.root() == generation.root && manifest.size() == generation.size).then_some(manifest)
     }
 
     /// Keeps the hash tree of the present generation beside the image, for who opens the replica next. One that is not

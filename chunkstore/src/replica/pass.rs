@@ -182,7 +182,7 @@ impl Pass {
         let dir = &self.shared.dir;
         files::sync_dir(&RealDisk, dir)?;
         let written =
-            files::replace(&RealDisk, dir, recover::NEXT_STATE, &[&format::encode_state(generation)]);
+            files::replace(&RealDisk, dir, recover::NEXT_STATE, [&format::encode_state(generation)[..]]);
         if let Err(error) = written {
             // Perhaps it is there all the same. It must be gone before the image that it speaks for.
             let next = self.shared.path(recover::NEXT_STATE);

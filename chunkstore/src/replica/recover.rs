@@ -114,7 +114,7 @@ pub(super) fn finish_log(
     let applying = || FileError::at("apply the redo log to", &path);
     let image = RawImage::open_write(&path).map_err(applying())?;
     apply(log, extents, &image).and_then(|()| image.sync_all()).map_err(applying())?;
-    files::replace(&RealDisk, dir, STATE, &[&format::encode_state(generation)])?;
+    files::replace(&RealDisk, dir, STATE, [&format::encode_state(generation)[..]])?;
     files::remove(&RealDisk, &dir.join(LOG))?;
     Ok(files::sync_dir(&RealDisk, dir)?)
 }

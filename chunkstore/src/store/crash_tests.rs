@@ -24,19 +24,13 @@ fn chunk(seed: u64) -> Vec<u8> {
     if seed.is_multiple_of(3) { text(seed, len) } else { noise(seed, len) }
 }
 
+fn extent(seed: &u64) -> ManifestExtent {
+    let bytes = chunk(*seed);
+    ManifestExtent::Data { len: bytes.len() as u32, id: ChunkId::of(&bytes) }
+}
+
 fn manifest(seeds: &[u64]) -> Manifest {
-    let extents: Vec<_> = seeds
-        .iter()
-        .map(|seed| {
-            let bytes = chunk(*seed);
-            ManifestExtent::Data { len: bytes.len() as u32, id: ChunkId::of(&bytes) }
-        })
-        .collect();
-    Manifest {
-        size: extents.iter().map(ManifestExtent::len).sum(),
-        root: ImageRoot::from_bytes([7; 32]),
-        extents,
-    }
+    Manifest::of(ImageRoot::from_bytes([7; 32]), seeds.iter().map(extent)).unwrap()
 }
 
 /// What is known to be published, and what may be.
@@ -84,7 +78,7 @@ fn play(disk: &SimDisk, seed: u64, expected: &mut Expected) -> Result<(), Box<dy
     for _ in 0..14 {
         let name = format!("image{}", dice.below(3));
         let first = dice.below(12) as u64;
-        let seeds: Vec<u64> = (first..first + 1 + dice.below(6) as u64).collect();
+        let seeds: Vec<u64> = (first..first + 1 + dice.below(20) as u64).collect();
         match dice.below(10) {
             0..=3 => {
                 let _pin = store.pin();
@@ -97,7 +91,9 @@ fn play(disk: &SimDisk, seed: u64, expected: &mut Expected) -> Result<(), Box<dy
                     }
                 }
                 expected.begin(&name, Some(seeds.clone()));
-                store.publish(&name, &manifest(&seeds))?;
+                let mut written = store.manifest_writer()?;
+                seeds.iter().try_for_each(|seed| written.push(extent(seed)))?;
+                store.publish(&name, &written.finish(ImageRoot::from_bytes([7; 32]))?)?;
                 expected.end(&name, Some(seeds));
             }
             4 => {

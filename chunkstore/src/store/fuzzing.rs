@@ -38,7 +38,7 @@ fn indexed(bytes: &[u8], entries: Vec<Entry>) {
 
 /// The scan finds what a search at every byte finds, no more and no less, and finds it again when the tail is cut.
 fn scanned(bytes: &[u8]) {
-    let scan = record::scan(bytes);
+    let scan = record::scan(bytes, |_| ());
     let mut at = PACK_HEADER_BYTES as usize;
     let mut found = Vec::new();
     let mut end = at;
@@ -70,7 +70,7 @@ fn scanned(bytes: &[u8]) {
         found.extend(entries);
     }
     assert_eq!((&scan.entries, scan.end as usize), (&found, end));
-    let cut = record::scan(&bytes[..end]);
+    let cut = record::scan(&bytes[..end], |_| ());
     assert_eq!((cut.entries, cut.end), (scan.entries, scan.end));
 }
 
@@ -95,7 +95,7 @@ pub fn packs() -> Vec<Vec<u8>> {
     let torn = full[..full.len() - 1].to_vec();
     let damaged = [&full[..40], b"LHGR", &full[20..]].concat();
     let sealed = |pack: &[u8]| {
-        let mut entries = record::scan(pack).entries;
+        let mut entries = record::scan(pack, |_| ()).entries;
         [pack, &record::encode_index(&mut entries, pack.len() as u64)].concat()
     };
     let mut old = sealed(&full);

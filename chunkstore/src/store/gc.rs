@@ -326,14 +326,16 @@ impl Store {
 
     /// The chunks of which this pack holds the copy that counts.
     pub(super) fn here(&self, pack: &Pack) -> Result<(Vec<(ChunkId, Location)>, Seen), StoreError> {
-        let unsealed = lock(&self.writer).unsealed_entries(pack.number);
-        let entries: Box<dyn Iterator<Item = record::Entry>> = match (unsealed, pack.entries()?) {
-            (_, Some(entries)) => entries,
-            (Some(entries), None) => Box::new(entries.into_iter()),
-            // Sealed between the two looks.
-            (None, None) => pack.entries()?.unwrap_or_else(|| Box::new(std::iter::empty())),
+        // While a sync seals a pack, its entries are neither with the writer nor in the file: it would pass for empty, and be
+        // removed with all that is needed of it.
+        let (unsealed, sealed) = {
+            let _no_sync = lock(&self.syncing);
+            (lock(&self.writer).unsealed_entries(pack.number), pack.entries()?)
         };
-        Ok(self.index.counting(pack.number, entries)?)
+        let entries = sealed.unwrap_or_else(|| Box::new(unsealed.unwrap_or_default().into_iter()));
+        let counting = self.index.counting(pack.number, entries)?;
+        pack.let_go();
+        Ok(counting)
     }
 
     /// Moves chunks of one record: as it is when all of it is needed, otherwise by adding them to the `rest`. Gives how

@@ -36,10 +36,11 @@ pub use verify::{BrokenReference, Scope, VerifyReport};
 use crate::chunk::encode_together;
 use crate::disk::{Disk, RealDisk};
 use crate::files::{self, DirLock, LockError};
+use crate::spool::Spool;
 use crate::sync::{lock, read, write};
 use crate::{
     Chunk, ChunkId, Encoded, FileError, GROUP_BYTES, Group, LEVEL, MAX_CHUNK_BYTES, MAX_GROUP_BYTES,
-    Manifest, ManifestExtent,
+    Manifest, ManifestExtent, ManifestWriter,
 };
 use decoded::Decoded;
 use gc::Gate;
@@ -425,11 +426,11 @@ impl Store {
         images.iter().try_for_each(|(name, _)| check_name(name))?;
         // From the look at their chunks to the references that keep them nothing may be collected.
         let _pin = self.pin();
-        for extent in images.iter().flat_map(|(_, manifest)| &manifest.extents) {
+        for extent in images.iter().flat_map(|(_, manifest)| manifest.extents()) {
             if let ManifestExtent::Data { len, id } = extent {
-                let location = self.index.get(id)?.ok_or(StoreError::Missing { id: *id })?;
-                if location.plain_len != *len {
-                    return Err(StoreError::OtherLength { id: *id, len: location.plain_len, claimed: *len });
+                let location = self.index.get(&id)?.ok_or(StoreError::Missing { id })?;
+                if location.plain_len != len {
+                    return Err(StoreError::OtherLength { id, len: location.plain_len, claimed: len });
                 }
             }
         }
@@ -452,6 +453,16 @@ impl Store {
             Some(name) => Err(StoreError::Exists { name: name.to_owned() }),
             None => Ok(()),
         }
+    }
+
+    /// Begins the manifest of an image whose chunks are put here.
+    pub fn manifest_writer(&self) -> Result<ManifestWriter, StoreError> {
+        Ok(ManifestWriter::new(self.disk.clone(), &self.refs_dir)?)
+    }
+
+    /// A temporary file of the store, for what is about to become a manifest.
+    pub(crate) fn spool(&self) -> Spool {
+        Spool::new(self.disk.clone(), &self.refs_dir)
     }
 
     /// The image published under `name`.

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
-use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex};
+use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex, Scan};
 use crate::FileError;
 use crate::disk::{Disk, DiskFile};
-use crate::map::Map;
+use crate::map::{Behind, Map};
 use crate::sync::{read, write};
 
 /// A pack file.
@@ -98,7 +98,7 @@ impl Pack {
             pack.map = OnceLock::from(map);
             return Ok(Found::Sealed(pack));
         }
-        let scan = record::scan(map.bytes());
+        let scan = scan(&map);
         drop(map);
         if scan.end < len {
             file.set_len(scan.end).map_err(FileError::at("cut the torn end of", &path))?;
@@ -115,11 +115,18 @@ impl Pack {
             Some(index) => Box::new(index.entries()),
             None => {
                 // Its index has decayed since it was sealed.
-                let mut entries = record::scan(map.bytes()).entries;
+                let mut entries = scan(map).entries;
                 entries.sort_unstable_by_key(Entry::order);
                 Box::new(entries.into_iter())
             }
         }))
+    }
+
+    /// Nobody looks at its entries any more.
+    pub(super) fn let_go(&self) {
+        if let Some(map) = self.map.get() {
+            map.let_go(0..map.bytes().len());
+        }
     }
 
     /// `None`: the pack is not sealed.
@@ -140,8 +147,14 @@ impl Pack {
     pub(super) fn with_record<T>(&self, offset: u64, read: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
         let failed = || FileError::at("read", &self.path);
         if let Some(map) = self.map()? {
-            let bytes = usize::try_from(offset).ok().and_then(|start| map.bytes().get(start..));
-            return bytes.map(read).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()));
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let bytes =
+                map.bytes().get(start..).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()))?;
+            let result = read(bytes);
+            // Who reads all of a large image would have all of it in memory.
+            let len = Head::parse(bytes).map_or(0, |head| head.record_bytes());
+            map.let_go(start..start + len);
+            return Ok(result);
         }
         let file = self.file()?;
         let mut buffer = vec![0; record::MAX_HEAD_BYTES];
@@ -200,6 +213,11 @@ impl Pack {
             || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
         read(&self.file).clone().ok_or_else(sealed)
     }
+}
+
+fn scan(map: &Map) -> Scan {
+    let mut behind = Behind::of(map);
+    record::scan(map.bytes(), |at| behind.pass(at))
 }
 
 pub(super) fn file_name(number: u32) -> String {

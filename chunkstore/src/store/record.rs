@@ -329,11 +329,12 @@ pub(super) struct Scan {
 }
 
 /// Finds every whole record of a pack without an index. Damage between two records is stepped over, so that a
-/// flipped bit costs one record and not the rest of the pack.
-pub(super) fn scan(pack: &[u8]) -> Scan {
+/// flipped bit costs one record and not the rest of the pack. `passed` gets how far it is.
+pub(super) fn scan(pack: &[u8], mut passed: impl FnMut(usize)) -> Scan {
     let mut found = Scan { entries: Vec::new(), end: PACK_HEADER_BYTES };
     let mut at = PACK_HEADER_BYTES as usize;
     while let Some(rest) = pack.get(at..) {
+        passed(at);
         match Record::parse(rest).filter(Record::is_intact) {
             Some(record) => {
                 found.entries.extend(record.entries(at as u64));

@@ -27,17 +27,18 @@ pub(super) fn publish(
     manifest: &Manifest,
 ) -> Result<(), StoreError> {
     check_name(name)?;
-    Ok(files::replace(disk, dir, name, &[&manifest.encode()])?)
+    Ok(files::replace(disk, dir, name, manifest.parts())?)
 }
 
 pub(super) fn load(disk: &dyn Disk, dir: &Path, name: &str) -> Result<Manifest, StoreError> {
     check_name(name)?;
     let path = dir.join(name);
-    let bytes = files::read_bounded(disk, &path, MAX_MANIFEST_BYTES).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
-        _ => FileError::at("read the reference", &path)(error).into(),
-    })?;
-    Manifest::decode(&bytes).map_err(|source| StoreError::BadReference { name: name.to_owned(), source })
+    let content =
+        files::load_bounded(disk, &path, MAX_MANIFEST_BYTES).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::UnknownName { name: name.to_owned() },
+            _ => FileError::at("read the reference", &path)(error).into(),
+        })?;
+    Manifest::parse(content).map_err(|source| StoreError::BadReference { name: name.to_owned(), source })
 }
 
 /// All names, sorted. Files that cannot be references (the half-written one of a crash) are passed over.

@@ -16,12 +16,8 @@ use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
 use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
 
 pub(super) fn manifest_of(chunks: &[Vec<u8>]) -> Manifest {
-    let extents: Vec<_> = chunks
-        .iter()
-        .map(|chunk| ManifestExtent::Data { len: chunk.len() as u32, id: ChunkId::of(chunk) })
-        .collect();
-    let size = extents.iter().map(ManifestExtent::len).sum();
-    Manifest { size, root: ImageRoot::from_bytes([1; 32]), extents }
+    let data = |chunk: &Vec<u8>| ManifestExtent::Data { len: chunk.len() as u32, id: ChunkId::of(chunk) };
+    Manifest::of(ImageRoot::from_bytes([1; 32]), chunks.iter().map(data)).unwrap()
 }
 
 pub(super) const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
@@ -320,6 +316,22 @@ fn only_what_the_name_says_is_taken() {
     assert_eq!(store.get(&ChunkId::of(&noise)).unwrap(), noise);
 }
 
+/// In tests a manifest of so many chunks is not held in memory.
+#[test]
+fn a_manifest_outlives_its_reference() {
+    let chunks = some_chunks(50, 100);
+    let dir = closed_store(&chunks);
+    let store = Store::open(dir.path()).unwrap();
+    store.publish("base", &manifest_of(&chunks)).unwrap();
+    let first = store.manifest("base").unwrap();
+    store.publish("base", &manifest_of(&chunks[..40])).unwrap();
+    let second = store.manifest("base").unwrap();
+    store.remove("base").unwrap();
+    assert_eq!((first.clone(), second), (manifest_of(&chunks), manifest_of(&chunks[..40])));
+    store.publish("again", &first).unwrap();
+    assert_eq!(store.manifest("again").unwrap(), first);
+}
+
 #[test]
 fn references_are_published_in_one_step() {
     let chunks = some_chunks(3, 1000);
@@ -327,9 +339,8 @@ fn references_are_published_in_one_step() {
     let store = Store::open(dir.path()).unwrap();
     let incomplete = manifest_of(&chunks);
     assert!(matches!(store.publish("base", &incomplete), Err(StoreError::Missing { .. })));
-    let mut wrong = manifest_of(&chunks[..2]);
-    wrong.extents.push(ManifestExtent::Data { len: 999, id: ChunkId::of(&chunks[0]) });
-    wrong.size += 999;
+    let wrong = ManifestExtent::Data { len: 999, id: ChunkId::of(&chunks[0]) };
+    let wrong = Manifest::of(incomplete.root(), manifest_of(&chunks[..2]).extents().chain([wrong])).unwrap();
     let error = store.publish("base", &wrong).unwrap_err();
     assert!(matches!(error, StoreError::OtherLength { len: 1000, claimed: 999, .. }), "{error}");
     store.publish("base", &manifest_of(&chunks[..1])).unwrap();

@@ -9,6 +9,10 @@ use super::{Location, Store, StoreError, slice};
 use crate::sync::read;
 use crate::{ChunkId, ManifestExtent};
 
+/// Extents of a reference whose chunks are looked up together, to be read in the order in which they lie: 16 GiB of
+/// average chunks, in 30 MiB. A chunk that comes again much later in the image is read once more.
+const VERIFIED_AT_ONCE: usize = 1 << 18;
+
 /// What is to be verified.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Scope {
@@ -70,13 +74,20 @@ impl Store {
         let mut report = VerifyReport::default();
         match scope {
             Scope::Reference(name) => {
-                let wanted: HashSet<ChunkId> = self.manifest(name)?.chunks().collect();
-                let mut chunks = Vec::with_capacity(wanted.len());
-                for id in wanted {
-                    chunks.extend(self.index.get(&id)?.map(|location| (id, location)));
+                let manifest = self.manifest(name)?;
+                let mut ids = manifest.chunks();
+                loop {
+                    let wanted: HashSet<ChunkId> = ids.by_ref().take(VERIFIED_AT_ONCE).collect();
+                    if wanted.is_empty() {
+                        break;
+                    }
+                    let mut chunks = Vec::with_capacity(wanted.len());
+                    for id in wanted {
+                        chunks.extend(self.index.get(&id)?.map(|location| (id, location)));
+                    }
+                    chunks.sort_unstable_by_key(|(_, location)| location.order());
+                    self.verify_chunks(chunks, &mut report, watch)?;
                 }
-                chunks.sort_unstable_by_key(|(_, location)| location.order());
-                self.verify_chunks(chunks, &mut report, watch)?;
                 self.verify_reference(name, &mut report);
             }
             Scope::Whole | Scope::Sample { .. } => {
@@ -154,9 +165,7 @@ impl Store {
 
     fn verify_reference(&self, name: &str, report: &mut VerifyReport) {
         let (missing, error) = match self.manifest(name) {
-            Ok(manifest) => {
-                (manifest.extents.iter().filter(|extent| self.lacks(extent)).count() as u64, None)
-            }
+            Ok(manifest) => (manifest.extents().filter(|extent| self.lacks(extent)).count() as u64, None),
             // Removed meanwhile.
             Err(StoreError::UnknownName { .. }) => return,
             Err(error) => (0, Some(error.to_string())),

@@ -51,8 +51,11 @@ fn cuts_names_and_roots_are_those_of_the_first_version() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let manifest = ingest(&store, &motley(), &IngestOptions::default(), &|_| {}).unwrap();
-    assert_eq!(manifest.root.to_string(), "9c8e122fdd63eb23a7b64a5b2bfa6051695c3287ca0bfa4e85bfa30540685abb");
-    assert_eq!(manifest.extents.len(), 158);
+    assert_eq!(
+        manifest.root().to_string(),
+        "9c8e122fdd63eb23a7b64a5b2bfa6051695c3287ca0bfa4e85bfa30540685abb"
+    );
+    assert_eq!(manifest.extents().count(), 158);
     assert_eq!(
         blake3::hash(&manifest.encode()).to_hex().as_str(),
         "b804dd9ca31a2b929e653027e621c8a250fdf2ad917f62a3426153912c6c306b"
@@ -65,7 +68,7 @@ fn an_image_goes_in_and_comes_out_sparse() {
     let mut tree = ImageTree::new(image.size());
     tree.mark_all();
     tree.refresh(&image).unwrap();
-    assert_eq!((manifest.root, manifest.size), (tree.root(), image.size()));
+    assert_eq!((manifest.root(), manifest.size()), (tree.root(), image.size()));
 
     store.publish("base", &manifest).unwrap();
     let target = RawImage::create(dir.path().join("b.raw"), image.size()).unwrap();
@@ -86,8 +89,11 @@ fn an_image_goes_in_and_comes_out_sparse() {
 fn a_second_time_adds_nothing() {
     let (_dir, store, image, manifest) = ingested();
     let before = store.stats().unwrap();
-    assert_eq!(ingest(&store, &image, &IngestOptions::default(), &|_| {}).unwrap(), manifest);
-    assert_eq!(store.stats().unwrap(), before);
+    for like in [None, Some(manifest.clone())] {
+        let options = IngestOptions { like, ..IngestOptions::default() };
+        assert_eq!(ingest(&store, &image, &options, &|_| {}).unwrap(), manifest);
+        assert_eq!(store.stats().unwrap(), before);
+    }
 }
 
 #[test]
@@ -98,7 +104,7 @@ fn failures_say_what_to_do() {
     assert!(matches!(error, RestoreError::Size { target_bytes: 4096, .. }), "{error}");
 
     let empty = Store::open(dir.path().join("empty")).unwrap();
-    let target = RawImage::create(dir.path().join("d.raw"), manifest.size).unwrap();
+    let target = RawImage::create(dir.path().join("d.raw"), manifest.size()).unwrap();
     let error = restore(&empty, &Seeds::new(), &manifest, &target, &|_| GO_ON).unwrap_err();
     assert!(matches!(error, RestoreError::Store(StoreError::Missing { .. })), "{error}");
 
@@ -113,7 +119,7 @@ fn any_number_of_threads_and_any_level_make_the_same_image() {
     let mut made = Vec::new();
     for (threads, level) in [(1, 1), (3, 1), (8, 9)] {
         let store = Store::open(dir.path().join(format!("{threads}-{level}"))).unwrap();
-        let options = IngestOptions { level, threads: threads.try_into().unwrap() };
+        let options = IngestOptions { level, threads: threads.try_into().unwrap(), like: None };
         let done = Cell::new(0);
         made.push(ingest(&store, &motley(), &options, &|bytes| done.set(bytes)).unwrap());
         assert_eq!(done.get(), motley().size());

@@ -46,7 +46,7 @@ impl Site {
                 PieceData::Chunk { id, bytes } => {
                     let len = bytes.len() as u32;
                     if !sink.place(piece.offset, len, id).unwrap() {
-                        sink.expect(piece.offset, len, id);
+                        sink.expect(piece.offset, len, id).unwrap();
                         sink.chunks(&Group::of(vec![Chunk::of(bytes.clone())]), &[vec![piece.offset]])
                             .unwrap();
                         sent += bytes.len();

@@ -29,7 +29,7 @@ fn a_base_is_written_out_and_then_only_what_differs() {
     let (store, manifest, bytes) = store(dir.path());
     let path = dir.path().join("image.raw");
     let write = |request: &RestoreRequest| {
-        let target = Target::open(request, manifest.size).unwrap();
+        let target = Target::open(request, manifest.size()).unwrap();
         target.write(&store, &Seeds::new(), &manifest, &go_on).unwrap()
     };
     assert_eq!(write(&request(&path, false)), Restored { written_bytes: 3 << 20, zeroed_bytes: 0 });
@@ -79,13 +79,13 @@ fn a_new_file_that_is_cancelled_is_gone_and_an_old_one_is_said_to_be_incomplete(
         ControlFlow::Break(())
     };
     let path = dir.path().join("new.raw");
-    let target = Target::open(&request(&path, false), manifest.size).unwrap();
+    let target = Target::open(&request(&path, false), manifest.size()).unwrap();
     let error = target.write(&store, &Seeds::new(), &manifest, &stop).unwrap_err();
     assert!(matches!(error, RestoreError::Cancelled { .. }), "{error}");
     assert!(!path.exists());
 
     fs::write(&path, vec![1; bytes.len()]).unwrap();
-    let target = Target::open(&request(&path, true), manifest.size).unwrap();
+    let target = Target::open(&request(&path, true), manifest.size()).unwrap();
     let error = target.write(&store, &Seeds::new(), &manifest, &stop).unwrap_err();
     assert_eq!(calls.get(), 2, "it went on after it was stopped");
     let message = error.to_string();
@@ -106,7 +106,7 @@ async fn cancelling_the_job_stops_the_writing() {
     let handle = running.begin(jobs::new_id(), JobKind::BaseRestore, "base", None);
     running.cancel(handle.id()).unwrap();
     let path = dir.path().join("new.raw");
-    let target = Target::open(&request(&path, false), manifest.size).unwrap();
+    let target = Target::open(&request(&path, false), manifest.size()).unwrap();
     let error = write_out(holdings, &handle, manifest, target).await.unwrap_err();
     assert!(matches!(error, RestoreError::Cancelled { .. }), "{error}");
     assert!(!path.exists());
@@ -118,14 +118,14 @@ fn a_new_file_that_fails_is_gone_and_an_old_one_is_said_to_be_incomplete() {
     let (_, manifest, bytes) = store(dir.path());
     let empty = Store::open(dir.path().join("empty")).unwrap();
     let path = dir.path().join("image.raw");
-    let target = Target::open(&request(&path, false), manifest.size).unwrap();
+    let target = Target::open(&request(&path, false), manifest.size()).unwrap();
     assert!(matches!(
         target.write(&empty, &Seeds::new(), &manifest, &go_on),
         Err(RestoreError::NewFile { .. })
     ));
     assert!(!path.exists());
     fs::write(&path, vec![1; bytes.len()]).unwrap();
-    let target = Target::open(&request(&path, true), manifest.size).unwrap();
+    let target = Target::open(&request(&path, true), manifest.size()).unwrap();
     let error = target.write(&empty, &Seeds::new(), &manifest, &go_on).unwrap_err();
     assert!(error.to_string().contains("incomplete") && error.to_string().contains("again"), "{error}");
 }

@@ -204,13 +204,13 @@ impl Receiver {
                 return Err(protocol(format!("chunk {name} has two lengths")));
             }
             pending.offsets.push(offset);
-            self.sink.expect(offset, len, name);
+            self.sink.expect(offset, len, name)?;
             return Ok(false);
         }
         if self.sink.place(offset, len, name)? {
             return Ok(false);
         }
-        self.sink.expect(offset, len, name);
+        self.sink.expect(offset, len, name)?;
         self.pending.insert(name, Pending { len, offsets: vec![offset] });
         Ok(true)
     }

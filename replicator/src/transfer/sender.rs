@@ -300,17 +300,17 @@ fn scan_image(
 
 fn feed_manifest(store: &Arc<Store>, manifest: &Manifest, counters: &Counters, sender: &mpsc::Sender<Batch>) {
     let mut batcher = Batcher::new(sender);
-    for extent in &manifest.extents {
+    for extent in manifest.extents() {
         let open = match extent {
             ManifestExtent::Hole { len } => {
-                Counters::add(&counters.scanned, *len);
-                batcher.push(Extent::Hole { len: *len }, None)
+                Counters::add(&counters.scanned, len);
+                batcher.push(Extent::Hole { len }, None)
             }
             ManifestExtent::Data { len, id } => {
-                Counters::add(&counters.scanned, u64::from(*len));
-                Counters::add(&counters.data, u64::from(*len));
-                let supply = Supply::Store(store.clone(), *id, *len);
-                batcher.push(Extent::Chunk { len: *len, name: *id.as_bytes() }, Some(supply))
+                Counters::add(&counters.scanned, u64::from(len));
+                Counters::add(&counters.data, u64::from(len));
+                let supply = Supply::Store(store.clone(), id, len);
+                batcher.push(Extent::Chunk { len, name: *id.as_bytes() }, Some(supply))
             }
         };
         if !open {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chunkstore::{
-    ChunkId, Group, ImageRoot, ImageTree, LEVEL, Manifest, ManifestExtent, Pin, RawImage, ReadImage, Seeds,
-    Store,
+    ChunkId, Group, ImageRoot, ImageTree, LEVEL, ManifestExtent, ManifestWriter, Pin, RawImage, ReadImage,
+    Seeds, Store, StoreError,
 };
 use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{self, Refusal, RefusalKind};
@@ -25,7 +25,7 @@ pub trait Sink: Send {
     fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal>;
 
     /// The chunk at `offset` has been asked for and will come by [`Sink::chunks`].
-    fn expect(&mut self, offset: u64, len: u32, name: ChunkId);
+    fn expect(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<(), Refusal>;
 
     /// Zero bytes.
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal>;
@@ -50,39 +50,49 @@ pub struct BaseSink {
     _pin: Pin,
     name: String,
     size: u64,
-    extents: Vec<ManifestExtent>,
+    /// Until it is published.
+    extents: Option<ManifestWriter>,
 }
 
 impl BaseSink {
     /// For the base `name` of `size` bytes.
-    pub fn new(store: Arc<Store>, name: String, size: u64) -> Self {
-        let pin = store.pin();
-        BaseSink { store, _pin: pin, name, size, extents: Vec::new() }
+    pub fn new(store: Arc<Store>, name: String, size: u64) -> Result<Self, StoreError> {
+        let (pin, extents) = (store.pin(), Some(store.manifest_writer()?));
+        Ok(BaseSink { store, _pin: pin, name, size, extents })
     }
+
+    fn extend(&mut self, extent: ManifestExtent) -> Result<(), Refusal> {
+        extend(&mut self.extents, extent)
+    }
+}
+
+/// Adds an extent to a manifest that is being made, if one is.
+fn extend(manifest: &mut Option<ManifestWriter>, extent: ManifestExtent) -> Result<(), Refusal> {
+    let pushed = manifest.as_mut().map_or(Ok(()), |manifest| manifest.push(extent));
+    pushed.map_err(|error| if error.is_full() { no_space(error) } else { failed(error) })
 }
 
 impl Sink for BaseSink {
     fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
         let held = self.store.contains(&name);
         if held {
-            self.expect(offset, len, name);
+            self.expect(offset, len, name)?;
         }
         Ok(held)
     }
 
-    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) {
-        self.extents.push(ManifestExtent::Data { len, id: name });
+    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) -> Result<(), Refusal> {
+        self.extend(ManifestExtent::Data { len, id: name })
     }
 
     fn hole(&mut self, _offset: u64, len: u64) -> Result<(), Refusal> {
-        self.extents.push(ManifestExtent::Hole { len });
-        Ok(())
+        self.extend(ManifestExtent::Hole { len })
     }
 
     fn chunks(&mut self, group: &Group, _offsets: &[Vec<u64>]) -> Result<(), Refusal> {
         match self.store.put_group(group, LEVEL) {
             Ok(_) => Ok(()),
-            Err(error) if error.is_full() => Err(refuse(RefusalKind::NoSpace, error.to_string())),
+            Err(error) if error.is_full() => Err(no_space(error)),
             Err(error) => Err(failed(error)),
         }
     }
@@ -96,11 +106,13 @@ impl Sink for BaseSink {
     }
 
     fn commit(&mut self, root: Root, _after: u64, _taken_unix_ms: u64, whole: bool) -> Result<u64, Refusal> {
-        if !whole {
+        let Some(extents) = self.extents.take().filter(|_| whole) else {
             return Err(refuse(RefusalKind::Protocol, "the base image is not whole"));
+        };
+        let manifest = extents.finish(ImageRoot::from_bytes(root)).map_err(failed)?;
+        if manifest.size() != self.size {
+            return Err(refuse(RefusalKind::Protocol, "the base image has another size"));
         }
-        let extents = std::mem::take(&mut self.extents);
-        let manifest = Manifest { size: self.size, root: ImageRoot::from_bytes(root), extents };
         self.store.publish(&self.name, &manifest).map_err(failed)?;
         Ok(1)
     }
@@ -130,25 +142,30 @@ pub struct Assembly<W> {
     pub image: W,
     /// Its tree; what is written is marked in it.
     pub tree: Arc<Mutex<ImageTree>>,
-    /// What a scan has brought, as far as it came.
-    pub extents: Vec<ManifestExtent>,
+    /// What a scan has brought, as far as it came; for who wants to know.
+    pub extents: Option<ManifestWriter>,
     holdings: Holdings,
     _pin: Pin,
     placed: HashMap<ChunkId, u64>,
 }
 
 impl<W: WriteImage> Assembly<W> {
-    /// For writing into `image`, whose content `tree` knows, or has marked.
-    pub fn new(image: W, tree: Arc<Mutex<ImageTree>>, holdings: Holdings) -> Self {
+    /// For writing into `image`, whose content `tree` knows, or has marked. What a scan brings goes into `extents`.
+    pub fn new(
+        image: W,
+        tree: Arc<Mutex<ImageTree>>,
+        holdings: Holdings,
+        extents: Option<ManifestWriter>,
+    ) -> Self {
         let pin = holdings.store.pin();
-        Assembly { image, tree, extents: Vec::new(), holdings, _pin: pin, placed: HashMap::new() }
+        Assembly { image, tree, extents, holdings, _pin: pin, placed: HashMap::new() }
     }
 
     /// See [`Sink::place`]: in place, in the store, elsewhere in this image, in another image.
     pub fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
         if self.holds(offset, len, name)? {
             self.remember(name, offset);
-            self.expect(len, name);
+            self.expect(len, name)?;
             return Ok(true);
         }
         let found =
@@ -164,7 +181,7 @@ impl<W: WriteImage> Assembly<W> {
             Some(bytes) if bytes.len() == len as usize => {
                 self.put(offset, &bytes)?;
                 self.remember(name, offset);
-                self.expect(len, name);
+                self.expect(len, name)?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -172,13 +189,13 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// See [`Sink::expect`].
-    pub fn expect(&mut self, len: u32, name: ChunkId) {
-        self.extents.push(ManifestExtent::Data { len, id: name });
+    pub fn expect(&mut self, len: u32, name: ChunkId) -> Result<(), Refusal> {
+        extend(&mut self.extents, ManifestExtent::Data { len, id: name })
     }
 
     /// See [`Sink::hole`].
     pub fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
-        self.extents.push(ManifestExtent::Hole { len });
+        extend(&mut self.extents, ManifestExtent::Hole { len })?;
         let holds_data = match self.image.next_data(offset) {
             Ok(data) => data.is_some_and(|data| data.start < offset + len),
             Err(error) => return Err(io_refusal(&error)),
@@ -283,8 +300,8 @@ impl Sink for MigrationSink {
         self.assembly.place(offset, len, name)
     }
 
-    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) {
-        self.assembly.expect(len, name);
+    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) -> Result<(), Refusal> {
+        self.assembly.expect(len, name)
     }
 
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
@@ -351,7 +368,9 @@ impl Sink for EstimateSink {
         Ok(in_place || self.holdings.store.contains(&name) || self.holdings.seeds.contains(&name))
     }
 
-    fn expect(&mut self, _offset: u64, _len: u32, _name: ChunkId) {}
+    fn expect(&mut self, _offset: u64, _len: u32, _name: ChunkId) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     fn hole(&mut self, _offset: u64, _len: u64) -> Result<(), Refusal> {
         Ok(())
@@ -378,6 +397,10 @@ impl Sink for EstimateSink {
     ) -> Result<u64, Refusal> {
         Err(refuse(RefusalKind::Protocol, "an estimate ends with its stream"))
     }
+}
+
+fn no_space(error: impl std::fmt::Display) -> Refusal {
+    refuse(RefusalKind::NoSpace, error.to_string())
 }
 
 pub(super) fn failed(error: impl std::fmt::Display) -> Refusal {

@@ -19,12 +19,15 @@ use crate::store::synthetic;
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
-    /// Brings an image into a store and publishes it, which makes it durable.
-    Ingest { store: PathBuf, image: PathBuf, name: String, level: i32 },
+    /// Brings an image into a store and publishes it, which makes it durable. It may be like one that is there.
+    Ingest { store: PathBuf, image: PathBuf, name: String, level: i32, like: String },
     /// Writes an image out of a store to a new file.
     Restore { store: PathBuf, name: String, target: PathBuf },
     /// Cuts and hashes an image; nothing else.
     ChunkHash { image: PathBuf },
+    /// Does with an image of so many GiB, in the shortest chunks, all that looks at each of them: brings it into a store,
+    /// publishes it, verifies it and writes it into an archive that goes nowhere.
+    Large { store: PathBuf, gib: u64 },
     /// Fills a store with small chunks, half of them unreachable.
     Fill { store: PathBuf, chunks: u64 },
     /// Opens a store, asks it for all that a reference has and for as much that it has not, and says what that keeps in
@@ -43,16 +46,20 @@ impl Task {
     /// When they are no task.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         Ok(match *words {
-            ["ingest", store, image, name, level] => Self::Ingest {
+            ["ingest", store, image, name, level, like] => Self::Ingest {
                 store: store.into(),
                 image: image.into(),
                 name: name.to_owned(),
                 level: level.parse().context("the zstd level")?,
+                like: like.to_owned(),
             },
             ["restore", store, name, target] => {
                 Self::Restore { store: store.into(), name: name.to_owned(), target: target.into() }
             }
             ["chunk-hash", image] => Self::ChunkHash { image: image.into() },
+            ["large", store, gib] => {
+                Self::Large { store: store.into(), gib: gib.parse().context("the size in GiB")? }
+            }
             ["fill", store, chunks] => {
                 Self::Fill { store: store.into(), chunks: chunks.parse().context("the number of chunks")? }
             }
@@ -69,9 +76,10 @@ impl Task {
     /// What the store reports.
     pub(crate) fn run(&self) -> Result<Value> {
         match self {
-            Self::Ingest { store, image, name, level } => ingest(store, image, name, *level),
+            Self::Ingest { store, image, name, level, like } => ingest(store, image, name, *level, like),
             Self::Restore { store, name, target } => restore(store, name, target),
             Self::ChunkHash { image } => chunk_hash(image),
+            Self::Large { store, gib } => large(store, *gib),
             Self::Fill { store, chunks } => {
                 synthetic::fill(&Store::open(store)?, *chunks).map(|()| json!({}))
             }
@@ -82,12 +90,12 @@ impl Task {
     }
 }
 
-fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
+fn ingest(store: &Path, image: &Path, name: &str, level: i32, like: &str) -> Result<Value> {
     let store = Store::open(store)?;
     let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
     let pin = store.pin();
-    let manifest =
-        chunkstore::ingest(&store, &image, &IngestOptions { level, ..IngestOptions::default() }, &|_| {})?;
+    let options = IngestOptions { level, like: store.manifest(like).ok(), ..IngestOptions::default() };
+    let manifest = chunkstore::ingest(&store, &image, &options, &|_| {})?;
     store.publish(name, &manifest)?;
     drop(pin);
     Ok(json!({ "data_bytes": manifest.data_bytes() }))
@@ -96,8 +104,8 @@ fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
 fn restore(store: &Path, name: &str, target: &Path) -> Result<Value> {
     let store = Store::open(store)?;
     let manifest = store.manifest(name)?;
-    let target =
-        RawImage::create(target, manifest.size).with_context(|| format!("creating {}", target.display()))?;
+    let target = RawImage::create(target, manifest.size())
+        .with_context(|| format!("creating {}", target.display()))?;
     chunkstore::restore(&store, &Seeds::new(), &manifest, &target, &|_| ControlFlow::Continue(()))?;
     Ok(json!({ "data_bytes": manifest.data_bytes() }))
 }
@@ -112,6 +120,22 @@ fn chunk_hash(image: &Path) -> Result<Value> {
         }
     }
     Ok(json!({ "data_bytes": data_bytes }))
+}
+
+fn large(store: &Path, gib: u64) -> Result<Value> {
+    let go_on = |_| ControlFlow::Continue(());
+    let store = Store::open(store)?;
+    let image = synthetic::Repeated::new(gib << 30)?;
+    let manifest = chunkstore::ingest(&store, &image, &IngestOptions::default(), &|_| {})?;
+    store.publish("large", &manifest)?;
+    let extents = manifest.extents().count();
+    drop(manifest);
+    let report = store.verify(&Scope::Reference("large".to_owned()), &go_on)?;
+    if !report.is_clean() {
+        bail!("what was published is not all there: {report:?}");
+    }
+    chunkstore::export(&store, &["large"], &mut std::io::sink(), &go_on)?;
+    Ok(json!({ "extents": extents }))
 }
 
 fn open(store: &Path) -> Result<Value> {

@@ -28,7 +28,9 @@ impl Sink for Image {
         Ok(false)
     }
 
-    fn expect(&mut self, _: u64, _: u32, _: ChunkId) {}
+    fn expect(&mut self, _: u64, _: u32, _: ChunkId) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
         self.put(offset, &vec![0; len as usize]);

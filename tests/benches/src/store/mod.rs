@@ -41,6 +41,11 @@ const COMPARED: [Metric; 8] =
 /// What only ours is measured by.
 const OWN: [Metric; 4] = [INGEST_AGAIN_CORE, CHUNK_HASH, RSS_INDEX, GC];
 
+/// Sizes in GiB of images in the shortest chunks, of which 256 GiB have as many as a TiB of a usual image: what they take in
+/// memory is to be the same.
+const LARGE_GIB: [u64; 2] = [1, 256];
+const LARGE_GIB_QUICK: [u64; 2] = [1, 8];
+
 /// Chunks in the synthetic store.
 const GC_CHUNKS: u64 = 1_000_000;
 const GC_CHUNKS_QUICK: u64 = 50_000;
@@ -61,6 +66,15 @@ struct Measured {
     compared: [Samples; COMPARED.len()],
 }
 
+/// What has no peer.
+#[derive(Default)]
+struct Own {
+    /// In the order of [`OWN`].
+    samples: [Samples; OWN.len()],
+    /// Peak memory for each of the large images, by their size in GiB.
+    large: Vec<(u64, Samples)>,
+}
+
 /// Runs the benchmark, prints its table and writes its figures.
 ///
 /// # Errors
@@ -79,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let work =
         TempDir::with_prefix_in("bench-", lab::directory()).context("making a directory to work in")?;
-    let mut own: [Samples; OWN.len()] = Default::default();
+    let mut own = Own::default();
     for run in 1..=options.runs {
         for one in &mut measured {
             // Only once: the changed image says most by its size, which does not vary.
@@ -87,8 +101,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .with_context(|| format!("measuring {}", one.program.name()))?;
             println!("run {run} of {}: {}", options.runs, one.program.name());
         }
-        measure_own(&images, &measured[0].store(work.path()), options.quick, &mut own)
+        let store = measured[0].store(work.path());
+        measure_own(&images, &store, options.quick, &mut own.samples)
             .context("measuring the rest of ours")?;
+        if run == 1 {
+            own.large = measure_large(&store, options.quick).context("measuring ours with large images")?;
+        }
         // After each run, so that a later failure does not take the earlier figures with it.
         if let Some(file) = &options.json {
             files::write(file, json_lines(&figures(&images, &measured, &own))?)?;
@@ -193,6 +211,19 @@ fn measure_own(images: &Images, store: &Path, quick: bool, own: &mut [Samples; O
     files::remove(&synthetic)
 }
 
+/// Once: it hardly varies.
+fn measure_large(store: &Path, quick: bool) -> Result<Vec<(u64, Samples)>> {
+    let store = store.with_extension("large");
+    let mut large = Vec::new();
+    for gib in if quick { LARGE_GIB_QUICK } else { LARGE_GIB } {
+        files::remove(&store)?;
+        let run = measure(worker(&["large"])?.arg(&store).arg(gib.to_string()))?;
+        large.push((gib, Samples::from(run.rss_bytes as f64)));
+    }
+    files::remove(&store)?;
+    Ok(large)
+}
+
 fn push(metrics: &[Metric], samples: &mut [Samples], metric: Metric, value: f64) {
     if let Some(at) = metrics.iter().position(|other| *other == metric) {
         samples[at].push(value);
@@ -221,7 +252,7 @@ fn case(images: &Images) -> String {
 }
 
 /// All figures: what is compared once for each peer, then what is ours alone.
-fn figures(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) -> Vec<Figure> {
+fn figures(images: &Images, measured: &[Measured], own: &Own) -> Vec<Figure> {
     let case = case(images);
     let mut compared = Vec::new();
     for (ours, peer) in rivals(measured) {
@@ -238,11 +269,14 @@ fn figures(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) -
         let alone = COMPARED.iter().zip(&ours.compared);
         compared.extend(alone.filter_map(|(metric, ours)| Figure::new("store", &case, *metric, ours, None)));
     }
-    let own = OWN
+    let samples = OWN
         .iter()
-        .zip(own)
+        .zip(&own.samples)
         .filter_map(|(metric, samples)| Figure::new("store", &case, *metric, samples, None));
-    compared.into_iter().chain(own).collect()
+    let large = own.large.iter().filter_map(|(gib, samples)| {
+        Figure::new("store", &format!("{gib} GiB in short chunks"), RSS_INGEST, samples, None)
+    });
+    compared.into_iter().chain(samples).chain(large).collect()
 }
 
 /// Each peer, behind what of ours it is set against.
@@ -255,7 +289,7 @@ fn rivals(measured: &[Measured]) -> impl Iterator<Item = (&Measured, &Measured)>
 }
 
 /// The tables for people.
-fn report(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) -> Result<String> {
+fn report(images: &Images, measured: &[Measured], own: &Own) -> Result<String> {
     let programs: Vec<String> =
         measured.iter().map(|one| format!("{} {}", one.program.name(), one.version)).collect();
     let mut text = format!(
@@ -290,9 +324,12 @@ fn report(images: &Images, measured: &[Measured], own: &[Samples; OWN.len()]) ->
     if !rivals.is_empty() {
         text += &format!("\n{}", table(&rows));
     }
-    let rows: Vec<Vec<String>> =
-        OWN.iter().zip(own).map(|(metric, samples)| vec![title(*metric), shown(*metric, samples)]).collect();
-    text += &format!("\n{}", table(&rows));
+    let samples =
+        OWN.iter().zip(&own.samples).map(|(metric, samples)| vec![title(*metric), shown(*metric, samples)]);
+    let large = own.large.iter().map(|(gib, samples)| {
+        vec![format!("{}, of {gib} GiB in short chunks", title(RSS_INGEST)), shown(RSS_INGEST, samples)]
+    });
+    text += &format!("\n{}", table(&samples.chain(large).collect::<Vec<_>>()));
     Ok(text)
 }
 

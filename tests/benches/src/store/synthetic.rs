@@ -1,11 +1,15 @@
-//! A store of many small chunks, half of them garbage: for `gc` and `rss_index`, which depend on the number of chunks
-//! and not on what is in them.
+//! What depends on the number of chunks and not on what is in them: a store of many small chunks, half of them garbage, for
+//! `gc` and `rss_index`; a large image that takes no room, for `rss_ingest`.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytes::Bytes;
-use chunkstore::{Chunk, ChunkId, Group, ImageTree, LEVEL, Manifest, ManifestExtent, Store};
+use chunkstore::{
+    AVERAGE_CHUNK_BYTES, Chunk, ChunkId, Group, ImageTree, LEVEL, MIN_CHUNK_BYTES, Manifest, ManifestExtent,
+    ReadImage, Store,
+};
 
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = 512;
@@ -61,5 +65,65 @@ fn publish(store: &Store, name: &str, ids: &[ChunkId]) -> Result<()> {
     let size = (ids.len() * CHUNK_BYTES) as u64;
     // Nobody restores this image: its root is that of zeroes.
     let root = ImageTree::new(size).root();
-    Ok(store.publish(name, &Manifest { size, root, extents: ids.iter().map(extent).collect() })?)
+    Ok(store.publish(name, &Manifest::of(root, ids.iter().map(extent))?)?)
+}
+
+/// Bytes that the cutter looks back at most.
+const MARK_BYTES: usize = 64;
+
+/// Chunks of a large image before it repeats itself.
+const UNITS: usize = 1000;
+
+/// An image of any size in chunks that are hardly longer than the shortest, without a hole: the same 16 MiB again and again.
+pub(crate) struct Repeated {
+    unit: Vec<u8>,
+    size: u64,
+}
+
+impl Repeated {
+    /// Of `size` bytes.
+    ///
+    /// # Errors
+    /// None that happens.
+    pub(crate) fn new(size: u64) -> Result<Self> {
+        let mut random = blake3::Hasher::new().update(b"an image that repeats itself").finalize_xof();
+        let mut bytes = vec![0; 16 << 20];
+        random.fill(&mut bytes);
+        // Where one chunk is cut, every chunk is cut that has the same bytes there: the last ones, and the one behind it.
+        let short = MIN_CHUNK_BYTES + MARK_BYTES..AVERAGE_CHUNK_BYTES;
+        let cut = chunkstore::pieces(&bytes)
+            .flatten()
+            .find(|piece| short.contains(&(piece.len as usize)))
+            .context("a short chunk in random bytes")?;
+        let end = (cut.offset + cut.len) as usize;
+        let mark = bytes[end + 1 - MARK_BYTES..=end].to_vec();
+        let mut unit = Vec::with_capacity(UNITS * (MIN_CHUNK_BYTES + MARK_BYTES));
+        for _ in 0..UNITS {
+            let from = unit.len();
+            unit.resize(from + MIN_CHUNK_BYTES, 0);
+            random.fill(&mut unit[from..]);
+            unit.extend_from_slice(&mark);
+        }
+        Ok(Repeated { unit, size })
+    }
+}
+
+impl ReadImage for Repeated {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = (offset % self.unit.len() as u64) as usize;
+        while !buf.is_empty() {
+            let len = buf.len().min(self.unit.len() - at);
+            let (now, later) = buf.split_at_mut(len);
+            now.copy_from_slice(&self.unit[at..at + len]);
+            (buf, at) = (later, 0);
+        }
+        Ok(())
+    }
 }

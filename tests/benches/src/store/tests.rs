@@ -21,9 +21,12 @@ fn images() -> Images {
 #[test]
 fn every_metric_of_every_peer_is_a_figure() {
     let both = [measured(programs::OURS, 2.0), measured(Program::Restic, 1.0)];
-    let own = [Samples::from(1.0), Samples::from(2.0), Samples::from(3.0), Samples::default()];
+    let own = Own {
+        samples: [Samples::from(1.0), Samples::from(2.0), Samples::from(3.0), Samples::default()],
+        large: vec![(64, Samples::from(4.0))],
+    };
     let figures = figures(&images(), &both, &own);
-    assert_eq!(figures.len(), COMPARED.len() + 3, "what was not run has no figure");
+    assert_eq!(figures.len(), COMPARED.len() + 4, "what was not run has no figure");
     let text = json_lines(&figures).unwrap();
     let line = |metric: &str| {
         let start = format!("{{\"bench\":\"store\",\"case\":\"large\",\"metric\":\"{metric}\"");
@@ -33,6 +36,7 @@ fn every_metric_of_every_peer_is_a_figure() {
     assert!(line("ingest_new").contains("\"ratio\":2.0"), "{text}");
     assert!(line("stored_bytes").contains("\"ratio\":0.5"), "{text}");
     assert!(line("chunk_hash").contains("\"peer\":null"), "{text}");
+    assert!(text.contains("\"case\":\"64 GiB in short chunks\",\"metric\":\"rss_ingest\""), "{text}");
 }
 
 #[test]
