@@ -18,13 +18,6 @@ fn migrate(sites: &Sites, from: usize, to: usize) -> Result<Value> {
     outcome.json()
 }
 
-/// What the destination says about its last job.
-fn incoming_notes(sites: &Sites, at: usize) -> Result<String> {
-    let jobs = sites.platforms[at].cli(&["job", "list"])?;
-    let last = jobs.as_array().and_then(|jobs| jobs.iter().rev().find(|job| job["kind"] == "migrate_in"));
-    Ok(last.context("an incoming job")?["notes"].to_string())
-}
-
 fn care_of(sites: &Sites) -> Result<String> {
     let addresses = sites.home.cli(&["addresses"])?;
     Ok(addresses["home_agent"][0]["care_of"].as_str().context("a binding")?.to_owned())
@@ -53,14 +46,10 @@ fn a_guest_keeps_its_address_and_its_correspondent() -> Result<()> {
             answers.longest_gap(),
             sites.collector.longest_since_mark(),
             report["downtime_ms"],
-            incoming_notes(&sites, to)?,
+            sites.rebind_note(to)?,
         ));
         assert_eq!(answers.lost(), 0);
-        assert!(
-            incoming_notes(&sites, to)?.contains("the address followed"),
-            "{}",
-            incoming_notes(&sites, to)?
-        );
+        assert!(sites.rebind_note(to)?.contains("the address followed"), "{}", sites.rebind_note(to)?);
         assert_eq!(care_of(&sites)?, sites.wires.platforms[to].address.to_string());
         assert_eq!(status(&sites.platforms[to], VM)?.as_deref(), Some("Running"));
     }

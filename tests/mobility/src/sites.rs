@@ -76,6 +76,17 @@ impl Sites {
         Ok(Self { home, platforms, collector, guest, wires })
     }
 
+    /// What the destination says of the address after a move to it.
+    ///
+    /// # Errors
+    /// When nothing has come there.
+    pub fn rebind_note(&self, at: usize) -> Result<String> {
+        let jobs = self.platforms[at].cli(&["job", "list"])?;
+        let last = jobs.as_array().and_then(|jobs| jobs.iter().rev().find(|job| job["kind"] == "migrate_in"));
+        let notes = last.context("an incoming job")?["notes"].as_array().cloned().unwrap_or_default();
+        Ok(notes.iter().filter_map(|note| note.as_str()).collect::<Vec<_>>().join("; "))
+    }
+
     /// Starts the guest on `a` and waits until it has been heard.
     ///
     /// # Errors

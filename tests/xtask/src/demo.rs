@@ -23,6 +23,8 @@ pub(crate) struct Options {
     json: Option<PathBuf>,
     /// Whether the destination gets the base image before the guest moves.
     preseed: bool,
+    /// Whether the platforms are in networks of their own, and the guest's address follows it.
+    mobility: bool,
     /// How often.
     runs: u32,
 }
@@ -33,15 +35,18 @@ impl Options {
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { json: None, preseed: true, runs: 1 };
+        let mut options = Self { json: None, preseed: true, mobility: false, runs: 1 };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value"));
             match *word {
                 "--json" => options.json = Some(PathBuf::from(value()?)),
                 "--no-preseed" => options.preseed = false,
+                "--mobility" => options.mobility = true,
                 "--runs" => options.runs = parse_runs(value()?)?,
-                _ => bail!("demo has no option `{word}`; it has --json FILE, --no-preseed and --runs N"),
+                _ => bail!(
+                    "demo has no option `{word}`; it has --json FILE, --no-preseed, --mobility and --runs N"
+                ),
             }
         }
         Ok(options)
@@ -69,8 +74,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if options.runs > 1 {
             println!("\n=== run {number} of {}", options.runs);
         }
-        let outcome =
-            scenario::run(&lab, &base, options.preseed).with_context(|| format!("the demo, run {number}"))?;
+        let outcome = scenario::run(&lab, &base, options.preseed, options.mobility)
+            .with_context(|| format!("the demo, run {number}"))?;
         println!("\n{}", outcome.text());
         outcome.proof()?;
         all.push(outcome.measured);

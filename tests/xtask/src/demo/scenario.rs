@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::guest::DISK;
-use harness::{Collector, Guest, Lab, Platform, RecordReport, pair, verify_records};
+use harness::{Collector, Guest, Lab, Namespace, Platform, RecordReport, pair, verify_records};
+use mobility_lab::sites::GUEST;
+use mobility_lab::{Answers, Ping, Sites};
 use serde_json::Value;
 
 use super::measured::{Measured, integer, mib, number};
@@ -26,6 +28,9 @@ pub(super) struct Outcome {
     pub(super) measured: Measured,
     /// The product's own report, as text.
     pub(super) report_text: String,
+    /// What the guest answered at its own address, and what the destination says of it.
+    answers: Option<Answers>,
+    rebind_note: String,
     report: Value,
     records: RecordReport,
     duplicates: u64,
@@ -38,7 +43,10 @@ pub(super) struct Outcome {
 }
 
 /// Runs the scenario once, on new platforms.
-pub(super) fn run(lab: &Lab, base: &Path, preseed: bool) -> Result<Outcome> {
+pub(super) fn run(lab: &Lab, base: &Path, preseed: bool, mobility: bool) -> Result<Outcome> {
+    if mobility {
+        return run_mobile(lab, base, preseed);
+    }
     step("two platforms on this machine, each with its own directory, that trust each other");
     let collector = Collector::start()?;
     let (a, b) = pair()?;
@@ -49,49 +57,72 @@ pub(super) fn run(lab: &Lab, base: &Path, preseed: bool) -> Result<Outcome> {
         b.root().display(),
         b.address()
     );
-    move_guest(lab, base, preseed, &collector, &a, &b)
-        .with_context(|| format!("the log of a ends with\n{}\nand the log of b with\n{}", a.log(), b.log()))
+    let guest = Guest::new(lab, VM, &a.place_disk(VM, base)?, collector.port());
+    move_guest(&guest, base, preseed, &collector, (&a, &b), None).with_context(|| logs(&[&a, &b]))
 }
 
+/// The same in networks of their own, joined by a line of 20 ms there and back, with a home agent and a correspondent.
+fn run_mobile(lab: &Lab, base: &Path, preseed: bool) -> Result<Outcome> {
+    step("a home agent, two platforms and a correspondent, each in its own network namespace");
+    let sites = Sites::start(lab, base, Duration::from_millis(20))?;
+    let [a, b] = &sites.platforms;
+    println!("    home agent {}    a {}    b {}", sites.home.address(), a.address(), b.address());
+    let correspondent = &*sites.wires.correspondent.namespace;
+    let moved = move_guest(&sites.guest, base, preseed, &sites.collector, (a, b), Some(correspondent));
+    let mut outcome = moved.with_context(|| logs(&[&sites.home, a, b]))?;
+    outcome.rebind_note = sites.rebind_note(1)?;
+    Ok(outcome)
+}
+
+fn logs(platforms: &[&Platform]) -> String {
+    let log = |platform: &&Platform| format!("the log of {} ends with\n{}", platform.name(), platform.log());
+    platforms.iter().map(log).collect::<Vec<_>>().join("\n")
+}
+
+/// Moves the guest from the first platform to the second. A correspondent asks it all the while whether it is there.
 fn move_guest(
-    lab: &Lab,
+    guest: &Guest,
     base: &Path,
     preseed: bool,
     collector: &Collector,
-    a: &Platform,
-    b: &Platform,
+    (a, b): (&Platform, &Platform),
+    correspondent: Option<&Namespace>,
 ) -> Result<Outcome> {
     let push_wire_bytes = seed(a, base, preseed)?;
 
     step(&format!("a guest on a copy of the base, on a; it writes records for {} s", BEFORE.as_secs()));
-    let guest = Guest::new(lab, VM, &a.place_disk(VM, base)?, collector.port());
+    let vm = guest.name.as_str();
     let started = Instant::now();
-    a.start_guest(&guest)?;
+    a.start_guest(guest)?;
     collector.wait_acked(1, BOOT)?;
     println!("    first record after {:.1} s", started.elapsed().as_secs_f64());
     thread::sleep(BEFORE);
 
-    step("migrate demo --to b");
+    step(&format!("migrate {vm} --to b"));
+    let ping = correspondent.map(|from| Ping::start(from, GUEST, Duration::from_millis(20))).transpose()?;
     let acked_at_start = collector.acked();
     collector.mark();
-    let report = a.begin_json(&["migrate", VM, "--to", b.name()])?.wait(MIGRATE)?.json()?;
+    let report = a.begin_json(&["migrate", vm, "--to", b.name()])?.wait(MIGRATE)?.json()?;
     let acked_at_arrival = collector.acked();
-    let source_runs = a.qemu(VM).is_some();
+    let source_runs = a.qemu(vm).is_some();
 
     step(&format!("the guest runs on b for {} s more", AFTER.as_secs()));
-    ensure!(b.qemu(VM).is_some(), "no QEMU runs the guest on b after the migration");
+    ensure!(b.qemu(vm).is_some(), "no QEMU runs the guest on b after the migration");
     thread::sleep(AFTER);
     collector.wait_acked(acked_at_arrival + 1, BOOT).context("the guest on b")?;
     let pause = collector.longest_since_mark();
+    let answers = ping.map(Ping::finish).transpose()?;
 
     step("stopping it, and looking for every acknowledged record on b's disk");
-    b.cli(&["vm", "stop", VM, "--kill"])?;
+    b.cli(&["vm", "stop", vm, "--kill"])?;
     let instance = collector.instance().context("a guest that was heard")?;
-    let records = verify_records(&b.image(VM, DISK), instance, collector.acked())?;
+    let records = verify_records(&b.image(vm, DISK), instance, collector.acked())?;
     let stream = collector.snapshot().context("a guest that was heard")?;
 
     let job = report["job"].as_str().context("the migration's report names no job")?;
     Ok(Outcome {
+        answers,
+        rebind_note: String::new(),
         measured: Measured::new(&report, &records, pause.as_secs_f64() * 1000.0, stream.lost)?,
         report_text: a.cli_text(&["report", job])?,
         records,
@@ -134,7 +165,16 @@ impl Outcome {
             number(&self.report, "downtime_ms").map_or("unknown".to_owned(), |ms| format!("{ms:.0} ms"));
         let push =
             self.push_wire_bytes.map_or("base not pushed".to_owned(), |b| format!("base push {}", mib(b)));
-        [
+        let rebind = self.answers.as_ref().map(|answers| {
+            format!(
+                "rebind    {GUEST}: {} of {} echo requests answered, longest gap {:.0} ms; {}",
+                answers.answered.len(),
+                answers.sent,
+                answers.longest_gap().as_secs_f64() * 1e3,
+                self.rebind_note
+            )
+        });
+        let mut lines = vec![
             format!(
                 "records   {} acknowledged ({} before the move, {} when it was over), {} of {} found on b's disk, {} bad",
                 self.records.acked,
@@ -165,8 +205,9 @@ impl Outcome {
                 mib(self.written_bytes),
                 mib(m.wire_bytes_memory)
             ),
-        ]
-        .join("\n")
+        ];
+        lines.extend(rebind);
+        lines.join("\n")
     }
 
     /// Fails unless everything that must hold holds.
@@ -186,6 +227,9 @@ impl Outcome {
             self.boots
         );
         ensure!(self.duplicates == 0, "{} packets came twice: the guest ran twice", self.duplicates);
+        if let Some(answers) = &self.answers {
+            ensure!(answers.lost() == 0, "{} echo requests were not answered", answers.lost());
+        }
         ensure!(!self.source_runs, "the guest still runs on a");
         ensure!(r.acked > self.acked_at_arrival, "the guest's counter stood still on b");
         Ok(())

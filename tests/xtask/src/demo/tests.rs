@@ -14,10 +14,10 @@ const RECORDS: RecordReport = RecordReport { acked: 900, first: 101, newest: 901
 
 #[test]
 fn the_options_are_read() {
-    let plain = Options { json: None, preseed: true, runs: 1 };
+    let plain = Options { json: None, preseed: true, mobility: false, runs: 1 };
     assert_eq!(Options::parse(&[]).unwrap(), plain);
-    let all = Options::parse(&["--runs", "20", "--no-preseed", "--json", "/tmp/x"]).unwrap();
-    assert_eq!(all, Options { json: Some("/tmp/x".into()), preseed: false, runs: 20 });
+    let all = Options::parse(&["--runs", "20", "--mobility", "--no-preseed", "--json", "/tmp/x"]).unwrap();
+    assert_eq!(all, Options { json: Some("/tmp/x".into()), preseed: false, mobility: true, runs: 20 });
     for bad in [&["--runs"][..], &["--runs", "0"], &["--runs", "x"], &["--fast"]] {
         assert!(Options::parse(bad).is_err(), "{bad:?}");
     }
