@@ -114,79 +114,30 @@ impl Home {
             return Err(format!("prefix {prefix} is not within those of this home agent"));
         }
         let mut machines = self.machines.lock().await;
-        let known = machines.get(vm).cloned();
         let kept = (prefix.address(), prefix.len());
-        let mut machine = match known {
-            Some(machine) => self.judge(vm, machine, peer, kept, epoch, holder).await?,
+        let mut machine = match machines.get(vm).cloned() {
+            Some(mut machine) => {
+                machine.take_over(self.agent.binding(vm).await.map_err(|error| error.to_string())?);
+                machine
+            }
             None if peer == holder => {
                 Machine { prefix: kept, holder, epoch, bound: false, permits: Vec::new() }
             }
             None => return Err("it was never registered by its present owner".to_owned()),
         };
-        let same =
-            |permit: &Permit| (permit.epoch, permit.gateway, permit.holder) == (epoch, gateway, holder);
-        if let Some(permit) = machine.permits.iter().find(|permit| same(permit)) {
-            return Ok(permit.clone());
+        machine.judge(peer, kept, epoch, holder)?;
+        let wanted = Permit { epoch, gateway, holder, spi: random_spi(), key: Secret(random()) };
+        let (permit, over) = machine.permit(wanted);
+        for spi in over {
+            self.agent.withdraw(spi).await.map_err(|error| error.to_string())?;
         }
-        // Of the epochs that are over, and of a successor that did not come to be one, nothing is believed any more.
-        let (over, permits): (Vec<_>, _) = machine
-            .permits
-            .into_iter()
-            .partition(|permit| permit.epoch < machine.epoch || permit.epoch == epoch);
-        machine.permits = permits;
-        for permit in over {
-            self.agent.withdraw(permit.spi).await.map_err(|error| error.to_string())?;
+        if machines.get(vm).is_none_or(|known| !known.permits.contains(&permit)) {
+            let authorized = self.agent.authorize(machine.authorization(vm, &permit)).await;
+            authorized.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            self.save(vm, &machine).map_err(|error| format!("keeping it: {error}"))?;
+            machines.insert(vm.clone(), machine);
         }
-        let permit = Permit { epoch, gateway, holder, spi: random_spi(), key: Secret(random()) };
-        let authorized = self.agent.authorize(machine.authorization(vm, &permit)).await;
-        authorized.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        machine.permits.push(permit.clone());
-        self.save(vm, &machine).map_err(|error| format!("keeping it: {error}"))?;
-        machines.insert(vm.clone(), machine);
         Ok(permit)
-    }
-
-    /// The machine, when this peer may ask for this permit.
-    async fn judge(
-        &self,
-        vm: &str,
-        mut machine: Machine,
-        peer: Fingerprint,
-        prefix: (Ipv6Addr, u8),
-        epoch: u64,
-        holder: Fingerprint,
-    ) -> Result<Machine, String> {
-        self.take_over(vm, &mut machine).await;
-        let is_successor = machine
-            .permits
-            .iter()
-            .any(|permit| (permit.epoch, permit.holder) == (epoch, peer) && peer == holder);
-        if machine.prefix != prefix {
-            let (address, len) = machine.prefix;
-            return Err(format!("it has prefix {address}/{len} already"));
-        }
-        if peer != machine.holder && !is_successor {
-            return Err(format!(
-                "it belongs to the platform with key {} (epoch {})",
-                machine.holder, machine.epoch
-            ));
-        }
-        if epoch < machine.epoch {
-            return Err(format!("epoch {} has been reached", machine.epoch));
-        }
-        Ok(machine)
-    }
-
-    /// Whoever is bound in a later epoch owns the machine from then on.
-    async fn take_over(&self, vm: &str, machine: &mut Machine) {
-        let binding = self.agent.binding(vm).await.ok().flatten();
-        machine.bound = binding.is_some();
-        let Some(Binding { epoch, .. }) = binding else { return };
-        if let Some(permit) =
-            machine.permits.iter().find(|permit| permit.epoch == epoch && epoch > machine.epoch)
-        {
-            (machine.epoch, machine.holder) = (epoch, permit.holder);
-        }
     }
 
     /// Keeps what changes.
@@ -203,7 +154,8 @@ impl Home {
                 let concerns = |prefix: Ipv6Prefix| (prefix.address(), prefix.len()) == machine.prefix;
                 if prefix.is_none_or(concerns) {
                     let before = machine.clone();
-                    self.take_over(vm, machine).await;
+                    let Ok(binding) = self.agent.binding(vm).await else { return };
+                    machine.take_over(binding);
                     if *machine != before
                         && let Err(error) = self.save(vm, machine)
                     {
@@ -237,6 +189,58 @@ impl Home {
 }
 
 impl Machine {
+    /// Whoever is bound in a later epoch owns the machine from then on.
+    fn take_over(&mut self, binding: Option<Binding>) {
+        self.bound = binding.is_some();
+        let Some(Binding { epoch, .. }) = binding else { return };
+        if let Some(permit) = self.permits.iter().find(|permit| permit.epoch == epoch && epoch > self.epoch) {
+            (self.epoch, self.holder) = (epoch, permit.holder);
+        }
+    }
+
+    /// Whether this peer may have a permit: the owner, for itself or its successor; a successor, once more for itself.
+    fn judge(
+        &self,
+        peer: Fingerprint,
+        prefix: (Ipv6Addr, u8),
+        epoch: u64,
+        holder: Fingerprint,
+    ) -> Result<(), String> {
+        let named = |permit: &Permit| (permit.epoch, permit.holder) == (epoch, peer);
+        let is_successor = peer == holder && self.permits.iter().any(named);
+        if self.prefix != prefix {
+            let (address, len) = self.prefix;
+            return Err(format!("it has prefix {address}/{len} already"));
+        }
+        if peer != self.holder && !is_successor {
+            return Err(format!(
+                "it belongs to the platform with key {} (epoch {})",
+                self.holder, self.epoch
+            ));
+        }
+        if epoch < self.epoch || (epoch == self.epoch && holder != self.holder) {
+            return Err(format!("epoch {} has been reached", self.epoch));
+        }
+        Ok(())
+    }
+
+    /// The permit that was given before for the same, or `wanted`; and the keys that are worth nothing any more: those of
+    /// epochs that are over, and of a successor that did not come to be one.
+    fn permit(&mut self, wanted: Permit) -> (Permit, Vec<u32>) {
+        let same = |permit: &&Permit| {
+            (permit.epoch, permit.gateway, permit.holder) == (wanted.epoch, wanted.gateway, wanted.holder)
+        };
+        if let Some(permit) = self.permits.iter().find(same) {
+            return (permit.clone(), Vec::new());
+        }
+        let (over, kept): (Vec<_>, _) = std::mem::take(&mut self.permits)
+            .into_iter()
+            .partition(|permit| permit.epoch < self.epoch || permit.epoch == wanted.epoch);
+        self.permits = kept;
+        self.permits.push(wanted.clone());
+        (wanted, over.into_iter().map(|permit| permit.spi).collect())
+    }
+
     fn authorization(&self, vm: &str, permit: &Permit) -> Authorization {
         let (address, len) = self.prefix;
         Authorization {
@@ -291,3 +295,6 @@ fn random<const N: usize>() -> [u8; N] {
 fn random_spi() -> u32 {
     u32::from_le_bytes(random()).max(FIRST_SPI)
 }
+
+#[cfg(test)]
+mod tests;

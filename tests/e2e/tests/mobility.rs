@@ -61,3 +61,45 @@ fn a_guest_keeps_its_address_and_its_correspondent() -> Result<()> {
     assert!(records.is_whole() && records.found > 0, "{records:?}");
     Ok(())
 }
+
+#[test]
+fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
+    let turn = turn("an_address_survives_its_home_agent_and_a_move_that_fails");
+    let (lab, base) = lab()?;
+    let mut sites = Sites::start(&lab, &base, Duration::from_millis(10))?;
+    sites.boot(2 * PATIENCE)?;
+
+    // The home agent is killed: what it knew it knows again, and the guest notices no more than the time in between.
+    sites.home.kill9()?;
+    sites.home.start()?;
+    sites.collector.wait_progress(8, PATIENCE).context("the guest, after the home agent was started again")?;
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
+    turn.say("the home agent was killed and started again");
+
+    // The destination dies when it is about to promise: the guest runs on at the source, under its address.
+    sites.platforms[1].kill9()?;
+    sites.platforms[1].start_with(&[("LONGHAUL_CRASH_AT", "dest:journal:ready")])?;
+    let failed = sites.platforms[0].begin_json(&["migrate", VM, "--to", "b"])?.wait(JOB)?;
+    assert_ne!(failed.code, Some(0), "{failed:?}");
+    sites.platforms[1].wait_ended(PATIENCE)?;
+    sites.collector.wait_progress(8, PATIENCE).context("the guest, after a move that failed")?;
+    let ping = Ping::start(&sites.wires.correspondent.namespace, GUEST, Duration::from_millis(20))?;
+    sleep(Duration::from_secs(1));
+    let answers = ping.finish()?;
+    assert_eq!(answers.lost(), 0);
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
+    turn.say("a move has failed");
+
+    // The next one succeeds, and the source's daemon may be killed and started: it has nothing to do with it any more.
+    sites.platforms[1].start()?;
+    migrate(&sites, 0, 1)?;
+    sites.platforms[0].restart()?;
+    sites.collector.wait_progress(8, PATIENCE)?;
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[1].address.to_string());
+
+    // The daemon under the guest is killed: with it goes the tunnel, and with its start it comes again.
+    sites.platforms[1].restart()?;
+    sites.collector.wait_progress(8, PATIENCE).context("the guest, after its daemon was started again")?;
+    assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
+    Ok(())
+}
