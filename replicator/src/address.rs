@@ -18,6 +18,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::config::MobilityConfig;
 use crate::home_agent::Secret;
 use crate::identity::Fingerprint;
+use crate::journal::Claim;
 use crate::migrate::Plan;
 use crate::net::{self, NetError};
 use crate::platform::Platform;
@@ -73,6 +74,8 @@ pub struct Addresses {
     gateway: AccessGateway,
     config: MobilityConfig,
     standing: Mutex<BTreeMap<String, Standing>>,
+    /// Who gets VMs that leave without the home agent knowing of it, because it did not answer.
+    unnamed: Mutex<BTreeMap<String, String>>,
     /// What came of the last arrivals.
     arrivals: watch::Sender<BTreeMap<String, Arrival>>,
     /// VMs may have been started or stopped.
@@ -99,8 +102,8 @@ impl Addresses {
         .await?;
         let arrivals = watch::Sender::default();
         tokio::spawn(note_arrivals(gateway.events(), arrivals.clone()));
-        let (standing, changed) = (Mutex::default(), Notify::new());
-        Ok(Addresses { gateway, config: config.clone(), standing, arrivals, changed })
+        let (standing, unnamed, changed) = Default::default();
+        Ok(Addresses { gateway, config: config.clone(), standing, unnamed, arrivals, changed })
     }
 
     /// The gateway's address.
@@ -120,8 +123,7 @@ impl Addresses {
 
     /// All VMs it has to do with.
     pub fn list(&self) -> serde_json::Value {
-        let vms: Vec<_> = self
-            .lock()
+        let vms: Vec<_> = lock(&self.standing)
             .iter()
             .map(|(vm, standing)| serde_json::json!({ "vm": vm, "standing": standing }))
             .collect();
@@ -133,20 +135,20 @@ impl Addresses {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Standing>> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn set(&self, vm: &str, standing: Option<Standing>) {
         match standing {
-            Some(standing) => self.lock().insert(vm.to_owned(), standing),
-            None => self.lock().remove(vm),
+            Some(standing) => lock(&self.standing).insert(vm.to_owned(), standing),
+            None => lock(&self.standing).remove(vm),
         };
     }
 
     fn stands(&self, vm: &str) -> Option<Standing> {
-        self.lock().get(vm).copied()
+        lock(&self.standing).get(vm).copied()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn note_arrivals(
@@ -184,6 +186,7 @@ pub async fn keep(platform: Arc<Platform>) {
             if definition.network.is_none() || platform.vms.is_held(&vm) {
                 continue;
             }
+            name_successor(&platform, addresses, &definition).await;
             let trouble =
                 keep_one(&platform, addresses, &definition).await.err().map(|error| error.to_string());
             // What does not change is said once.
@@ -195,6 +198,21 @@ pub async fn keep(platform: Arc<Platform>) {
             }
         }
         let _ = tokio::time::timeout(LOOK_EVERY, addresses.changed.notified()).await;
+    }
+}
+
+/// Tells the home agent of a VM that has left while it did not answer: until it knows, nobody can register the VM.
+async fn name_successor(platform: &Platform, addresses: &Addresses, definition: &VmDefinition) {
+    let vm = definition.name.as_str();
+    let Some(peer) = lock(&addresses.unnamed).get(vm).cloned() else { return };
+    let epoch = match platform.vms.ownership(vm) {
+        Some(Claim::Theirs(epoch, owner)) if owner == peer => epoch,
+        Some(Claim::Undecided(..)) => return,
+        _ => return drop(lock(&addresses.unnamed).remove(vm)),
+    };
+    if plan(platform, definition, &peer, epoch).await.is_ok() {
+        lock(&addresses.unnamed).remove(vm);
+        tracing::info!("VM '{vm}': the home agent has been told that it belongs to '{peer}'");
     }
 }
 
@@ -286,7 +304,11 @@ pub async fn plan(
         status.gateway.ok_or(AddressError::Lacking("no [mobility] is configured at the destination"))?;
     let target = Ipv6Addr::from(target);
     let holder = platform.peers.get(peer).map_err(NetError::from)?.fingerprint;
-    let (spi, key) = permit(platform, addresses, definition, epoch, target, holder).await?;
+    let permitted = permit(platform, addresses, definition, epoch, target, holder).await;
+    if matches!(permitted, Err(AddressError::Net(_))) {
+        lock(&addresses.unnamed).insert(definition.name.to_string(), peer.to_owned());
+    }
+    let (spi, key) = permitted?;
     Ok(Some(PlanAddress { spi, key: Secret(key), source: addresses.config.address, target }))
 }
 
@@ -313,7 +335,7 @@ pub async fn leaving(platform: &Platform, plan: &Plan, stopped: Instant) {
 /// The source: the guest runs on here.
 pub async fn stays(platform: &Platform, vm: &str) {
     let Some(addresses) = &platform.addresses else { return };
-    if addresses.stands(vm) == Some(Standing::Leaving) {
+    if addresses.stands(vm).is_some() {
         told(vm, "it is not served on", addresses.gateway.stay(vm).await.map_err(AddressError::from));
         addresses.set(vm, Some(Standing::Served));
     }

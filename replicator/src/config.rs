@@ -132,7 +132,11 @@ impl Layout {
         for dir in dirs {
             std::fs::create_dir_all(&dir).map_err(|source| ConfigError::Io { path: dir.clone(), source })?;
         }
-        Ok(())
+        // A migration's plan, which is in its journal, may hold the key for the VM's address.
+        let journal = self.journal();
+        let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&journal, owner_only)
+            .map_err(|source| ConfigError::Io { path: journal.clone(), source })
     }
 }
 

@@ -72,7 +72,10 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
     // The home agent is killed: what it knew it knows again, and the guest notices no more than the time in between.
     sites.home.kill9()?;
     sites.home.start()?;
-    sites.collector.wait_progress(8, PATIENCE).context("the guest, after the home agent was started again")?;
+    sites
+        .collector
+        .wait_progress(8, PATIENCE)
+        .context("the guest, after the home agent was started again")?;
     assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
     turn.say("the home agent was killed and started again");
 
@@ -100,6 +103,15 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
     // The daemon under the guest is killed: with it goes the tunnel, and with its start it comes again.
     sites.platforms[1].restart()?;
     sites.collector.wait_progress(8, PATIENCE).context("the guest, after its daemon was started again")?;
+    turn.say("daemons were killed and started again");
+
+    // A move while the home agent is away: the guest moves, its address follows when the home agent is there again.
+    sites.home.kill9()?;
+    let report = migrate(&sites, 1, 0)?;
+    assert!(report["notes"].to_string().contains("the address does not follow"), "{report}");
+    sites.home.start()?;
+    sites.collector.wait_progress(8, PATIENCE).context("the guest, after a move without the home agent")?;
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
     assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
     Ok(())
 }

@@ -199,9 +199,9 @@ impl Node {
     }
 
     pub(super) fn stay(&mut self, now: Duration) {
+        self.recent = None;
         let Place::Leaving { target, until: None } = self.place else { return };
         self.place = Place::Here;
-        self.recent = None;
         if let Some(handover) = self.handover.take() {
             self.hand_over(now, handover.key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
         }
