@@ -71,7 +71,7 @@ fn update() -> Message {
 }
 
 /// Every message, and every option at least once.
-fn reprs() -> Vec<Repr> {
+pub(super) fn reprs() -> Vec<Repr> {
     let test = RoutabilityTest { nonce_index: 1, cookie: [2; 8], token: [3; 8] };
     let sequence = 7;
     let acknowledgement = BindingAcknowledgement {

@@ -1,6 +1,7 @@
 //! The list of targets: every decoder of bytes that come from the disk or the wire. A decoder that its crate keeps to
 //! itself is judged there, in a module `fuzzing`; the public ones are judged here.
 
+mod agents;
 mod archive;
 mod disk;
 mod mobility;
@@ -69,6 +70,7 @@ pub(crate) const TARGETS: &[Target] = &[
     plain("frames", wire::frames, wire::frame_seeds, 10 * MIB),
     plain("probe", wire::probe, wire::probes, MIB),
     checked("mobility", mobility::packet, mobility::packets, repair::mobility, MIB),
+    plain("agents", agents::orders, agents::histories, MIB),
     plain("nbd_options", driver::nbd_options, driver::nbd_option_seeds, MIB),
     plain("nbd_requests", driver::nbd_requests, driver::nbd_request_seeds, 70 * MIB),
     plain("qmp", driver::qmp_lines, driver::qmp_seeds, MIB),
