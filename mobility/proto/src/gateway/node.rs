@@ -202,8 +202,8 @@ impl Node {
         self.recent = None;
         let Place::Leaving { target, until: None } = self.place else { return };
         self.place = Place::Here;
-        if let Some(handover) = self.handover.take() {
-            self.hand_over(now, handover.key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
+        if let Some(key) = self.handover.as_ref().map(|handover| handover.key.clone()) {
+            self.hand_over(now, key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
         }
     }
 

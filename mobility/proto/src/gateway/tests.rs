@@ -318,6 +318,8 @@ fn a_move_that_is_given_up_leaves_everything_where_it_was() {
     world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), target, now));
     world.run(30);
     world.with(0, |gateway, now, ns| gateway.stay(now, ns, NAME));
+    world.run(20);
+    assert!(world.events.contains(&(1, Happened::ForwardingEnded)));
     world.with(1, |gateway, now, ns| gateway.forget(now, ns, NAME));
     let before = world.count(0);
     world.run(500);
