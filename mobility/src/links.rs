@@ -7,10 +7,10 @@ use futures_util::TryStreamExt;
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
-use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, RuleAddRequest};
 
 /// The address of every gateway on the link to a guest (RFC 6543 section 4).
 pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x200, 0x5eff, 0xfe00, 0x5213);
@@ -23,7 +23,11 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(213);
 const FROM_GUESTS: u32 = 5213;
 /// What comes out of the tunnel: to the guests.
 const TO_GUESTS: u32 = 5214;
+/// Where our rules stand among others: behind local addresses, before everything that is looked up by destination.
+const PRIORITY: u32 = 5213;
 const MAIN: u32 = 254;
+/// How the alias of an interface begins whose link-layer address we have changed: behind it comes the address it had.
+const REMEMBERS: &str = "longhaul: was ";
 
 /// The kernel did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +54,15 @@ impl Links {
     }
 
     pub(crate) async fn index(&self, name: &str) -> Result<u32> {
+        Ok(self.link(name).await?.header.index)
+    }
+
+    async fn link(&self, name: &str) -> Result<LinkMessage> {
         let found = self.0.link().get().match_name(name).execute().try_next().await;
         let missing = || rtnetlink::Error::RequestFailed;
-        let link: LinkMessage = found
+        found
             .and_then(|link| link.ok_or_else(missing))
-            .map_err(failed(|| format!("finding interface {name}")))?;
-        Ok(link.header.index)
+            .map_err(failed(|| format!("finding interface {name}")))
     }
 
     /// Sets the link up with this MTU.
@@ -77,13 +84,19 @@ impl Links {
         let all = Ipv6Prefix::new(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a length");
         let done = self.0.route().add(route_to(all, index, FROM_GUESTS)).replace().execute().await;
         done.map_err(failed(|| format!("adding the route of guests into {name}")))?;
-        self.rule(name, TO_GUESTS).await
+        self.remove_rules(|other| other == name).await?;
+        self.rule(name, PRIORITY, |rule| rule.table_id(TO_GUESTS).action(RuleAction::ToTable)).await
     }
 
     /// Makes this interface the link between a guest with `prefix` and its gateway.
     pub(crate) async fn attach_guest(&self, name: &str, prefix: Ipv6Prefix) -> Result<u32> {
-        let index = self.index(name).await?;
-        let link = LinkUnspec::new_with_index(index).address(GATEWAY_LINK_LAYER.to_vec()).up().build();
+        let link = self.link(name).await?;
+        let index = link.header.index;
+        let mut change = LinkUnspec::new_with_index(index).address(GATEWAY_LINK_LAYER.to_vec()).up();
+        if let Some(alias) = remembering(&link, GATEWAY_LINK_LAYER) {
+            change = change.append_extra_attribute(LinkAttribute::IfAlias(alias));
+        }
+        let link = change.build();
         let done = self.0.link().set(link).execute().await;
         done.map_err(failed(|| format!("giving {name} the link-layer address of a gateway")))?;
         let mut address = self.0.address().add(index, GATEWAY_LINK_LOCAL.into(), 64).replace();
@@ -94,7 +107,14 @@ impl Links {
         done.map_err(failed(|| format!("giving {name} the address of a gateway")))?;
         let done = self.0.route().add(route_to(prefix, index, TO_GUESTS)).replace().execute().await;
         done.map_err(failed(|| format!("adding a route for {prefix} to {name}")))?;
-        self.rule(name, FROM_GUESTS).await?;
+        self.remove_rules(|other| other == name).await?;
+        self.rule(name, PRIORITY, |rule| {
+            let rule = rule.source_prefix(prefix.address(), prefix.len());
+            rule.table_id(FROM_GUESTS).action(RuleAction::ToTable)
+        })
+        .await?;
+        // Behind that one: a guest sends as itself or not at all. In the tunnel nobody could tell it from another guest here.
+        self.rule(name, PRIORITY + 1, |rule| rule.action(RuleAction::Blackhole)).await?;
         Ok(index)
     }
 
@@ -103,7 +123,8 @@ impl Links {
         self.remove_rules(|input| input == name).await?;
         let Ok(index) = self.index(name).await else { return Ok(()) };
         let _ = self.0.route().del(route_to(prefix, index, TO_GUESTS)).execute().await;
-        self.remove_gateway_address(Some(index)).await
+        self.remove_gateway_address(Some(index)).await?;
+        self.restore_link_layer(|link| link.header.index == index).await
     }
 
     /// Removes all that is ours.
@@ -122,7 +143,30 @@ impl Links {
             // One that went with its interface is gone.
             let _ = self.0.route().del(route).execute().await;
         }
-        self.remove_gateway_address(None).await
+        self.remove_gateway_address(None).await?;
+        self.restore_link_layer(|_| true).await
+    }
+
+    async fn restore_link_layer(&self, of: impl Fn(&LinkMessage) -> bool) -> Result<()> {
+        let links: Vec<LinkMessage> = self
+            .0
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed(|| "listing interfaces".to_owned()))?;
+        for link in links.into_iter().filter(of) {
+            let Some((address, alias)) = remembered(&link) else { continue };
+            let index = link.header.index;
+            let change = LinkUnspec::new_with_index(index)
+                .address(address.to_vec())
+                .append_extra_attribute(LinkAttribute::IfAlias(alias))
+                .build();
+            let done = self.0.link().set(change).execute().await;
+            done.map_err(failed(|| format!("giving interface {index} its link-layer address back")))?;
+        }
+        Ok(())
     }
 
     async fn remove_gateway_address(&self, index: Option<u32>) -> Result<()> {
@@ -140,12 +184,14 @@ impl Links {
         Ok(())
     }
 
-    /// What comes in by this interface is looked up in this table, before any other but that of local addresses.
-    async fn rule(&self, input: &str, table: u32) -> Result<()> {
-        self.remove_rules(|other| other == input).await?;
-        let mut rule =
-            self.0.rule().add().v6().input_interface(input).table_id(table).action(RuleAction::ToTable);
-        rule = rule.priority(FROM_GUESTS);
+    /// What is done with what comes in by this interface.
+    async fn rule(
+        &self,
+        input: &str,
+        priority: u32,
+        with: impl FnOnce(RuleAddRequest<Ipv6Addr>) -> RuleAddRequest<Ipv6Addr>,
+    ) -> Result<()> {
+        let mut rule = with(self.0.rule().add().v6().input_interface(input).priority(priority));
         rule.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
         let done = rule.execute().await;
         done.map_err(failed(|| format!("adding a rule for what comes from {input}")))
@@ -165,6 +211,37 @@ impl Links {
     }
 }
 
+/// The alias under which an interface remembers, also over a crash of ours, the link-layer address that it is about to lose
+/// to `gateway`; `None` when it has no such address or remembers already.
+fn remembering(link: &LinkMessage, gateway: [u8; 6]) -> Option<String> {
+    let address = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
+        _ => None,
+    })?;
+    let octets = address.map(|octet| format!("{octet:02x}")).join(":");
+    let alias = alias(link);
+    (address != gateway && !alias.starts_with(REMEMBERS)).then(|| format!("{REMEMBERS}{octets} {alias}"))
+}
+
+/// The link-layer address that an interface remembers, and the alias that it had before.
+fn remembered(link: &LinkMessage) -> Option<([u8; 6], String)> {
+    let (octets, before) = alias(link).strip_prefix(REMEMBERS)?.split_once(' ')?;
+    let octets: Vec<u8> = octets
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16))
+        .collect::<std::result::Result<_, _>>()
+        .ok()?;
+    Some((octets.try_into().ok()?, before.to_owned()))
+}
+
+fn alias(link: &LinkMessage) -> &str {
+    let alias = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    });
+    alias.unwrap_or_default()
+}
+
 fn route_to(prefix: Ipv6Prefix, index: u32, table: u32) -> RouteMessage {
     let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
         .destination_prefix(prefix.address(), prefix.len())
@@ -178,4 +255,24 @@ fn route_to(prefix: Ipv6Prefix, index: u32, table: u32) -> RouteMessage {
 
 fn failed(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     move |source| LinkError { what: what(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_remembers_its_link_layer_address_and_its_alias() {
+        for before in ["", "the alias of somebody else"] {
+            let mut link = LinkMessage::default();
+            assert_eq!(remembering(&link, GATEWAY_LINK_LAYER), None);
+            link.attributes.push(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 0xab]));
+            link.attributes.push(LinkAttribute::IfAlias(before.to_owned()));
+            assert_eq!(remembered(&link), None);
+            let alias = remembering(&link, GATEWAY_LINK_LAYER).unwrap();
+            link.attributes[1] = LinkAttribute::IfAlias(alias);
+            assert_eq!(remembering(&link, GATEWAY_LINK_LAYER), None);
+            assert_eq!(remembered(&link), Some(([2, 0, 0, 0, 0, 0xab], before.to_owned())));
+        }
+    }
 }
