@@ -12,6 +12,9 @@ use crate::raw::{IPV6, RawSocket};
 pub(crate) const INNER_MTU: u16 = 1460;
 /// The largest packet that the kernel hands over before it is cut into those of the MTU.
 const LARGEST: usize = VIRTIO_NET_HDR_LEN + 65_535;
+/// How many packets one that the kernel hands over is cut into at most: Linux sends no TCP segments with less than 36 bytes
+/// of payload.
+const CUTS: usize = 2048;
 /// How many packets are taken from a socket before anything else gets its turn.
 const BATCH: usize = IDEAL_BATCH_SIZE;
 
@@ -41,8 +44,8 @@ impl Plane {
             tun,
             outer: RawSocket::open(IPV6, address, 0)?,
             whole: vec![0; LARGEST],
-            cut: vec![vec![0; usize::from(INNER_MTU) + 64]; BATCH],
-            sizes: vec![0; BATCH],
+            cut: vec![vec![0; usize::from(INNER_MTU) + 64]; CUTS],
+            sizes: vec![0; CUTS],
             merged: GROTable::default(),
             to_kernel: Vec::new(),
             received: vec![0; 65_535],
@@ -53,7 +56,14 @@ impl Plane {
     pub(crate) async fn ready(&mut self) -> io::Result<Side> {
         tokio::select! {
             count = self.tun.recv_multiple(&mut self.whole, &mut self.cut, &mut self.sizes, 0) => {
-                Ok(Side::Kernel(count?))
+                match count {
+                    // Not the system's: the packet cannot be cut. Anybody can send such a one.
+                    Err(error) if error.raw_os_error().is_none() => {
+                        tracing::debug!("a packet was lost: {error}");
+                        Ok(Side::Kernel(0))
+                    }
+                    count => count.map(Side::Kernel),
+                }
             }
             ready = self.outer.readable() => ready.map(|()| Side::Tunnel),
         }
