@@ -363,7 +363,7 @@ impl Agent {
             match output {
                 Output::Send(packet) => send_signalling(&self.signalling, &packet),
                 Output::Tunnel { to, packet } => self.plane.send(to, &packet),
-                Output::Deliver(packet) => self.plane.deliver(&packet),
+                Output::Deliver(packet) => self.plane.deliver(packet),
                 Output::Advertise { node } => {
                     if let Some(guest) = self.guests.get(&*String::from_utf8_lossy(&node)) {
                         guest.router.advertise();

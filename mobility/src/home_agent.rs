@@ -278,7 +278,7 @@ impl Agent {
                     // From one mobile node to another without a way through the kernel.
                     match self.anchor.care_of(inner.destination) {
                         Some(to) => self.plane.send(to, &packet),
-                        None => self.plane.deliver(&packet),
+                        None => self.plane.deliver(packet),
                     }
                 }
                 self.plane.flush().await;

@@ -26,7 +26,10 @@ pub(crate) struct Plane {
     cut: Vec<Vec<u8>>,
     sizes: Vec<usize>,
     merged: GROTable,
+    /// What waits for the next flush.
     to_kernel: Vec<Vec<u8>>,
+    /// One batch of it, with room for as much as packets of one flow are merged to.
+    batch: Vec<Vec<u8>>,
     received: Vec<u8>,
 }
 
@@ -48,6 +51,8 @@ impl Plane {
             sizes: vec![0; CUTS],
             merged: GROTable::default(),
             to_kernel: Vec::new(),
+            // Memory that is not written to is not taken.
+            batch: (0..BATCH).map(|_| Vec::with_capacity(2 * VIRTIO_NET_HDR_LEN + LARGEST)).collect(),
             received: vec![0; 65_535],
         })
     }
@@ -93,17 +98,20 @@ impl Plane {
     }
 
     /// Gives a packet to the kernel, with the next [`flush`](Self::flush).
-    pub(crate) fn deliver(&mut self, packet: &[u8]) {
-        let mut buffer = Vec::with_capacity(VIRTIO_NET_HDR_LEN + packet.len());
-        buffer.resize(VIRTIO_NET_HDR_LEN, 0);
-        buffer.extend_from_slice(packet);
-        self.to_kernel.push(buffer);
+    pub(crate) fn deliver(&mut self, packet: Vec<u8>) {
+        self.to_kernel.push(packet);
     }
 
     pub(crate) async fn flush(&mut self) {
-        for batch in self.to_kernel.chunks_mut(BATCH) {
+        for packets in self.to_kernel.chunks(BATCH) {
+            for (buffer, packet) in self.batch.iter_mut().zip(packets) {
+                buffer.clear();
+                buffer.resize(VIRTIO_NET_HDR_LEN, 0);
+                buffer.extend_from_slice(packet);
+            }
+            let batch = &mut self.batch[..packets.len()];
             if let Err(error) = self.tun.send_multiple(&mut self.merged, batch, VIRTIO_NET_HDR_LEN).await {
-                tracing::debug!("{} packets were lost: {error}", batch.len());
+                tracing::debug!("some of {} packets were lost: {error}", packets.len());
             }
         }
         self.to_kernel.clear();
