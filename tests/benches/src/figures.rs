@@ -23,6 +23,12 @@ impl Samples {
         }
     }
 
+    /// The smallest one that so large a part of all does not exceed.
+    pub(crate) fn quantile(&self, part: f64) -> Option<f64> {
+        let at = (part * self.0.len() as f64).ceil() as usize;
+        self.0.get(at.clamp(1, self.0.len().max(1)) - 1).copied()
+    }
+
     /// The same in another unit.
     pub(crate) fn scaled(&self, factor: f64) -> Self {
         Self(self.0.iter().map(|value| value * factor).collect())
@@ -32,11 +38,11 @@ impl Samples {
         self.0.len()
     }
 
-    fn min(&self) -> Option<f64> {
+    pub(crate) fn min(&self) -> Option<f64> {
         self.0.first().copied()
     }
 
-    fn max(&self) -> Option<f64> {
+    pub(crate) fn max(&self) -> Option<f64> {
         self.0.last().copied()
     }
 

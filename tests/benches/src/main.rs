@@ -1,11 +1,12 @@
 //! The benchmarks behind `cargo xtask bench`. Each compares with the real programs, on real Debian images (an index: with
-//! another database), in the same run, and prints what it ran on. The file formats of the figures are in the architecture's chapter on figures: one
+//! another database), in the same run, and prints what it ran on (mobility: the lab's network with moves and without). The file formats of the figures are in the architecture's chapter on figures: one
 //! JSON object a line.
 
 mod chunking;
 mod figures;
 mod index;
 mod machine;
+mod mobility;
 mod options;
 mod process;
 mod store;
@@ -39,5 +40,6 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         Bench::Store => store::run(&options),
         Bench::Chunking => chunking::run(&options),
         Bench::Index => index::run(&options),
+        Bench::Mobility => mobility::run(&options),
     }
 }

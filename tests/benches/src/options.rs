@@ -20,7 +20,14 @@ pub(crate) enum Bench {
     Store,
     Chunking,
     Index,
+    Mobility,
 }
+
+/// Round trips between a platform and the home agent, in ms.
+const POINTS: [u32; 6] = [0, 25, 50, 100, 200, 300];
+const POINTS_QUICK: [u32; 2] = [0, 100];
+/// Nobody is further away, and a move waits for several round trips.
+const MAX_POINT: u32 = 2000;
 
 /// How to run it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,20 +41,24 @@ pub(crate) struct Options {
     pub(crate) runs: u32,
     /// Entries in the index; for that benchmark only.
     pub(crate) entries: u64,
+    /// Round trips in ms, for mobility only.
+    pub(crate) points: Vec<u32>,
 }
 
 impl Options {
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let (name, rest) = words.split_first().context("name a benchmark: store, chunking or index")?;
+        let (name, rest) =
+            words.split_first().context("name a benchmark: store, chunking, index or mobility")?;
         let bench = match *name {
             "store" => Bench::Store,
             "chunking" => Bench::Chunking,
             "index" => Bench::Index,
-            _ => bail!("there is no benchmark `{name}`; there are store, chunking and index"),
+            "mobility" => Bench::Mobility,
+            _ => bail!("there is no benchmark `{name}`; there are store, chunking, index and mobility"),
         };
-        let (mut json, mut quick, mut runs, mut entries) = (None, false, None, None);
+        let (mut json, mut quick, mut runs, mut entries, mut points) = (None, false, None, None, None);
         let mut rest = rest.iter();
         while let Some(word) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{word} needs a value"));
@@ -56,14 +67,18 @@ impl Options {
                 "--runs" => runs = Some(parse_runs(value()?)?),
                 "--quick" => quick = true,
                 "--entries" if bench == Bench::Index => entries = Some(parse_entries(value()?)?),
+                "--points" if bench == Bench::Mobility => points = Some(parse_points(value()?)?),
                 _ => bail!(
-                    "bench {name} has no option `{word}`; there are --json FILE, --runs N and --quick, and for index --entries N"
+                    "bench {name} has no option `{word}`; there are --json FILE, --runs N and --quick, for index --entries N, \
+                     for mobility --points MS,MS"
                 ),
             }
         }
-        let runs = runs.unwrap_or(if quick { 1 } else { 3 });
+        let all_runs = if bench == Bench::Mobility { 20 } else { 3 };
+        let runs = runs.unwrap_or(if quick { 1 } else { all_runs });
+        let points = points.unwrap_or(if quick { POINTS_QUICK.to_vec() } else { POINTS.to_vec() });
         let entries = entries.unwrap_or(if quick { ENTRIES_QUICK } else { ENTRIES });
-        Ok(Self { bench, json, quick, runs, entries })
+        Ok(Self { bench, json, quick, runs, entries, points })
     }
 }
 
@@ -76,6 +91,14 @@ fn parse_entries(text: &str) -> Result<u64> {
     let entries = text.parse().ok().filter(|entries| (MIN_ENTRIES..=MAX_ENTRIES).contains(entries));
     entries.with_context(|| {
         format!("--entries takes a number from {MIN_ENTRIES} to {MAX_ENTRIES}, not {text:?}")
+    })
+}
+
+fn parse_points(text: &str) -> Result<Vec<u32>> {
+    let point = |word: &str| word.parse().ok().filter(|point| *point <= MAX_POINT);
+    let points: Option<Vec<u32>> = text.split(',').map(point).collect();
+    points.with_context(|| {
+        format!("--points takes round trips in ms up to {MAX_POINT}, as in 0,100, not {text:?}")
     })
 }
 

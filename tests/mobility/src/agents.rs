@@ -1,7 +1,7 @@
 //! Agents in namespaces: each on a thread of its own that has entered its namespace. Stopping one without more is what a
 //! crash does to it.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
@@ -27,7 +27,7 @@ impl<T: Send + 'static> Running<T> {
         F: AsyncFnOnce() -> std::result::Result<T, E> + Send + 'static,
         E: Into<anyhow::Error>,
     {
-        let (started, handle) = oneshot::channel();
+        let (started, handle) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let namespace = Arc::clone(namespace);
         let thread = thread::spawn(move || {
@@ -43,16 +43,23 @@ impl<T: Send + 'static> Running<T> {
                 eprintln!("an agent's thread: {error:#}");
             }
         });
-        let handle = handle.blocking_recv().context("the agent's thread ended before it was started")??;
+        let handle = handle.recv().context("the agent's thread ended before it was started")??;
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl<T> Running<T> {
+    /// Stops it where it stands.
+    pub fn kill(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.kill();
     }
 }

@@ -10,15 +10,21 @@
 //! Nothing here is left behind: namespaces, interfaces and agents end with the value that holds them.
 
 pub mod agents;
+pub mod connections;
+pub mod moves;
 pub mod network;
 pub mod ping;
+pub mod raw;
 pub mod sites;
 pub mod stream;
 pub mod wires;
 
 pub use agents::Running;
+pub use connections::Connection;
+pub use moves::Watch;
 pub use network::{Network, Platform};
 pub use ping::{Answers, Ping};
+pub use raw::Raw;
 pub use sites::Sites;
 pub use stream::{Heard, Stream};
 pub use wires::Wires;

@@ -1,6 +1,6 @@
 //! The namespaces of the lab, how they are joined, and the guest that moves.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use crate::agents::Running;
 pub const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The guest's address, which it keeps.
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
+/// The guest's address that no gateway knows.
+const PLAIN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xe, 1, 0, 0, 0, 0x10);
 /// The guest's identifier.
 pub const NODE: &str = "vm";
 /// The interface of a platform to the guest.
@@ -30,7 +32,7 @@ pub fn prefix() -> Ipv6Prefix {
     Ipv6Prefix::new(HOME, 64).expect("64 is a length")
 }
 
-/// The key for one epoch, as the home agent gives it.
+/// The key for one epoch of the guest, as the home agent gives it.
 #[must_use]
 pub fn grant(epoch: u64) -> Grant {
     let key = SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, &[epoch as u8; 32]);
@@ -61,14 +63,18 @@ pub struct Network {
     pub guest: Arc<Namespace>,
     /// The two platforms.
     pub platforms: [Platform; 2],
-    /// The line between home agent and platforms.
-    pub line: DelayLine,
+    /// The line between home agent and platforms, where there is one.
+    pub line: Option<DelayLine>,
     /// The home agent.
     pub home_agent: Running<HomeAgent>,
     edge: Arc<Namespace>,
 }
 
-pub(crate) fn namespace() -> Result<Arc<Namespace>> {
+/// A router's namespace.
+///
+/// # Errors
+/// What the kernel says.
+pub fn namespace() -> Result<Arc<Namespace>> {
     let namespace = Namespace::new()?;
     for name in ["all/forwarding", "default/forwarding"] {
         namespace.sysctl(&format!("net/ipv6/conf/{name}"), "1")?;
@@ -79,7 +85,11 @@ pub(crate) fn namespace() -> Result<Arc<Namespace>> {
     Ok(Arc::new(namespace))
 }
 
-pub(crate) fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
+/// Joins two namespaces by a link, each with its interface's name and address there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
     let there = second.0.path();
     let mut command = Command::new("ip");
     command.args(["link", "add", first.1, "type", "veth", "peer", "name", second.1, "netns"]).arg(there);
@@ -94,22 +104,55 @@ pub(crate) fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &
 }
 
 impl Network {
-    /// Makes the network, starts the agents, and the guest at the first platform. From there to the home agent and back
-    /// takes `round_trip`.
+    /// Makes the network and starts the agents. From a platform to the home agent and back takes `round_trip`.
     ///
     /// # Errors
     /// What the kernel or an agent says.
     pub fn start(round_trip: Duration) -> Result<Self> {
+        Self::with_dice(round_trip, 1)
+    }
+
+    /// As [`start`](Self::start); `seed` decides what happens to frames on a bad line.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn with_dice(round_trip: Duration, seed: u64) -> Result<Self> {
+        let network = Self::make(Some(seed))?;
+        // After the signalling that setting up needs.
+        network.set_line(Way::delay(round_trip / 2));
+        Ok(network)
+    }
+
+    /// Without the line: as fast as the kernel is.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn direct() -> Result<Self> {
+        Self::make(None)
+    }
+
+    fn make(seed: Option<u64>) -> Result<Self> {
         let [anchor, edge, correspondent, guest] = [namespace()?, namespace()?, namespace()?, namespace()?];
-        let line = DelayLine::join((&anchor, "edge"), (&edge, "anchor"), 1)?;
-        anchor.ip("address add 2001:db8:1::1/64 dev edge nodad")?;
-        edge.ip("address add 2001:db8:1::2/64 dev anchor nodad")?;
+        let (above, below) = ("2001:db8:1::1/64", "2001:db8:1::2/64");
+        let line = match seed {
+            Some(seed) => {
+                let line = DelayLine::join((&anchor, "edge"), (&edge, "anchor"), seed)?;
+                anchor.ip(&format!("address add {above} dev edge nodad"))?;
+                edge.ip(&format!("address add {below} dev anchor nodad"))?;
+                Some(line)
+            }
+            None => {
+                join((&anchor, "edge", above), (&edge, "anchor", below))?;
+                None
+            }
+        };
         join((&anchor, "cn", "2001:db8:c::1/64"), (&correspondent, "anchor", "2001:db8:c::c/64"))?;
         correspondent.ip("-6 route add default via 2001:db8:c::1")?;
         anchor.ip("-6 route add default via 2001:db8:1::2")?;
         edge.ip("-6 route add default via 2001:db8:1::1")?;
 
-        guest.ip("link add br0 type bridge mcast_snooping 0")?;
+        // A virtual machine's link has no bridge that remembers on which side its router was.
+        guest.ip("link add br0 type bridge mcast_snooping 0 ageing_time 0")?;
         guest.ip("link set br0 address 02:00:00:00:00:10 up")?;
         guest.ip(&format!("address add {HOME}/64 dev br0 nodad"))?;
         guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
@@ -117,10 +160,20 @@ impl Network {
         let home_agent = Running::start(&anchor, async || HomeAgent::start(home_agent_config()).await)?;
         let first = platform(&edge, &guest, 0xa, "port-a")?;
         let second = platform(&edge, &guest, 0xb, "port-b")?;
-        // After the signalling that setting up needs.
-        line.set_both(Way { delay: round_trip / 2, ..Way::default() });
         let platforms = [first, second];
+        for Platform { namespace, .. } in &platforms {
+            // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
+            let _ = namespace
+                .enter(|| TcpStream::connect_timeout(&(ANCHOR, 1).into(), Duration::from_secs(5)))?;
+        }
         Ok(Self { anchor, correspondent, guest, platforms, line, home_agent, edge })
+    }
+
+    /// Changes the line, both ways.
+    pub fn set_line(&self, way: Way) {
+        if let Some(line) = &self.line {
+            line.set_both(way);
+        }
     }
 
     /// Where the correspondent sends to.
@@ -134,7 +187,15 @@ impl Network {
     /// # Errors
     /// What the home agent says.
     pub async fn authorize(&self, platform: usize, epoch: u64) -> Result<()> {
-        let Grant { key, node, prefix } = grant(epoch);
+        self.authorize_for(platform, epoch, grant(epoch)).await
+    }
+
+    /// Lets `platform` register whom `grant` is for, in `epoch`.
+    ///
+    /// # Errors
+    /// What the home agent says.
+    pub async fn authorize_for(&self, platform: usize, epoch: u64, grant: Grant) -> Result<()> {
+        let Grant { key, node, prefix } = grant;
         let registrant = Registrant::Gateway { address: self.platforms[platform].address, epoch };
         let authorization = Authorization { key, node, prefix, registrant };
         Ok(self.home_agent.handle.authorize(authorization).await??)
@@ -164,24 +225,59 @@ impl Network {
         set_port(&self.guest, self.platforms[platform].port, true)
     }
 
-    /// Puts another gateway in place of one that was stopped.
+    /// Another guest at `platform`, which knows nothing but that its router advertises: its namespace. Its link there is
+    /// named as the guest is.
+    ///
+    /// # Errors
+    /// What the kernel or the gateway says.
+    pub async fn add_guest(&self, platform: usize, name: &str, prefix: Ipv6Prefix) -> Result<Arc<Namespace>> {
+        let guest = Namespace::new()?;
+        // It is a host, as a virtual machine is.
+        for (name, value) in [("dad_transmits", "0"), ("accept_dad", "0"), ("accept_ra", "1")] {
+            guest.sysctl(&format!("net/ipv6/conf/default/{name}"), value)?;
+        }
+        let Platform { namespace, gateway, .. } = &self.platforms[platform];
+        join((namespace, name, ""), (&guest, "eth0", ""))?;
+        gateway.handle.attach(name, name, prefix).await?;
+        Ok(Arc::new(guest))
+    }
+
+    /// Another address of the guest, which is reached at the first platform as routers do it, without a tunnel.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add_plain_way(&self) -> Result<Ipv6Addr> {
+        let Platform { namespace, address, .. } = &self.platforms[0];
+        self.guest.ip(&format!("address add {PLAIN}/64 dev br0 nodad"))?;
+        self.edge.ip(&format!("-6 route add {PLAIN}/128 via {address}"))?;
+        namespace.ip(&format!("-6 route add {PLAIN}/128 dev {TAP}"))?;
+        // Before the gateway's, which take all else that comes from the guest.
+        namespace.ip(&format!("-6 rule add from {PLAIN} lookup main priority 100"))?;
+        Ok(PLAIN)
+    }
+
+    /// The gateway of `platform` dies, as in a crash.
+    pub fn kill_gateway(&mut self, platform: usize) {
+        self.platforms[platform].gateway.kill();
+    }
+
+    /// Puts another gateway in place of one that was killed.
     ///
     /// # Errors
     /// What the kernel or the agent says.
-    pub fn restart_gateway(&mut self, platform: usize) -> Result<()> {
+    pub fn start_gateway(&mut self, platform: usize) -> Result<()> {
         let Platform { namespace, address, gateway, .. } = &mut self.platforms[platform];
         *gateway = start_gateway(namespace, *address)?;
         Ok(())
     }
-
-    /// The namespace between the platforms and the line.
-    #[must_use]
-    pub fn edge(&self) -> &Arc<Namespace> {
-        &self.edge
-    }
 }
 
-fn home_agent_config() -> home_agent::Config {
+/// How the lab's home agent is set up.
+///
+/// # Panics
+/// Never: 48 is a length.
+#[must_use]
+pub fn home_agent_config() -> home_agent::Config {
     home_agent::Config {
         address: ANCHOR,
         prefixes: vec![Ipv6Prefix::new(HOME, 48).expect("48 is a length")],
@@ -209,7 +305,9 @@ fn platform(edge: &Namespace, guest: &Namespace, number: u16, port: &'static str
 fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<()> {
     let (disabled, forwarding) = (0, 3);
     let state = if forwards { forwarding } else { disabled };
-    guest.ip(&format!("link set {port} type bridge_slave state {state}")).map(drop)
+    // What `ip link set PORT type bridge_slave state` says is undone by the kernel at once.
+    let mut command = Command::new("bridge");
+    guest.run(command.args(["link", "set", "dev", port, "state", &state.to_string()])).map(drop)
 }
 
 fn start_gateway(namespace: &Arc<Namespace>, address: Ipv6Addr) -> Result<Running<AccessGateway>> {

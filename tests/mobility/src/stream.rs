@@ -11,6 +11,8 @@ use harness::Namespace;
 
 /// The payload of the paper's stream, in bytes: G.711 with its headers.
 const PAYLOAD_BYTES: usize = 210;
+/// Room in the receiving socket.
+const RECEIVE_BYTES: usize = 16 << 20;
 
 /// What was heard of a stream.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,6 +61,8 @@ impl Stream {
         let socket =
             to.enter(|| UdpSocket::bind(target))?.with_context(|| format!("listening at {target}"))?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        // What has waited comes all at once: nothing of it is lost here.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES)?;
         let receiver = thread::spawn({
             let quiet = Arc::clone(&quiet);
             move || {

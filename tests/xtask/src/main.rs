@@ -16,9 +16,9 @@ cargo xtask TASK
   demo [--json FILE] [--no-preseed] [--runs N]
              a real guest on a real disk moves between two platforms, with proof; installs and builds what it needs
   bench NAME [--json FILE] [--quick] [--runs N]
-             figures against the real programs (store), of the ways to cut (chunking), or of the database behind the
-             store's index beside another one (index, with --entries N); installs what it needs; --quick: a small image
-             or index and one run
+             figures against the real programs (store), of the ways to cut (chunking), of the database behind the
+             store's index beside another one (index, with --entries N), or of guests that move (mobility, with --points
+             MS,MS; needs root); installs what it needs; --quick: a small image, index or choice, and one run
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]

@@ -14,6 +14,11 @@ fn the_median_does_not_depend_on_the_order_of_the_runs() {
     assert_eq!(samples(&[3.0, 1.0, 2.0]).median(), Some(2.0));
     assert_eq!(samples(&[4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
     assert_eq!(samples(&[]).median(), None);
+    let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+    assert_eq!(samples(&hundred).quantile(0.95), Some(95.0));
+    assert_eq!(samples(&[4.0, 1.0]).quantile(0.95), Some(4.0));
+    assert_eq!(samples(&[4.0, 1.0]).quantile(0.0), Some(1.0));
+    assert_eq!(samples(&[]).quantile(0.5), None);
     assert_eq!(samples(&[0.5, 0.25, 2.0]).show(), "0.500 (0.250-2.00)");
     assert_eq!(samples(&[7.0, 7.0]).show(), "7.00");
     assert_eq!(samples(&[]).show(), "-");

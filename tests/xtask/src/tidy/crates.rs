@@ -31,7 +31,7 @@ const PURE_BANS: [&str; 5] =
 const PILLARS: [(&str, &[&str]); 3] =
     [("chunkstore", &[]), ("migrate-driver", &[]), ("mobility", &["mobility-proto"])];
 /// Our crates.
-const OURS: [&str; 13] = [
+const OURS: [&str; 14] = [
     "chunkstore",
     "migrate-driver",
     "mobility",
@@ -43,11 +43,12 @@ const OURS: [&str; 13] = [
     "benches",
     "e2e",
     "interop",
+    "mobility-lab",
     "xtask",
     "fuzz",
 ];
 /// Those under tests/, which nothing outside may use.
-const TESTS: [&str; 7] = ["harness", "guest", "benches", "e2e", "interop", "xtask", "fuzz"];
+const TESTS: [&str; 8] = ["harness", "guest", "benches", "e2e", "interop", "mobility-lab", "xtask", "fuzz"];
 
 pub(super) fn check(root: &Path) -> Result<Vec<String>> {
     let mut broken = Vec::new();

@@ -1,0 +1,42 @@
+//! How fast a guest is reached through its tunnel, beside plain routing through the same namespaces. The line that takes
+//! time is left out: it would be slower than either.
+
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use mobility_lab::Network;
+use mobility_lab::connections::Connection;
+
+use crate::figures::{Better, Figure, Metric, Samples};
+
+const TUNNEL_RATE: Metric = Metric { name: "tunnel_rate", unit: "Gb/s", better: Better::More };
+/// For how long bytes are sent.
+const TIME: Duration = Duration::from_secs(2);
+
+/// By turns through the tunnel and without.
+pub(super) fn measure(runs: u32) -> Result<Vec<Figure>> {
+    let network = Network::direct()?;
+    let plain_address = network.add_plain_way()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(network.appear(0, 1))?;
+    let (mut tunnel, mut plain) = (Samples::default(), Samples::default());
+    for _ in 0..runs {
+        tunnel.push(rate(&network, Network::target(4001))?);
+        plain.push(rate(&network, (plain_address, 4001).into())?);
+    }
+    println!("tunnel_rate: {} Gb/s by tun, {} Gb/s by plain routing", tunnel.show(), plain.show());
+    Ok(Figure::new("mobility", "tun", TUNNEL_RATE, &tunnel, Some(("plain routing", &plain)))
+        .into_iter()
+        .collect())
+}
+
+/// In Gb/s.
+fn rate(network: &Network, target: SocketAddr) -> Result<f64> {
+    let bulk = Connection::bulk(&network.correspondent, &network.guest, target)?;
+    let start = Instant::now();
+    sleep(TIME);
+    let bytes = bulk.finish()?;
+    Ok(bytes as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64())
+}

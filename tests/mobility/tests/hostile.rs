@@ -1,0 +1,237 @@
+//! Signalling and tunnelled packets of those who have no right to them, from the correspondent's side and from a
+//! platform's: none is accepted, none is answered, and the agents go on.
+
+#![allow(clippy::unwrap_used)]
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use mobility::access::Grant;
+use mobility::auth::{Algorithm, SharedKey};
+use mobility::wire::*;
+use mobility_lab::connections::Connection;
+use mobility_lab::network::{ANCHOR, HOME, NODE, grant, prefix};
+use mobility_lab::raw::{ICMPV6, SIGNALLING, TUNNEL, packet, registration, udp};
+use mobility_lab::{Network, Raw, Stream};
+use tokio::runtime::Runtime;
+
+const CORRESPONDENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0xc);
+const ROUND_TRIP: Duration = Duration::from_millis(4);
+/// Many times what an answer takes.
+const SILENCE: Duration = Duration::from_millis(300);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// The key of an epoch with another secret.
+fn forged(epoch: u64) -> Grant {
+    Grant { key: SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, b"guessed"), ..grant(epoch) }
+}
+
+/// What is sent to an agent at `to`, as if from `from`: none of it is proved.
+fn unproved(from: Ipv6Addr, to: Ipv6Addr) -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    let address = |repr: &[u8]| packet(from, to, SIGNALLING, repr);
+    // Random bytes, nothing, all types with a right checksum and no proof, and more than any message has.
+    packets.push(address(&[]));
+    packets.push(address(&[0x5a; 37]));
+    packets.push(address(&[0xff; 1400]));
+    let ends = Addresses::direct(from, to).endpoints();
+    let heartbeat = Message::Heartbeat { response: false, unsolicited: false, sequence: 7 };
+    let revocation = Message::BindingRevocationIndication {
+        trigger: RevocationTrigger::HANDOVER_SAME_ACCESS_TYPE,
+        sequence: 1,
+        flags: RevocationFlags::PROXY,
+    };
+    for message in [heartbeat, revocation] {
+        packets.push(address(&Repr { message, options: vec![] }.emit(ends).unwrap()));
+    }
+    for kind in 0..=30 {
+        // Header Len 1: 16 bytes, with the checksum over them.
+        let mut message = [59, 1, kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let sum = checksum(from, to, &message);
+        message[4..6].copy_from_slice(&sum.to_be_bytes());
+        packets.push(address(&message));
+    }
+    packets
+}
+
+fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
+    let header =
+        [&from.octets()[..], &to.octets(), &(message.len() as u32).to_be_bytes(), &[0, 0, 0, 135]].concat();
+    let words = header.chunks(2).chain(message.chunks(2));
+    let sum: u32 = words.map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Nothing has come to these sockets but what the kernel itself asks neighbours and answers them (133 to 136).
+fn assert_silence(sockets: &[Raw]) {
+    for socket in sockets {
+        while let Some((from, message)) = socket.hear(SILENCE).unwrap() {
+            assert!((133..=136).contains(&message[0]), "{from}: {message:?}");
+        }
+    }
+}
+
+async fn assert_still_at(network: &Network, platform: usize, epoch: u64) {
+    let binding = network.home_agent.handle.binding(NODE).await.unwrap().unwrap();
+    assert_eq!((binding.care_of, binding.epoch), (network.platforms[platform].address, epoch));
+}
+
+#[test]
+fn forged_and_malformed_signalling_is_neither_believed_nor_answered() {
+    let network = Network::start(ROUND_TRIP).unwrap();
+    runtime().block_on(async {
+        network.appear(0, 1).await.unwrap();
+        network.authorize(1, 2).await.unwrap();
+        let [a, b] = [network.platforms[0].address, network.platforms[1].address];
+        for (namespace, own) in
+            [(&network.correspondent, CORRESPONDENT), (&network.platforms[1].namespace, b)]
+        {
+            let answers = [Raw::open(namespace, SIGNALLING).unwrap(), Raw::open(namespace, ICMPV6).unwrap()];
+            let sender = Raw::sender(namespace).unwrap();
+            for to in [ANCHOR, a] {
+                for packet in unproved(own, to) {
+                    sender.send(&packet).unwrap();
+                }
+            }
+            for epoch in [1, 2, 3] {
+                for seconds in [0, 300] {
+                    sender.send(&registration(&forged(epoch), own, 1, seconds)).unwrap();
+                    // A key that is right, from an address that it was not given for.
+                    sender.send(&registration(&grant(epoch), CORRESPONDENT, 1, seconds)).unwrap();
+                    // As if from who has the key.
+                    sender.send(&registration(&forged(epoch), a, 1, seconds)).unwrap();
+                    sender.send(&registration(&forged(epoch), b, 1, seconds)).unwrap();
+                }
+            }
+            // More than a Mobility Header has, in fragments.
+            let large = Raw::open(namespace, SIGNALLING).unwrap();
+            large.send_payload(ANCHOR, &[0xff; 20_000]).unwrap();
+            large.send_payload(a, &[0xff; 20_000]).unwrap();
+            drop(large);
+            assert_silence(&answers);
+            assert_still_at(&network, 0, 1).await;
+        }
+        network.move_proactive(1, 3, ROUND_TRIP).await.unwrap();
+        assert_still_at(&network, 1, 3).await;
+    });
+}
+
+#[test]
+fn replayed_and_stale_signalling_changes_nothing() {
+    let network = Network::start(ROUND_TRIP).unwrap();
+    runtime().block_on(async {
+        let [a, b] = [network.platforms[0].address, network.platforms[1].address];
+        let heard_by_anchor = Raw::open(&network.anchor, SIGNALLING).unwrap();
+        network.appear(0, 1).await.unwrap();
+        network.move_proactive(1, 2, ROUND_TRIP).await.unwrap();
+        // What the first gateway and the second have sent, word for word.
+        let mut heard = Vec::new();
+        while let Some((from, message)) = heard_by_anchor.hear(SILENCE).unwrap() {
+            heard.push(packet(from, ANCHOR, SIGNALLING, &message));
+        }
+        assert!(heard.len() >= 3, "{} messages", heard.len());
+        for namespace in [&network.correspondent, &network.platforms[0].namespace] {
+            let sender = Raw::sender(namespace).unwrap();
+            for packet in heard.iter().chain(&heard) {
+                sender.send(packet).unwrap();
+            }
+            // An earlier epoch with its own key and any time, and an end of it.
+            sender.send(&registration(&grant(1), a, 900, 300)).unwrap();
+            sender.send(&registration(&grant(1), a, 901, 0)).unwrap();
+            // The present one from where it is not.
+            sender.send(&registration(&grant(2), a, 902, 0)).unwrap();
+            tokio::time::sleep(SILENCE).await;
+            assert_still_at(&network, 1, 2).await;
+        }
+        // To the gateways: replayed to who has not sent them and to who has not been sent them.
+        let sender = Raw::sender(&network.correspondent).unwrap();
+        for to in [a, b] {
+            for message in &heard {
+                sender.send(&packet(ANCHOR, to, SIGNALLING, &message[40..])).unwrap();
+            }
+        }
+        tokio::time::sleep(SILENCE).await;
+        assert_still_at(&network, 1, 2).await;
+        network.move_proactive(0, 3, ROUND_TRIP).await.unwrap();
+        assert_still_at(&network, 0, 3).await;
+    });
+}
+
+#[test]
+fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses() {
+    let network = Network::start(ROUND_TRIP).unwrap();
+    runtime().block_on(async {
+        network.appear(0, 1).await.unwrap();
+        let [a, b] = [network.platforms[0].address, network.platforms[1].address];
+        let listen = |namespace, address| {
+            let bind = || std::net::UdpSocket::bind((address, 4004)).unwrap();
+            let socket = harness::Namespace::enter(namespace, bind).unwrap();
+            socket.set_read_timeout(Some(SILENCE)).unwrap();
+            socket
+        };
+        let at_guest = listen(&network.guest, HOME);
+        let at_correspondent = listen(&network.correspondent, CORRESPONDENT);
+        let [from_a, from_b] = [0, 1].map(|at| Raw::sender(&network.platforms[at].namespace).unwrap());
+        let from_correspondent = Raw::sender(&network.correspondent).unwrap();
+        let to_guest = udp(CORRESPONDENT, HOME, 4004, b"to the guest");
+        let to_correspondent = udp(HOME, CORRESPONDENT, 4004, b"from the guest");
+        let foreign = udp(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 9, 0, 0, 0, 1), CORRESPONDENT, 4004, b"foreign");
+        let anchors_own = udp(ANCHOR, CORRESPONDENT, 4004, b"the anchor's");
+
+        from_b.send(&packet(b, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
+        from_correspondent.send(&packet(CORRESPONDENT, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
+        from_a.send(&packet(a, ANCHOR, TUNNEL, &foreign)).unwrap();
+        from_a.send(&packet(a, ANCHOR, TUNNEL, &anchors_own)).unwrap();
+        from_a.send(&packet(a, ANCHOR, TUNNEL, &to_correspondent[..39])).unwrap();
+        from_a.send(&packet(a, ANCHOR, TUNNEL, &[])).unwrap();
+        from_correspondent.send(&packet(CORRESPONDENT, a, TUNNEL, &to_guest)).unwrap();
+        from_b.send(&packet(b, a, TUNNEL, &to_guest)).unwrap();
+        from_correspondent.send(&packet(CORRESPONDENT, b, TUNNEL, &to_guest)).unwrap();
+        let mut buffer = [0; 64];
+        for socket in [&at_guest, &at_correspondent] {
+            assert!(socket.recv_from(&mut buffer).is_err(), "{}", String::from_utf8_lossy(&buffer));
+        }
+        assert!(network.platforms[0].gateway.handle.dropped().await.unwrap().foreign >= 2);
+
+        // The same is delivered from where it may come.
+        from_a.send(&packet(a, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
+        assert_eq!(at_correspondent.recv_from(&mut buffer).unwrap().0, b"from the guest".len());
+        Raw::sender(&network.anchor).unwrap().send(&packet(ANCHOR, a, TUNNEL, &to_guest)).unwrap();
+        assert_eq!(at_guest.recv_from(&mut buffer).unwrap().0, b"to the guest".len());
+        drop(at_guest);
+
+        let target = Network::target(4000);
+        let interval = Duration::from_millis(5);
+        let stream = Stream::start(&network.correspondent, &network.guest, target, interval).unwrap();
+        tokio::time::sleep(SILENCE).await;
+        assert_eq!(stream.finish(SILENCE).unwrap().lost(), 0);
+        assert_eq!(network.platforms[0].gateway.handle.dropped().await.unwrap().overflow, 0);
+        assert_eq!(prefix(), grant(1).prefix);
+    });
+}
+
+/// The kernel hands over up to 64 KiB at a time, to be cut by the agent: here into many hundreds.
+#[test]
+fn packets_cut_very_small_pass_and_end_no_agent() {
+    let network = Network::direct().unwrap();
+    runtime().block_on(async {
+        network.appear(0, 1).await.unwrap();
+        for namespace in [&network.guest, &network.correspondent] {
+            let routes = namespace.ip("-6 route show default").unwrap();
+            let default = routes.lines().next().unwrap().replace("pref medium", "");
+            namespace.ip(&format!("-6 route change {default} advmss 60")).unwrap();
+        }
+        for (from, to, target) in [
+            (&network.correspondent, &network.guest, Network::target(4005)),
+            (&network.guest, &network.correspondent, (CORRESPONDENT, 4005).into()),
+        ] {
+            let bulk = Connection::bulk(from, to, target).unwrap();
+            tokio::time::sleep(SILENCE).await;
+            assert!(bulk.finish().unwrap() > 1 << 18);
+        }
+        assert_still_at(&network, 0, 1).await;
+    });
+}
