@@ -7,8 +7,8 @@ use mobility::access::{Event, Happened};
 use tokio::sync::broadcast::Receiver;
 use tokio::time::{sleep, timeout};
 
-use crate::Network;
 use crate::network::{NODE, grant};
+use crate::{Network, Platform};
 
 /// Longer than anything takes here, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,15 +81,20 @@ impl Network {
         here.until(Happened::Revoked).await
     }
 
-    /// Ends when `to` expects the guest.
+    /// Ends when `to` expects the guest, and its gateway remembers what it is given.
     ///
     /// # Errors
     /// When it does not.
     pub async fn prepare(&self, to: usize, epoch: u64) -> Result<()> {
         let mut there = self.watch(to);
         self.allow(to, epoch).await?;
-        self.platforms[to].gateway.handle.expect(grant(epoch), self.platforms[1 - to].address).await?;
-        there.until(Happened::Prepared).await
+        let Platform { gateway: source, address, .. } = &self.platforms[1 - to];
+        source.handle.remember(NODE).await?;
+        self.platforms[to].gateway.handle.expect(grant(epoch), *address).await?;
+        there.until(Happened::Prepared).await?;
+        // As long as a packet may lie unread before the pause.
+        sleep(Duration::from_millis(10)).await;
+        Ok(())
     }
 
     /// The guest is paused, and will go on at `to`.
@@ -98,7 +103,6 @@ impl Network {
     /// When the kernel or the gateway refuses.
     pub async fn leave(&self, to: usize, epoch: u64) -> Result<()> {
         let (source, target) = (&self.platforms[1 - to].gateway.handle, self.platforms[to].address);
-        source.remember(NODE).await?;
         let stopped = Instant::now();
         self.pause(1 - to)?;
         Ok(source.forward(grant(epoch), target, stopped).await?)
