@@ -2,11 +2,12 @@
 //! with sockets, a clock and a tunnel interface. Where a virtual machine runs is said by its owner through
 //! [`AccessGateway`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use mobility_proto::gateway::{self, Dropped, Gateway, Output};
+use mobility_proto::inner::Inner;
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -21,6 +22,9 @@ use crate::home_agent::{
 use crate::links::Links;
 use crate::plane::{INNER_MTU, Plane, Side};
 use crate::raw::{MOBILITY_HEADER, RawSocket};
+
+/// Anybody can send to addresses that no guest has.
+const MAX_NEIGHBOURS: usize = 4096;
 
 /// How a gateway is set up.
 #[derive(Debug, Clone)]
@@ -44,17 +48,20 @@ pub struct Event {
     pub happened: Happened,
 }
 
+/// The link between a virtual machine and its gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The interface on the platform's side. It may not exist before the machine does.
+    pub interface: String,
+    /// The machine's prefix.
+    pub prefix: Ipv6Prefix,
+    /// The machine's link-layer address. Without it the kernel asks for it, and the first packets wait.
+    pub link_layer: Option<[u8; 6]>,
+}
+
 enum Command {
-    Attach {
-        node: String,
-        interface: String,
-        prefix: Ipv6Prefix,
-        reply: oneshot::Sender<Result<(), AgentError>>,
-    },
-    Detach {
-        node: String,
-        reply: oneshot::Sender<()>,
-    },
+    Attach { node: String, link: Link, reply: oneshot::Sender<Result<(), AgentError>> },
+    Detach { node: String, reply: oneshot::Sender<()> },
     Serve(Grant),
     Expect(Grant, Ipv6Addr),
     Remember(String),
@@ -110,6 +117,7 @@ impl AccessGateway {
             plane,
             links,
             guests: BTreeMap::new(),
+            neighbours: HashSet::new(),
             events: events.clone(),
             start: Instant::now(),
         };
@@ -117,13 +125,12 @@ impl AccessGateway {
         Ok(Self { commands, events })
     }
 
-    /// Makes `interface` the link between the virtual machine and this gateway. It may not exist before the machine does.
+    /// Makes this the link between the virtual machine and this gateway.
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn attach(&self, node: &str, interface: &str, prefix: Ipv6Prefix) -> Result<(), AgentError> {
-        let (node, interface) = (node.to_owned(), interface.to_owned());
-        self.ask(|reply| Command::Attach { node, interface, prefix, reply }).await?
+    pub async fn attach(&self, node: &str, link: Link) -> Result<(), AgentError> {
+        self.ask(|reply| Command::Attach { node: node.to_owned(), link, reply }).await?
     }
 
     /// Takes the link back.
@@ -227,8 +234,8 @@ impl AccessGateway {
 
 /// The link to one virtual machine.
 struct Guest {
-    interface: String,
-    prefix: Ipv6Prefix,
+    link: Link,
+    index: u32,
     router: Arc<Router>,
     task: AbortHandle,
 }
@@ -246,6 +253,8 @@ struct Agent {
     plane: Plane,
     links: Links,
     guests: BTreeMap<String, Guest>,
+    /// Guests' addresses that the kernel has been told of.
+    neighbours: HashSet<Ipv6Addr>,
     events: broadcast::Sender<Event>,
     start: Instant,
 }
@@ -298,15 +307,11 @@ impl Agent {
     async fn command(&mut self, command: Command) {
         let (now, ns) = (self.start.elapsed(), unix_ns());
         match command {
-            Command::Attach { node, interface, prefix, reply } => {
-                let _ = reply.send(self.attach(node, interface, prefix).await);
+            Command::Attach { node, link, reply } => {
+                let _ = reply.send(self.attach(node, link).await);
             }
             Command::Detach { node, reply } => {
-                if let Some(guest) = self.guests.remove(&node)
-                    && let Err(error) = self.links.detach_guest(&guest.interface, guest.prefix).await
-                {
-                    tracing::warn!("the link to {node} could not be taken back: {error}");
-                }
+                self.detach(&node).await;
                 let _ = reply.send(());
             }
             Command::Serve(grant) => self.gateway.serve(now, ns, grant),
@@ -326,21 +331,59 @@ impl Agent {
         }
     }
 
-    async fn attach(
-        &mut self,
-        node: String,
-        interface: String,
-        prefix: Ipv6Prefix,
-    ) -> Result<(), AgentError> {
-        let index = self.links.attach_guest(&interface, prefix).await?;
-        let router = Router::open(index, prefix).map_err(|source| AgentError::Open {
-            what: format!("opening a socket for router advertisements on {interface}"),
+    async fn attach(&mut self, node: String, link: Link) -> Result<(), AgentError> {
+        let index = self.links.attach_guest(&link.interface, link.prefix).await?;
+        let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
+        self.refuse_from(&refused)?;
+        let router = Router::open(index, link.prefix).map_err(|source| AgentError::Open {
+            what: format!("opening a socket for router advertisements on {}", link.interface),
             source,
         })?;
         let router = Arc::new(router);
         let task = tokio::spawn(router.clone().run()).abort_handle();
-        self.guests.insert(node, Guest { interface, prefix, router, task });
+        self.neighbours.retain(|address| !link.prefix.contains(*address));
+        self.guests.insert(node, Guest { link, index, router, task });
         Ok(())
+    }
+
+    async fn detach(&mut self, node: &str) {
+        let Some(guest) = self.guests.remove(node) else { return };
+        let Link { interface, prefix, .. } = &guest.link;
+        self.neighbours.retain(|address| !prefix.contains(*address));
+        if let Err(error) = self.links.detach_guest(interface, *prefix).await {
+            tracing::warn!("the link to {node} could not be taken back: {error}");
+        }
+        let refused: Vec<_> = self.guests.values().map(|guest| guest.index).collect();
+        if let Err(error) = self.refuse_from(&refused) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// No guest speaks for a gateway or the home agent.
+    fn refuse_from(&self, interfaces: &[u32]) -> Result<(), AgentError> {
+        let refused =
+            self.signalling.refuse_from(interfaces).and_then(|()| self.plane.refuse_from(interfaces));
+        let what = "keeping guests out of the tunnels".to_owned();
+        refused.map_err(|source| AgentError::Open { what, source })
+    }
+
+    /// Before the first packet for an address of a guest: the kernel shall not have to look for it.
+    async fn meet(&mut self, packet: &[u8]) {
+        let Some(Inner { destination, .. }) = Inner::parse(packet) else { return };
+        if self.neighbours.contains(&destination) {
+            return;
+        }
+        if self.neighbours.len() >= MAX_NEIGHBOURS {
+            self.neighbours.clear();
+        }
+        self.neighbours.insert(destination);
+        let guest = self.guests.values().find(|guest| guest.link.prefix.contains(destination));
+        let Some((guest, link_layer)) = guest.and_then(|guest| Some((guest, guest.link.link_layer?))) else {
+            return;
+        };
+        if let Err(error) = self.links.neighbour(guest.index, destination, link_layer).await {
+            tracing::debug!("{error}");
+        }
     }
 
     fn pass(&mut self, side: Side) {
@@ -363,7 +406,10 @@ impl Agent {
             match output {
                 Output::Send(packet) => send_signalling(&self.signalling, &packet),
                 Output::Tunnel { to, packet } => self.plane.send(to, &packet),
-                Output::Deliver(packet) => self.plane.deliver(packet),
+                Output::Deliver(packet) => {
+                    self.meet(&packet).await;
+                    self.plane.deliver(packet);
+                }
                 Output::Advertise { node } => {
                     if let Some(guest) = self.guests.get(&*String::from_utf8_lossy(&node)) {
                         guest.router.advertise();

@@ -8,6 +8,7 @@ use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, RuleAddRequest};
@@ -116,6 +117,14 @@ impl Links {
         // Behind that one: a guest sends as itself or not at all. In the tunnel nobody could tell it from another guest here.
         self.rule(name, PRIORITY + 1, |rule| rule.action(RuleAction::Blackhole)).await?;
         Ok(index)
+    }
+
+    /// Tells the kernel the link-layer address of a guest's address, so that no packet waits for it to be found.
+    pub(crate) async fn neighbour(&self, index: u32, address: Ipv6Addr, link_layer: [u8; 6]) -> Result<()> {
+        let add = self.0.neighbours().add(index, address.into()).link_layer_address(&link_layer);
+        // As found just now: from here on the kernel looks itself whether it is still so.
+        let done = add.state(NeighbourState::Reachable).replace().execute().await;
+        done.map_err(failed(|| format!("telling the kernel where {address} is")))
     }
 
     /// Takes back what [`attach_guest`](Self::attach_guest) did; the interface may be gone already.

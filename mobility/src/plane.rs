@@ -57,6 +57,11 @@ impl Plane {
         })
     }
 
+    /// Nothing is taken out of tunnels that comes in by these interfaces.
+    pub(crate) fn refuse_from(&self, interfaces: &[u32]) -> io::Result<()> {
+        self.outer.refuse_from(interfaces)
+    }
+
     /// Waits until a packet can be taken from either side.
     pub(crate) async fn ready(&mut self) -> io::Result<Side> {
         tokio::select! {

@@ -9,6 +9,7 @@ use rustix::net::{
     AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom,
     sendto, socket_with, sockopt,
 };
+use socket2::{SockFilter, SockRef};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -21,6 +22,15 @@ pub(crate) const ICMPV6: u32 = 58;
 
 /// Room for what may wait in a socket: 10 ms at 3 Gb/s.
 const BUFFER_BYTES: usize = 4 << 20;
+
+/// Classic BPF (linux/filter.h): load a word, jump, return how much of the packet is received.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// Where a filter finds the index of the interface by which a packet came: SKF_AD_OFF + SKF_AD_IFINDEX.
+const INPUT_INTERFACE: u32 = (-0x1000_i32 + 8) as u32;
+/// A filter has at most 4096 instructions.
+const MAX_REFUSED: usize = 2000;
 
 /// A raw socket of one protocol, bound to one address.
 #[derive(Debug)]
@@ -44,6 +54,18 @@ impl RawSocket {
         #[allow(unsafe_code)]
         let socket = unsafe { AsyncFd::register(socket) }?;
         Ok(Self(socket))
+    }
+
+    /// From now on what comes in by these interfaces is not received: a guest must not speak for a gateway or a home agent,
+    /// whatever address it claims to have.
+    pub(crate) fn refuse_from(&self, interfaces: &[u32]) -> io::Result<()> {
+        let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, INPUT_INTERFACE)];
+        for interface in interfaces.iter().take(MAX_REFUSED) {
+            program.push(SockFilter::new(JUMP_IF_EQUAL, 0, 1, *interface));
+            program.push(SockFilter::new(RETURN, 0, 0, 0));
+        }
+        program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+        SockRef::from(self.0.get_ref()).attach_filter(&program)
     }
 
     /// Router advertisements must come from the link itself (RFC 4861 section 6.1.2).

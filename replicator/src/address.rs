@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use longhaul_proto::Epoch;
 use longhaul_proto::wire::{Open, PermitAnswer, PermitRequest};
 use migrate_driver::{GuestStatus, NetworkDefinition, VmDefinition};
-use mobility::access::{AccessGateway, Config, Event, Grant, Happened};
+use mobility::access::{AccessGateway, Config, Event, Grant, Happened, Link};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::wire::Ipv6Prefix;
 use serde::{Deserialize, Serialize};
@@ -231,7 +231,7 @@ async fn keep_one(
             let (spi, key) =
                 permit(platform, addresses, definition, epoch, addresses.config.address, own).await?;
             let grant = grant(definition, prefix, spi, &key);
-            addresses.gateway.attach(vm, &network.interface, prefix).await?;
+            addresses.gateway.attach(vm, link_of(network, prefix)).await?;
             addresses.gateway.serve(grant).await?;
             addresses.set(vm, Some(Standing::Served));
             tracing::info!("VM '{vm}' is registered with the home agent (epoch {epoch})");
@@ -251,6 +251,10 @@ fn network_of(definition: &VmDefinition) -> Result<(Ipv6Prefix, &NetworkDefiniti
         definition.network.as_ref().ok_or(AddressError::Lacking("the VM's definition has no [network]"))?;
     let prefix = network.prefix().and_then(|(address, len)| Ipv6Prefix::new(address, len));
     Ok((prefix.ok_or(AddressError::Lacking("the VM's prefix is none"))?, network))
+}
+
+fn link_of(network: &NetworkDefinition, prefix: Ipv6Prefix) -> Link {
+    Link { interface: network.interface.clone(), prefix, link_layer: Some(network.mac()) }
 }
 
 /// Asks the home agent that the gateway at `target` may register the VM in `epoch`, for the platform `holder`.
@@ -360,7 +364,7 @@ pub async fn expect(platform: &Platform, plan: &Plan) {
     let vm = plan.definition.name.as_str();
     let expected = async {
         let (prefix, network) = network_of(&plan.definition)?;
-        addresses.gateway.attach(vm, &network.interface, prefix).await?;
+        addresses.gateway.attach(vm, link_of(network, prefix)).await?;
         let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
         addresses.gateway.expect(grant, address.source).await?;
         addresses.set(vm, Some(Standing::Expected));

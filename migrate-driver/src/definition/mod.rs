@@ -112,6 +112,13 @@ pub struct NetworkDefinition {
 }
 
 impl NetworkDefinition {
+    /// The guest's link-layer address.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        // What exists is valid.
+        parse_mac(&self.mac).unwrap_or_default()
+    }
+
     /// The prefix as its lowest address and its length in bits.
     #[must_use]
     pub fn prefix(&self) -> Option<(Ipv6Addr, u8)> {
@@ -369,15 +376,19 @@ pub(crate) fn check_disk_name(name: &str) -> Result<(), NameError> {
     })
 }
 
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+    octets?.try_into().ok()
+}
+
 /// A tap interface's name becomes a part of QEMU's arguments and of the kernel's rules.
 fn check_network(network: &NetworkDefinition) -> Result<(), FieldError> {
     let NetworkDefinition { interface, mac, .. } = network;
     if !(1..=15).contains(&interface.len()) || !interface.bytes().all(is_name_byte) {
         return Err(FieldError::Interface(shorten(interface)));
     }
-    let bytes: Vec<_> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    let is_unicast = bytes.first().is_some_and(|first| first.is_some_and(|first| first % 2 == 0));
-    if mac.len() != 17 || bytes.len() != 6 || bytes.contains(&None) || !is_unicast {
+    // The first byte's lowest bit is set in addresses of groups.
+    if mac.len() != 17 || parse_mac(mac).is_none_or(|octets| octets[0] % 2 == 1) {
         return Err(FieldError::Mac(shorten(mac)));
     }
     network.prefix().map(drop).ok_or_else(|| FieldError::Prefix(shorten(&network.prefix)))

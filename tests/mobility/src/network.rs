@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use harness::{DelayLine, Namespace, Way};
-use mobility::access::{self, AccessGateway, Grant};
+use mobility::access::{self, AccessGateway, Grant, Link};
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::{self, HomeAgent};
@@ -37,6 +37,12 @@ pub fn prefix() -> Ipv6Prefix {
 pub fn grant(epoch: u64) -> Grant {
     let key = SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, &[epoch as u8; 32]);
     Grant { key, node: NODE.as_bytes().to_vec(), prefix: prefix() }
+}
+
+/// The link to the guest.
+#[must_use]
+pub fn link() -> Link {
+    Link { interface: TAP.to_owned(), prefix: prefix(), link_layer: Some([2, 0, 0, 0, 0, 0x10]) }
 }
 
 /// One of the two platforms.
@@ -238,7 +244,8 @@ impl Network {
         }
         let Platform { namespace, gateway, .. } = &self.platforms[platform];
         join((namespace, name, ""), (&guest, "eth0", ""))?;
-        gateway.handle.attach(name, name, prefix).await?;
+        let link = Link { interface: name.to_owned(), prefix, link_layer: None };
+        gateway.handle.attach(name, link).await?;
         Ok(Arc::new(guest))
     }
 
@@ -315,7 +322,7 @@ fn start_gateway(namespace: &Arc<Namespace>, address: Ipv6Addr) -> Result<Runnin
         access::Config { address, anchor: ANCHOR, interface: "lh-mag".to_owned(), buffer_bytes: 37_500_000 };
     Running::start(namespace, async move || {
         let gateway = AccessGateway::start(config).await?;
-        gateway.attach(NODE, TAP, prefix()).await?;
+        gateway.attach(NODE, link()).await?;
         Ok::<_, mobility::AgentError>(gateway)
     })
 }

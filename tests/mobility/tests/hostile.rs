@@ -196,6 +196,12 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         }
         assert!(network.platforms[0].gateway.handle.dropped().await.unwrap().foreign >= 2);
 
+        // A guest that claims to be the home agent: by its own link nobody speaks for a tunnel, or for the end of a way.
+        let from_guest = Raw::sender(&network.guest).unwrap();
+        from_guest.send(&packet(ANCHOR, a, TUNNEL, &to_guest)).unwrap();
+        from_guest.send(&packet(b, a, TUNNEL, &to_guest)).unwrap();
+        assert!(at_guest.recv_from(&mut buffer).is_err(), "{}", String::from_utf8_lossy(&buffer));
+
         // The same is delivered from where it may come.
         from_a.send(&packet(a, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
         assert_eq!(at_correspondent.recv_from(&mut buffer).unwrap().0, b"from the guest".len());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use harness::Namespace;
 use mobility::access::{AccessGateway, Config};
 use mobility_lab::Running;
-use mobility_lab::network::{NODE, join, namespace, prefix};
+use mobility_lab::network::{NODE, join, link, namespace};
 use tokio::runtime::Runtime;
 
 const PLATFORM: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 1);
@@ -51,7 +51,7 @@ fn start(host: &Arc<Namespace>) -> Running<AccessGateway> {
     let config = Config { address: PLATFORM, anchor: ANCHOR, interface, buffer_bytes };
     Running::start(host, async move || {
         let gateway = AccessGateway::start(config).await?;
-        gateway.attach(NODE, "tap-vm", prefix()).await?;
+        gateway.attach(NODE, link()).await?;
         Ok::<_, mobility::AgentError>(gateway)
     })
     .unwrap()
@@ -96,7 +96,7 @@ fn a_guest_that_is_detached_leaves_nothing_behind() {
         gateway.handle.detach(NODE).await.unwrap();
         // Attached again, and attached twice, is attached.
         for _ in 0..2 {
-            gateway.handle.attach(NODE, "tap-vm", prefix()).await.unwrap();
+            gateway.handle.attach(NODE, link()).await.unwrap();
             assert_same(&shown(&host), &attached);
         }
         gateway.handle.end().await;
