@@ -423,5 +423,6 @@ impl Agent {
             }
         }
         self.plane.flush().await;
+        self.gateway.delivered(self.start.elapsed());
     }
 }

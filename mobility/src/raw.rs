@@ -42,9 +42,9 @@ impl RawSocket {
         let protocol = RawProtocol::new(protocol).map(Protocol::from_raw);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::INET6, SocketType::RAW, flags, protocol)?;
-        // More than the system's limit is asked for as root, otherwise what it allows.
+        // More than the system's limit, which root may have; a raw socket is root's anyway.
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
-        let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
+        let _ = sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES);
         if scope != 0 {
             // An address is not good for a moment after it was given to a link that is new itself.
             sockopt::set_ipv6_freebind(&socket, true)?;

@@ -5,7 +5,7 @@
 //! serve, expect, remember, forward, arrived,
 //! stay, forget                                      what happens to a virtual machine
 //! handle_packet                                     signalling that came
-//! handle_tunnelled, handle_guest                    packets, from a tunnel and from a virtual machine
+//! handle_tunnelled, handle_guest, delivered         packets, from a tunnel, from a virtual machine, and out to it
 //! handle_timeout                                    at the time that `deadline` gave
 //! poll_output                                       until it is empty
 //! ```
@@ -295,6 +295,11 @@ impl Gateway {
             }
             _ => self.dropped.foreign += 1,
         }
+    }
+
+    /// All packets that were to be delivered are out: only now is it known when a machine could read them.
+    pub fn delivered(&mut self, now: Duration) {
+        self.nodes.values_mut().for_each(|node| node.delivered(now));
     }
 
     /// Takes a packet that a virtual machine has sent.

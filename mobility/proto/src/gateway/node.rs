@@ -47,7 +47,8 @@ pub(super) struct Node {
     pub(super) old_way: Buffer,
     new_way: Buffer,
     /// What was delivered of late, when the machine is about to leave: what it did not read before it stopped goes with it.
-    recent: Option<VecDeque<(Duration, Vec<u8>)>>,
+    /// Without a time as long as nobody has said that it is out.
+    recent: Option<VecDeque<(Option<Duration>, Vec<u8>)>>,
     handover: Option<Handover>,
     /// The last Handover Initiate that was heeded: an older one, come again, changes nothing.
     heeded: Option<u16>,
@@ -173,14 +174,22 @@ impl Node {
         outputs: &mut VecDeque<Output>,
     ) {
         if let Some(recent) = &mut self.recent {
-            recent.push_back((now, packet.clone()));
+            recent.push_back((None, packet.clone()));
             // Whatever the rate, this is the order of what may wait at the target.
             let most = config.buffer_bytes / BYTES_REMEMBERED_AS;
-            while recent.len() > most || recent.front().is_some_and(|(at, _)| *at + REMEMBERED < now) {
+            while recent.len() > most
+                || recent.front().is_some_and(|(at, _)| at.is_some_and(|at| at + REMEMBERED < now))
+            {
                 recent.pop_front();
             }
         }
         outputs.push_back(Output::Deliver(packet));
+    }
+
+    /// What was to be delivered is out.
+    pub(super) fn delivered(&mut self, now: Duration) {
+        let waiting = self.recent.iter_mut().flat_map(|recent| recent.iter_mut().rev());
+        waiting.map_while(|(at, _)| at.is_none().then_some(at)).for_each(|at| *at = Some(now));
     }
 
     /// The machine stopped at `stopped`: what was delivered since then is forwarded with what is to come.
@@ -193,7 +202,12 @@ impl Node {
         outputs: &mut VecDeque<Output>,
     ) {
         self.place = Place::Leaving { target, until: None };
-        let unread = self.recent.take().into_iter().flatten().filter(|(at, _)| *at + UNREAD >= stopped);
+        let unread = self
+            .recent
+            .take()
+            .into_iter()
+            .flatten()
+            .filter(|(at, _)| at.is_none_or(|at| at + UNREAD >= stopped));
         outputs.extend(unread.map(|(_, packet)| Output::Tunnel { to: target, packet }));
         self.hand_over(now, key, target, HandoverInitiateCode::START);
     }

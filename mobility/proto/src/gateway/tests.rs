@@ -142,6 +142,7 @@ impl World {
         }
         for at in 0..2 {
             let own = gateway_address(at as u16);
+            self.gateways[at].delivered(self.now);
             while let Some(output) = self.gateways[at].poll_output() {
                 match output {
                     Output::Send(packet) => {
