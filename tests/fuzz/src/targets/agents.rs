@@ -205,6 +205,7 @@ pub(super) fn histories() -> Vec<Vec<u8>> {
     let wait = [4, 20, 0, 0, 0];
     let a_move = [order(0, 0), order(1, 1), wait, order(6, 0), order(2, 0), order(3, 1), wait, wait];
     let given_up = [order(0, 0), order(1, 1), wait, order(2, 0), order(4, 0), order(5, 1), wait, wait];
-    let messages = [[0, 16, 0xf4, 1, 1], [0, 16, 0xf4, 2, 2], [0, 5, 0, 1, 1], [2, 0, 0, 0, 0], [3, 0, 0, 0, 0]];
+    let messages =
+        [[0, 16, 0xf4, 1, 1], [0, 16, 0xf4, 2, 2], [0, 5, 0, 1, 1], [2, 0, 0, 0, 0], [3, 0, 0, 0, 0]];
     [a_move.concat(), given_up.concat(), messages.concat()].into()
 }
