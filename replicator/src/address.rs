@@ -180,6 +180,13 @@ async fn note_arrivals(
 pub async fn keep(platform: Arc<Platform>) {
     let Some(addresses) = &platform.addresses else { return };
     let mut told = BTreeMap::new();
+    for definition in platform.vms.list() {
+        let vm = definition.name.to_string();
+        if let Some(Claim::Theirs(_, peer)) = platform.vms.ownership(&vm) {
+            // Perhaps the home agent has not heard of it, and a restart made us forget that.
+            lock(&addresses.unnamed).insert(vm, peer);
+        }
+    }
     loop {
         for definition in platform.vms.list() {
             let vm = definition.name.to_string();
@@ -210,10 +217,13 @@ async fn name_successor(platform: &Platform, addresses: &Addresses, definition: 
         Some(Claim::Undecided(..)) => return,
         _ => return drop(lock(&addresses.unnamed).remove(vm)),
     };
-    if plan(platform, definition, &peer, epoch).await.is_ok() {
-        lock(&addresses.unnamed).remove(vm);
-        tracing::info!("VM '{vm}': the home agent has been told that it belongs to '{peer}'");
+    match plan(platform, definition, &peer, epoch).await {
+        Err(AddressError::Net(_)) => return,
+        Ok(_) => tracing::info!("VM '{vm}': the home agent has been told that it belongs to '{peer}'"),
+        // It knows already, or the VM has moved on.
+        Err(error) => tracing::debug!("VM '{vm}', which belongs to '{peer}': {error}"),
     }
+    lock(&addresses.unnamed).remove(vm);
 }
 
 async fn keep_one(
@@ -230,6 +240,10 @@ async fn keep_one(
             let own = platform.identity.fingerprint();
             let (spi, key) =
                 permit(platform, addresses, definition, epoch, addresses.config.address, own).await?;
+            if platform.vms.is_held(vm) {
+                // A job has begun meanwhile: from now on it is the job's to tell.
+                return Ok(());
+            }
             let grant = grant(definition, prefix, spi, &key);
             addresses.gateway.attach(vm, link_of(network, prefix)).await?;
             addresses.gateway.serve(grant).await?;
