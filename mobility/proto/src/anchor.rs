@@ -26,7 +26,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::auth::{Covered, SharedKey};
+use crate::received::{Received, Refusal};
 use crate::wire::*;
 use node::{Grant, Node};
 
@@ -93,32 +94,6 @@ pub enum AuthorizeError {
     /// The mobile node has [`MAX_KEYS_PER_NODE`].
     #[error("the mobile node has {MAX_KEYS_PER_NODE} keys already: withdraw those of earlier epochs")]
     TooManyKeys,
-}
-
-/// Why nothing of a packet was believed. Its sender is told nothing: the packet may be anybody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It is no packet with a Mobility Header.
-    #[error("no signalling: {0}")]
-    Packet(#[from] SignallingError),
-    /// Its Mobility Header is invalid.
-    #[error("an invalid message: {0}")]
-    Message(#[from] ParseError),
-    /// It is for another node.
-    #[error("the packet is for {0}")]
-    Destination(Ipv6Addr),
-    /// It is none that an anchor is sent.
-    #[error("an anchor takes no message of the type: {0}")]
-    Type(MhType),
-    /// No key is known by its SPI.
-    #[error("no key is known by SPI {0}")]
-    UnknownKey(u32),
-    /// Its proof is missing or wrong.
-    #[error("{0}")]
-    Proof(#[from] VerifyError),
-    /// Its sender has a key, but for another address.
-    #[error("the key belongs to another address than {0}")]
-    Address(Ipv6Addr),
 }
 
 /// What is to be done, in this order.
@@ -238,19 +213,10 @@ impl Anchor {
     /// # Errors
     /// [`Refusal`]: nothing has changed, and nothing is sent.
     pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
-        let found = Signalling::parse(packet)?;
-        if found.addresses.destination != self.config.address {
-            return Err(Refusal::Destination(found.addresses.destination));
-        }
-        let header = MobilityHeader::new_checked(found.message)?;
-        let repr = Repr::parse(&header, found.addresses.endpoints())?;
-        let spi = match repr.options.last() {
-            Some(MobilityOption::Authentication { spi, .. }) => *spi,
-            _ => return Err(VerifyError::Missing.into()),
-        };
+        let Received { addresses, header, repr, spi } = Received::parse(packet, self.config.address)?;
         let name = self.keys.get(&spi).ok_or(Refusal::UnknownKey(spi))?.clone();
         let grant = self.nodes.get(&name).and_then(|node| node.grant(spi)).ok_or(Refusal::UnknownKey(spi))?;
-        let sender = sender(&found.addresses, &repr, &grant.authorization);
+        let sender = sender(&addresses, &repr, &grant.authorization);
         grant.authorization.key.verify(&header, sender)?;
         if let Registrant::Gateway { address, .. } = grant.authorization.registrant
             && sender.care_of != address

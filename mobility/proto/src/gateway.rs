@@ -30,9 +30,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use crate::anchor::Refusal;
-use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::auth::{Covered, SharedKey};
 use crate::inner::{Inner, end_marker};
+use crate::received::{Received, Refusal};
 use crate::wire::*;
 use node::{Node, Place};
 use registration::{Answered, Wanted};
@@ -175,7 +175,7 @@ impl Gateway {
     ) {
         let name = grant.node.clone();
         self.change(&name, now, unix_ns, |node, _, outputs| {
-            if node.place == Place::Here {
+            if node.is_here() {
                 node.forward(now, stopped, grant.key, target, outputs);
             }
         });
@@ -210,17 +210,8 @@ impl Gateway {
     /// # Errors
     /// [`Refusal`]: nothing has changed, and nothing is sent.
     pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
-        let found = Signalling::parse(packet)?;
-        let from = found.addresses.source;
-        if found.addresses.destination != self.config.address {
-            return Err(Refusal::Destination(found.addresses.destination));
-        }
-        let header = MobilityHeader::new_checked(found.message)?;
-        let repr = Repr::parse(&header, found.addresses.endpoints())?;
-        let spi = match repr.options.last() {
-            Some(MobilityOption::Authentication { spi, .. }) => *spi,
-            _ => return Err(VerifyError::Missing.into()),
-        };
+        let Received { addresses, header, repr, spi } = Received::parse(packet, self.config.address)?;
+        let from = addresses.source;
         let (name, node) =
             self.nodes.iter().find(|(_, node)| node.has_key(spi)).ok_or(Refusal::UnknownKey(spi))?;
         // The anchor's own proofs cover the gateway that it writes to; a gateway's cover itself.
@@ -229,13 +220,13 @@ impl Gateway {
         let name = name.clone();
         match repr.message {
             Message::BindingAcknowledgement(told) if from == self.config.anchor => {
-                self.change(&name, now, unix_ns, |node, config, outputs| {
+                self.change(&name, now, unix_ns, |node, _, outputs| {
                     let happened = match node.registration.acknowledged(now, &told) {
                         Answered::Accepted(Wanted::Transient(_)) => Happened::Prepared,
                         Answered::Accepted(Wanted::Active) => Happened::Registered,
                         // A later epoch is registered: its revocation has been lost.
                         Answered::Refused(Status::MAG_NOT_AUTHORIZED) => {
-                            return node.revoked(now, config, outputs);
+                            return node.revoked(now, outputs);
                         }
                         Answered::Refused(status) => Happened::Refused(status),
                         Answered::Nothing | Answered::Accepted(Wanted::End) => return,
@@ -251,7 +242,7 @@ impl Gateway {
                         flags,
                     };
                     node.send(&node.grant.key, config.address, config.anchor, message, Vec::new(), outputs);
-                    node.revoked(now, config, outputs);
+                    node.revoked(now, outputs);
                 });
             }
             Message::HandoverInitiate { sequence, code, .. } => {
@@ -275,19 +266,20 @@ impl Gateway {
             self.dropped.foreign += 1;
             return;
         };
+        let outputs = &mut self.outputs;
         match &mut node.place {
-            Place::Here if from == config.anchor => node.deliver(now, packet, &config, &mut self.outputs),
+            Place::Here if from == config.anchor => node.deliver(now, packet, &config, outputs),
             Place::Leaving { target, .. } if from == config.anchor => {
-                self.outputs.push_back(Output::Tunnel { to: *target, packet });
+                outputs.push_back(Output::Tunnel { to: *target, packet });
             }
             Place::Coming { source } if from == *source => {
                 self.dropped.overflow += node.hold_old(packet, config.buffer_bytes);
             }
             Place::Settling { source, .. } if from == *source => {
                 if packet == end_marker(config.anchor, node.grant.prefix) {
-                    self.outputs.extend(node.settled());
+                    node.settled(now, &config, outputs);
                 } else {
-                    self.outputs.push_back(Output::Deliver(packet));
+                    node.deliver(now, packet, &config, outputs);
                 }
             }
             Place::Coming { .. } | Place::Settling { .. } if from == config.anchor => {
@@ -305,10 +297,9 @@ impl Gateway {
     /// Takes a packet that a virtual machine has sent.
     pub fn handle_guest(&mut self, packet: Vec<u8>) {
         let to = self.config.anchor;
-        let is_here = |node: &Node| matches!(node.place, Place::Here | Place::Settling { .. });
         let source = Inner::parse(&packet).map(|inner| inner.source);
         let node = source.and_then(|source| node_of(&self.prefixes, &mut self.nodes, source));
-        if node.is_some_and(|node| is_here(node)) {
+        if node.is_some_and(|node| node.is_here()) {
             self.outputs.push_back(Output::Tunnel { to, packet });
         } else {
             self.dropped.foreign += 1;

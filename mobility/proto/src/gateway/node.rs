@@ -113,7 +113,7 @@ impl Node {
         outputs: &mut VecDeque<Output>,
     ) {
         match self.place {
-            Place::Settling { until, .. } if until <= now => outputs.extend(self.settled()),
+            Place::Settling { until, .. } if until <= now => self.settled(now, config, outputs),
             Place::Leaving { until: Some(until), .. } if until <= now => self.place = Place::Gone,
             _ => {}
         }
@@ -154,10 +154,17 @@ impl Node {
         self.new_way.push(packet, max_bytes)
     }
 
+    /// The machine runs here.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.place, Place::Here | Place::Settling { .. })
+    }
+
     /// The old way has ended.
-    pub(super) fn settled(&mut self) -> impl Iterator<Item = Output> + use<> {
+    pub(super) fn settled(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
         self.place = Place::Here;
-        self.new_way.take().into_iter().map(Output::Deliver)
+        for packet in self.new_way.take() {
+            self.deliver(now, packet, config, outputs);
+        }
     }
 
     /// From now on what is delivered is remembered for a while.
@@ -208,7 +215,9 @@ impl Node {
             .into_iter()
             .flatten()
             .filter(|(at, _)| at.is_none_or(|at| at + UNREAD >= stopped));
-        outputs.extend(unread.map(|(_, packet)| Output::Tunnel { to: target, packet }));
+        // What was held for it here, when it goes on before its last move has settled, comes behind that.
+        let packets = unread.map(|(_, packet)| packet).chain(self.new_way.take());
+        outputs.extend(packets.map(|packet| Output::Tunnel { to: target, packet }));
         self.hand_over(now, key, target, HandoverInitiateCode::START);
     }
 
@@ -221,17 +230,12 @@ impl Node {
         }
     }
 
-    pub(super) fn revoked(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
-        let target = match self.place {
-            Place::Leaving { target, until: None } => target,
+    pub(super) fn revoked(&mut self, now: Duration, outputs: &mut VecDeque<Output>) {
+        self.place = match self.place {
+            Place::Leaving { target, until: None } => Place::Leaving { target, until: Some(now + LINGER) },
             Place::Leaving { .. } | Place::Gone => return,
             // Who had the machine come sooner than it was let go is not known here.
-            _ => config.anchor,
-        };
-        self.place = if target == config.anchor {
-            Place::Gone
-        } else {
-            Place::Leaving { target, until: Some(now + LINGER) }
+            _ => Place::Gone,
         };
         self.registration.over();
         let happened = Happened::Revoked;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::anchor::{Anchor, Authorization, Config as AnchorConfig, Output as AnchorOutput, Registrant};
-use crate::auth::Algorithm;
+use crate::auth::{Algorithm, VerifyError};
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x10);
@@ -295,6 +295,33 @@ fn what_a_machine_left_unread_when_it_stopped_goes_with_it() {
     assert!((last_read - 7..=last_read).contains(&again[0]), "{} after {last_read}", again[0]);
     assert!(again.windows(2).all(|pair| pair[1] == pair[0] + 1));
     assert!(world.gateways[0].nodes.is_empty());
+}
+
+#[test]
+fn a_machine_that_goes_on_before_its_last_move_has_settled_takes_along_what_waits() {
+    let mut world = World::new(0, 0, vec![]);
+    let (gateway, third) = (&mut world.gateways[1], gateway_address(2));
+    let at = Duration::from_millis;
+    gateway.expect(at(0), START_NS, grant(2), gateway_address(0));
+    gateway.arrived(at(1), START_NS, NAME);
+    gateway.remember(at(2), START_NS, NAME);
+    while gateway.poll_output().is_some() {}
+    let packet = |number| inner(CORRESPONDENT, HOME, number);
+    // Two of the new way wait for the end of the old one, of which a packet comes and is not read any more.
+    gateway.handle_tunnelled(at(3), ANCHOR, packet(2));
+    gateway.handle_tunnelled(at(3), ANCHOR, packet(3));
+    gateway.handle_tunnelled(at(4), gateway_address(0), packet(1));
+    assert_eq!(gateway.poll_output(), Some(Output::Deliver(packet(1))));
+    gateway.delivered(at(4));
+    gateway.forward(at(5), START_NS, grant(3), third, at(4));
+    gateway.handle_tunnelled(at(6), ANCHOR, packet(4));
+    let forwarded: Vec<_> = std::iter::from_fn(|| gateway.poll_output())
+        .filter_map(|output| match output {
+            Output::Tunnel { to, packet } => Some((to, number(&packet))),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(forwarded, [(third, 1), (third, 2), (third, 3), (third, 4)]);
 }
 
 #[test]
