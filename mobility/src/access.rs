@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mobility_proto::gateway::{self, Dropped, Gateway, Output};
 use mobility_proto::inner::Inner;
@@ -16,13 +17,13 @@ use tokio::time::Instant;
 pub use mobility_proto::gateway::{Grant, Happened};
 
 use crate::advertise::Router;
-use crate::home_agent::{
-    AgentError, SETTLE, check_forwarding, packet_of, send_signalling, sleep_until, unix_ns,
-};
+use crate::agent::{AgentError, Ends, opening, packet_of, send_signalling, sleep_until, unix_ns};
 use crate::links::Links;
-use crate::plane::{INNER_MTU, Plane, Side};
-use crate::raw::{MOBILITY_HEADER, RawSocket};
+use crate::plane::{Plane, Side};
+use crate::raw::RawSocket;
 
+/// How long packets of the new way wait for the end of the old one: longer than any delay between platforms.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Anybody can send to addresses that no guest has.
 const MAX_NEIGHBOURS: usize = 4096;
 
@@ -86,19 +87,8 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError`].
     pub async fn start(config: Config) -> Result<Self, AgentError> {
-        check_forwarding()?;
-        let open = |what: &str| {
-            let what = format!("opening {what}");
-            move |source| AgentError::Open { what, source }
-        };
-        let links = Links::connect().map_err(open("rtnetlink"))?;
+        let Ends { links, signalling, plane, index } = Ends::open(config.address, &config.interface).await?;
         links.clear().await?;
-        let signalling = RawSocket::open(MOBILITY_HEADER, config.address, 0)
-            .map_err(open(&format!("a socket for signalling at {}", config.address)))?;
-        let plane = Plane::open(&config.interface, config.address)
-            .map_err(open(&format!("the tunnel interface {}", config.interface)))?;
-        let index = links.index(&config.interface).await?;
-        links.up(index, INNER_MTU.into()).await?;
         links.attach_tunnel(&config.interface, index).await?;
         let gateway = Gateway::new(gateway::Config {
             address: config.address,
@@ -335,10 +325,8 @@ impl Agent {
         let index = self.links.attach_guest(&link.interface, link.prefix).await?;
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
         self.refuse_from(&refused)?;
-        let router = Router::open(index, link.prefix).map_err(|source| AgentError::Open {
-            what: format!("opening a socket for router advertisements on {}", link.interface),
-            source,
-        })?;
+        let what = format!("a socket for router advertisements on {}", link.interface);
+        let router = Router::open(index, link.prefix).map_err(opening(&what))?;
         let router = Arc::new(router);
         let task = tokio::spawn(router.clone().run()).abort_handle();
         self.neighbours.retain(|address| !link.prefix.contains(*address));
@@ -363,8 +351,7 @@ impl Agent {
     fn refuse_from(&self, interfaces: &[u32]) -> Result<(), AgentError> {
         let refused =
             self.signalling.refuse_from(interfaces).and_then(|()| self.plane.refuse_from(interfaces));
-        let what = "keeping guests out of the tunnels".to_owned();
-        refused.map_err(|source| AgentError::Open { what, source })
+        refused.map_err(opening("sockets to all but guests"))
     }
 
     /// Before the first packet for an address of a guest: the kernel shall not have to look for it.

@@ -1,9 +1,7 @@
 //! The home agent and local mobility anchor as a running agent: what `mobility-proto` decides about bindings, with sockets,
 //! a clock and a tunnel interface. Whom it serves is said by its owner through [`HomeAgent`].
 
-use std::io;
 use std::net::Ipv6Addr;
-use std::time::{Duration, SystemTime};
 
 use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output};
 use mobility_proto::inner::{Inner, end_marker};
@@ -12,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::links::{LinkError, Links};
-use crate::plane::{INNER_MTU, Plane, Side};
-use crate::raw::{MOBILITY_HEADER, RawSocket};
+use crate::agent::{AgentError, Ends, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::plane::{Plane, Side};
+use crate::raw::RawSocket;
 
 /// How a home agent is set up.
 #[derive(Debug, Clone)]
@@ -29,32 +27,6 @@ pub struct Config {
     pub max_nodes: usize,
     /// How often it has started.
     pub restart_counter: u32,
-}
-
-/// Why an agent cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// A socket or an interface cannot be had.
-    #[error("{what}: {source}; it needs root, or CAP_NET_ADMIN and CAP_NET_RAW")]
-    Open {
-        /// What was to be opened.
-        what: String,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel did not do what it was asked.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The host does not forward packets.
-    #[error(
-        "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
-         routes from advertisements then needs accept_ra = 2)"
-    )]
-    NoForwarding,
-    /// The agent has ended.
-    #[error("the mobility agent is not running any more; see the log")]
-    Ended,
 }
 
 /// Where a mobile node is reached.
@@ -88,18 +60,7 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, AgentError> {
-        check_forwarding()?;
-        let open = |what: &str| {
-            let what = format!("opening {what}");
-            move |source| AgentError::Open { what, source }
-        };
-        let links = Links::connect().map_err(open("rtnetlink"))?;
-        let signalling = RawSocket::open(MOBILITY_HEADER, config.address, 0)
-            .map_err(open(&format!("a socket for signalling at {}", config.address)))?;
-        let plane = Plane::open(&config.interface, config.address)
-            .map_err(open(&format!("the tunnel interface {}", config.interface)))?;
-        let index = links.index(&config.interface).await?;
-        links.up(index, INNER_MTU.into()).await?;
+        let Ends { links, signalling, plane, index } = Ends::open(config.address, &config.interface).await?;
         for prefix in &config.prefixes {
             links.route(*prefix, index).await?;
         }
@@ -167,40 +128,6 @@ impl HomeAgent {
         let (reply, answer) = oneshot::channel();
         self.tell(command(reply)).await?;
         answer.await.map_err(|_| AgentError::Ended)
-    }
-}
-
-/// Both agents make this host a router.
-pub(crate) fn check_forwarding() -> Result<(), AgentError> {
-    let path = "/proc/sys/net/ipv6/conf/all/forwarding";
-    match std::fs::read_to_string(path) {
-        Ok(value) if value.trim() == "1" => Ok(()),
-        Ok(_) => Err(AgentError::NoForwarding),
-        Err(source) => Err(AgentError::Open { what: format!("reading {path}"), source }),
-    }
-}
-
-pub(crate) fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// The IPv6 packet around a Mobility Header that a socket gave without: there are no extension headers where both ends are
-/// ours.
-pub(crate) fn packet_of(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(u16::try_from(message.len()).unwrap_or(u16::MAX).to_be_bytes());
-    packet.extend([MOBILITY_HEADER as u8, 64]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    packet.extend(message);
-    packet
-}
-
-/// Sends a packet of signalling: the kernel makes its header again.
-pub(crate) fn send_signalling(socket: &RawSocket, packet: &[u8]) {
-    let Some((inner, message)) = Inner::parse(packet).zip(packet.get(40..)) else { return };
-    if let Err(error) = socket.send(message, inner.destination, 0) {
-        tracing::debug!("signalling for {} was lost: {error}", inner.destination);
     }
 }
 
@@ -303,14 +230,3 @@ impl Agent {
         }
     }
 }
-
-/// Never, when there is nothing to wait for.
-pub(crate) async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Long enough for any scheduling hiccup, short enough for a person.
-pub(crate) const SETTLE: Duration = Duration::from_millis(500);

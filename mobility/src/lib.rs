@@ -4,6 +4,7 @@
 
 pub mod access;
 mod advertise;
+mod agent;
 pub mod home_agent;
 mod links;
 mod plane;
@@ -11,6 +12,7 @@ pub mod probe;
 mod raw;
 
 pub use access::AccessGateway;
-pub use home_agent::{AgentError, HomeAgent};
+pub use agent::AgentError;
+pub use home_agent::HomeAgent;
 pub use links::LinkError;
 pub use mobility_proto::{anchor, auth, gateway, wire};

@@ -398,16 +398,22 @@ pub async fn arrived(platform: &Platform, vm: &str) {
 }
 
 /// The destination: waits for the registration. Gives what was done, in a sentence.
-pub async fn rebind(platform: &Platform, vm: &str) -> String {
+pub async fn rebind(platform: &Platform, plan: &Plan) -> String {
+    let vm = plan.definition.name.as_str();
+    if plan.definition.network.is_none() {
+        return "the VM has no [network] in its definition: its address was not moved; on a shared network segment the \
+                hypervisor's own announcement suffices"
+            .to_owned();
+    }
     let Some(addresses) = &platform.addresses else {
-        return "no mobility configured: the address was not moved; on a shared network segment the hypervisor's own \
-                announcement suffices"
+        return "no mobility configured: the address was not moved; set [mobility] in longhaul.toml here"
             .to_owned();
     };
     if addresses.stands(vm) != Some(Standing::Expected) {
         // Taken up after a restart, or there was no permit to be told: then the watch over all VMs does it.
         addresses.look();
-        return "its address, if it has one of its own, is registered by the watch over all VMs".to_owned();
+        return "the address will follow as soon as the home agent permits it: see `longhaul addresses` and the log"
+            .to_owned();
     }
     addresses.set(vm, Some(Standing::Served));
     let mut arrivals = addresses.arrivals.subscribe();

@@ -357,7 +357,7 @@ async fn perform(
             DestinationInput::Resumed
         }
         DestinationAction::Rebind => {
-            let note = address::rebind(platform, plan.definition.name.as_str()).await;
+            let note = address::rebind(platform, plan).await;
             handle.update(|report| report.notes.push(note));
             DestinationInput::Rebound
         }

@@ -14,9 +14,9 @@ use mobility::home_agent::{self, HomeAgent};
 use mobility::wire::Ipv6Prefix;
 
 use crate::agents::Running;
+pub use crate::wires::{ANCHOR, join, namespace};
+use crate::wires::{Host, Wires};
 
-/// The home agent's address.
-pub const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The guest's address, which it keeps.
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
 /// The guest's address that no gateway knows.
@@ -76,39 +76,6 @@ pub struct Network {
     edge: Arc<Namespace>,
 }
 
-/// A router's namespace.
-///
-/// # Errors
-/// What the kernel says.
-pub fn namespace() -> Result<Arc<Namespace>> {
-    let namespace = Namespace::new()?;
-    for name in ["all/forwarding", "default/forwarding"] {
-        namespace.sysctl(&format!("net/ipv6/conf/{name}"), "1")?;
-    }
-    // Nobody here has to find out whether an address is taken.
-    namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
-    namespace.sysctl("net/ipv6/conf/default/dad_transmits", "0")?;
-    Ok(Arc::new(namespace))
-}
-
-/// Joins two namespaces by a link, each with its interface's name and address there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -> Result<()> {
-    let there = second.0.path();
-    let mut command = Command::new("ip");
-    command.args(["link", "add", first.1, "type", "veth", "peer", "name", second.1, "netns"]).arg(there);
-    first.0.run(&mut command)?;
-    for (namespace, name, address) in [first, second] {
-        namespace.ip(&format!("link set {name} up"))?;
-        if !address.is_empty() {
-            namespace.ip(&format!("address add {address} dev {name} nodad"))?;
-        }
-    }
-    Ok(())
-}
-
 impl Network {
     /// Makes the network and starts the agents. From a platform to the home agent and back takes `round_trip`.
     ///
@@ -138,25 +105,8 @@ impl Network {
     }
 
     fn make(seed: Option<u64>) -> Result<Self> {
-        let [anchor, edge, correspondent, guest] = [namespace()?, namespace()?, namespace()?, namespace()?];
-        let (above, below) = ("2001:db8:1::1/64", "2001:db8:1::2/64");
-        let line = match seed {
-            Some(seed) => {
-                let line = DelayLine::join((&anchor, "edge"), (&edge, "anchor"), seed)?;
-                anchor.ip(&format!("address add {above} dev edge nodad"))?;
-                edge.ip(&format!("address add {below} dev anchor nodad"))?;
-                Some(line)
-            }
-            None => {
-                join((&anchor, "edge", above), (&edge, "anchor", below))?;
-                None
-            }
-        };
-        join((&anchor, "cn", "2001:db8:c::1/64"), (&correspondent, "anchor", "2001:db8:c::c/64"))?;
-        correspondent.ip("-6 route add default via 2001:db8:c::1")?;
-        anchor.ip("-6 route add default via 2001:db8:1::2")?;
-        edge.ip("-6 route add default via 2001:db8:1::1")?;
-
+        let Wires { anchor, platforms: [a, b], correspondent, line, edge } = Wires::lay(seed)?;
+        let (anchor, correspondent, guest) = (anchor.namespace, correspondent.namespace, namespace()?);
         // A virtual machine's link has no bridge that remembers on which side its router was.
         guest.ip("link add br0 type bridge mcast_snooping 0 ageing_time 0")?;
         guest.ip("link set br0 address 02:00:00:00:00:10 up")?;
@@ -164,9 +114,7 @@ impl Network {
         guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
 
         let home_agent = Running::start(&anchor, async || HomeAgent::start(home_agent_config()).await)?;
-        let first = platform(&edge, &guest, 0xa, "port-a")?;
-        let second = platform(&edge, &guest, 0xb, "port-b")?;
-        let platforms = [first, second];
+        let platforms = [platform(a, &guest, "port-a")?, platform(b, &guest, "port-b")?];
         for Platform { namespace, .. } in &platforms {
             // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
             let _ = namespace
@@ -294,18 +242,13 @@ pub fn home_agent_config() -> home_agent::Config {
     }
 }
 
-fn platform(edge: &Namespace, guest: &Namespace, number: u16, port: &'static str) -> Result<Platform> {
-    let own = namespace()?;
-    let address = Ipv6Addr::new(0x2001, 0xdb8, number, 0, 0, 0, 0, 1);
-    let router = Ipv6Addr::new(0x2001, 0xdb8, number, 0, 0, 0, 0, 2);
-    let name = format!("to-{number:x}");
-    join((&own, "edge", &format!("{address}/64")), (edge, &name, &format!("{router}/64")))?;
-    own.ip(&format!("-6 route add default via {router}"))?;
-    join((&own, TAP, ""), (guest, port, ""))?;
+fn platform(host: Host, guest: &Namespace, port: &'static str) -> Result<Platform> {
+    let Host { namespace, address } = host;
+    join((&namespace, TAP, ""), (guest, port, ""))?;
     guest.ip(&format!("link set {port} master br0"))?;
     set_port(guest, port, false)?;
-    let gateway = start_gateway(&own, address)?;
-    Ok(Platform { namespace: own, address, gateway, port })
+    let gateway = start_gateway(&namespace, address)?;
+    Ok(Platform { namespace, address, gateway, port })
 }
 
 /// The link itself stays up, as a tap interface does while its machine is paused.

@@ -48,7 +48,8 @@ impl Sites {
     /// # Errors
     /// When one does not come up.
     pub fn start(lab: &Lab, base: &Path, round_trip: Duration) -> Result<Self> {
-        let wires = Wires::lay(round_trip)?;
+        let wires = Wires::lay(Some(1))?;
+        wires.set_round_trip(round_trip);
         let anchor = wires.anchor.address;
         let home = format!("[home_agent]\naddress = \"{anchor}\"\nprefixes = [\"2001:db8:f::/48\"]");
         let home = platform(&wires.anchor, "home", &home)?;

@@ -1,0 +1,119 @@
+//! What both agents are made of: a socket for signalling, a tunnel interface, rtnetlink and a clock. Decides nothing.
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::time::SystemTime;
+
+use mobility_proto::inner::Inner;
+use tokio::time::Instant;
+
+use crate::links::{LinkError, Links};
+use crate::plane::{INNER_MTU, Plane};
+use crate::raw::{MOBILITY_HEADER, RawSocket};
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A socket or an interface cannot be had.
+    #[error("{what}: {source}; {}", hint(source))]
+    Open {
+        /// What was to be opened.
+        what: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel did not do what it was asked.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The host does not forward packets.
+    #[error(
+        "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
+         routes from advertisements then needs accept_ra = 2)"
+    )]
+    NoForwarding,
+    /// The agent has ended.
+    #[error("the mobility agent is not running any more; see the log")]
+    Ended,
+}
+
+/// What to do about it.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "is it an address of this host, and up?",
+        io::ErrorKind::ResourceBusy => "is another daemon running here, or has another interface that name?",
+        io::ErrorKind::PermissionDenied => "it needs root, or CAP_NET_ADMIN and CAP_NET_RAW",
+        _ => "see `ip link` and `ip -6 address`, and whether the kernel has /dev/net/tun",
+    }
+}
+
+/// What an agent works with. The interface goes with this value.
+pub(crate) struct Ends {
+    pub(crate) links: Links,
+    pub(crate) signalling: RawSocket,
+    pub(crate) plane: Plane,
+    /// The tunnel interface's.
+    pub(crate) index: u32,
+}
+
+impl Ends {
+    /// Opens all of it at `address`, with a tunnel interface of this name, which is up then.
+    pub(crate) async fn open(address: Ipv6Addr, interface: &str) -> Result<Self, AgentError> {
+        check_forwarding()?;
+        let links = Links::connect().map_err(opening("rtnetlink"))?;
+        let signalling = RawSocket::open(MOBILITY_HEADER, address, 0)
+            .map_err(opening(&format!("a socket for signalling at {address}")))?;
+        let plane = Plane::open(interface, address)
+            .map_err(opening(&format!("the tunnel interface {interface} at {address}")))?;
+        let index = links.index(interface).await?;
+        links.up(index, INNER_MTU.into()).await?;
+        Ok(Self { links, signalling, plane, index })
+    }
+}
+
+pub(crate) fn opening(what: &str) -> impl FnOnce(io::Error) -> AgentError {
+    let what = format!("opening {what}");
+    move |source| AgentError::Open { what, source }
+}
+
+/// Both agents make this host a router.
+fn check_forwarding() -> Result<(), AgentError> {
+    let path = "/proc/sys/net/ipv6/conf/all/forwarding";
+    match std::fs::read_to_string(path) {
+        Ok(value) if value.trim() == "1" => Ok(()),
+        Ok(_) => Err(AgentError::NoForwarding),
+        Err(source) => Err(AgentError::Open { what: format!("reading {path}"), source }),
+    }
+}
+
+pub(crate) fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// The IPv6 packet around a Mobility Header that a socket gave without: there are no extension headers where both ends are
+/// ours.
+pub(crate) fn packet_of(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(message.len()).unwrap_or(u16::MAX).to_be_bytes());
+    packet.extend([MOBILITY_HEADER as u8, 64]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(message);
+    packet
+}
+
+/// Sends a packet of signalling: the kernel makes its header again.
+pub(crate) fn send_signalling(socket: &RawSocket, packet: &[u8]) {
+    let Some((inner, message)) = Inner::parse(packet).zip(packet.get(40..)) else { return };
+    if let Err(error) = socket.send(message, inner.destination, 0) {
+        tracing::debug!("signalling for {} was lost: {error}", inner.destination);
+    }
+}
+
+/// Never, when there is nothing to wait for.
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
