@@ -17,7 +17,7 @@ use tokio::time::Instant;
 pub use mobility_proto::gateway::{Grant, Happened};
 
 use crate::advertise::Router;
-use crate::agent::{AgentError, Ends, opening, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::agent::{AgentError, Ends, Orders, opening, packet_of, send_signalling, sleep_until, unix_ns};
 use crate::links::Links;
 use crate::plane::{Plane, Side};
 use crate::raw::RawSocket;
@@ -60,6 +60,7 @@ pub struct Link {
     pub link_layer: Option<[u8; 6]>,
 }
 
+#[derive(Debug)]
 enum Command {
     Attach { node: String, link: Link, reply: oneshot::Sender<Result<(), AgentError>> },
     Detach { node: String, reply: oneshot::Sender<()> },
@@ -77,7 +78,7 @@ enum Command {
 /// A running gateway. [`end`](Self::end) takes back what it told the kernel; so does the next start after a crash.
 #[derive(Debug, Clone)]
 pub struct AccessGateway {
-    commands: mpsc::Sender<Command>,
+    orders: Orders<Command>,
     events: broadcast::Sender<Event>,
 }
 
@@ -112,7 +113,7 @@ impl AccessGateway {
             start: Instant::now(),
         };
         tokio::spawn(agent.run(inbox));
-        Ok(Self { commands, events })
+        Ok(Self { orders: Orders(commands), events })
     }
 
     /// Makes this the link between the virtual machine and this gateway.
@@ -120,7 +121,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError`].
     pub async fn attach(&self, node: &str, link: Link) -> Result<(), AgentError> {
-        self.ask(|reply| Command::Attach { node: node.to_owned(), link, reply }).await?
+        self.orders.ask(|reply| Command::Attach { node: node.to_owned(), link, reply }).await?
     }
 
     /// Takes the link back.
@@ -128,7 +129,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn detach(&self, node: &str) -> Result<(), AgentError> {
-        self.ask(|reply| Command::Detach { node: node.to_owned(), reply }).await
+        self.orders.ask(|reply| Command::Detach { node: node.to_owned(), reply }).await
     }
 
     /// The virtual machine runs here.
@@ -136,7 +137,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn serve(&self, grant: Grant) -> Result<(), AgentError> {
-        self.tell(Command::Serve(grant)).await
+        self.orders.tell(Command::Serve(grant)).await
     }
 
     /// The virtual machine will come from the gateway at `source`.
@@ -144,7 +145,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn expect(&self, grant: Grant, source: Ipv6Addr) -> Result<(), AgentError> {
-        self.tell(Command::Expect(grant, source)).await
+        self.orders.tell(Command::Expect(grant, source)).await
     }
 
     /// The virtual machine will be paused soon, to leave.
@@ -152,7 +153,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn remember(&self, node: &str) -> Result<(), AgentError> {
-        self.tell(Command::Remember(node.to_owned())).await
+        self.orders.tell(Command::Remember(node.to_owned())).await
     }
 
     /// The virtual machine has stopped at that moment and goes to the gateway at `target`, which has been given `grant`.
@@ -165,7 +166,7 @@ impl AccessGateway {
         target: Ipv6Addr,
         stopped: std::time::Instant,
     ) -> Result<(), AgentError> {
-        self.tell(Command::Forward(grant, target, stopped)).await
+        self.orders.tell(Command::Forward(grant, target, stopped)).await
     }
 
     /// The virtual machine that was expected runs here.
@@ -173,7 +174,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn arrived(&self, node: &str) -> Result<(), AgentError> {
-        self.tell(Command::Arrived(node.to_owned())).await
+        self.orders.tell(Command::Arrived(node.to_owned())).await
     }
 
     /// The virtual machine runs on here: the move was given up.
@@ -181,7 +182,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn stay(&self, node: &str) -> Result<(), AgentError> {
-        self.tell(Command::Stay(node.to_owned())).await
+        self.orders.tell(Command::Stay(node.to_owned())).await
     }
 
     /// The virtual machine does not run here any more, or does not come.
@@ -189,7 +190,7 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn forget(&self, node: &str) -> Result<(), AgentError> {
-        self.tell(Command::Forget(node.to_owned())).await
+        self.orders.tell(Command::Forget(node.to_owned())).await
     }
 
     /// What has happened, from now on.
@@ -203,22 +204,12 @@ impl AccessGateway {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn dropped(&self) -> Result<Dropped, AgentError> {
-        self.ask(Command::Dropped).await
+        self.orders.ask(Command::Dropped).await
     }
 
     /// Ends it and takes back what it told the kernel.
     pub async fn end(&self) {
-        let _ = self.ask(Command::End).await;
-    }
-
-    async fn tell(&self, command: Command) -> Result<(), AgentError> {
-        self.commands.send(command).await.map_err(|_| AgentError::Ended)
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AgentError> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(command(reply)).await?;
-        answer.await.map_err(|_| AgentError::Ended)
+        let _ = self.orders.ask(Command::End).await;
     }
 }
 

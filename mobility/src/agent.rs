@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::time::SystemTime;
 
 use mobility_proto::inner::Inner;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::links::{LinkError, Links};
@@ -115,5 +116,30 @@ pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The way to tell a running agent something. The agent ends when all clones of it are dropped.
+#[derive(Debug)]
+pub(crate) struct Orders<Command>(pub(crate) mpsc::Sender<Command>);
+
+impl<Command> Clone for Orders<Command> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<Command> Orders<Command> {
+    pub(crate) async fn tell(&self, command: Command) -> Result<(), AgentError> {
+        self.0.send(command).await.map_err(|_| AgentError::Ended)
+    }
+
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, AgentError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await?;
+        answer.await.map_err(|_| AgentError::Ended)
     }
 }

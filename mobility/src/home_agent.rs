@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::agent::{AgentError, Ends, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::agent::{AgentError, Ends, Orders, packet_of, send_signalling, sleep_until, unix_ns};
 use crate::plane::{Plane, Side};
 use crate::raw::RawSocket;
 
@@ -40,6 +40,7 @@ pub struct Binding {
     pub epoch: u64,
 }
 
+#[derive(Debug)]
 enum Command {
     Authorize(Box<Authorization>, oneshot::Sender<Result<(), AuthorizeError>>),
     Withdraw(u32),
@@ -50,7 +51,7 @@ enum Command {
 /// A running home agent. It ends when this is dropped, and takes its interface and routes with it.
 #[derive(Debug, Clone)]
 pub struct HomeAgent {
-    commands: mpsc::Sender<Command>,
+    orders: Orders<Command>,
     switched: broadcast::Sender<Ipv6Prefix>,
 }
 
@@ -76,7 +77,7 @@ impl HomeAgent {
         let (address, start) = (config.address, Instant::now());
         let agent = Agent { address, anchor, signalling, plane, switched: switched.clone(), start };
         tokio::spawn(agent.run(inbox));
-        Ok(Self { commands, switched })
+        Ok(Self { orders: Orders(commands), switched })
     }
 
     /// From now on this registrant may register this mobile node.
@@ -87,7 +88,7 @@ impl HomeAgent {
         &self,
         authorization: Authorization,
     ) -> Result<Result<(), AuthorizeError>, AgentError> {
-        self.ask(|reply| Command::Authorize(Box::new(authorization), reply)).await
+        self.orders.ask(|reply| Command::Authorize(Box::new(authorization), reply)).await
     }
 
     /// The key with this SPI is worth nothing from now on.
@@ -95,7 +96,7 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn withdraw(&self, spi: u32) -> Result<(), AgentError> {
-        self.tell(Command::Withdraw(spi)).await
+        self.orders.tell(Command::Withdraw(spi)).await
     }
 
     /// What was so before a restart: epochs up to `floor` have been bound, and the binding was made with the key `active`.
@@ -103,7 +104,7 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn restore(&self, node: &str, floor: u64, active: Option<u32>) -> Result<(), AgentError> {
-        self.tell(Command::Restore { node: node.to_owned(), floor, active }).await
+        self.orders.tell(Command::Restore { node: node.to_owned(), floor, active }).await
     }
 
     /// The prefixes whose bindings have changed, from now on.
@@ -117,17 +118,7 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError::Ended`].
     pub async fn binding(&self, node: &str) -> Result<Option<Binding>, AgentError> {
-        self.ask(|reply| Command::Binding(node.to_owned(), reply)).await
-    }
-
-    async fn tell(&self, command: Command) -> Result<(), AgentError> {
-        self.commands.send(command).await.map_err(|_| AgentError::Ended)
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AgentError> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(command(reply)).await?;
-        answer.await.map_err(|_| AgentError::Ended)
+        self.orders.ask(|reply| Command::Binding(node.to_owned(), reply)).await
     }
 }
 
