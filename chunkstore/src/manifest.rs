@@ -61,6 +61,13 @@ pub struct PlacedExtent {
     pub extent: ManifestExtent,
 }
 
+impl PlacedExtent {
+    /// Where the next one starts.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset.saturating_add(self.extent.len())
+    }
+}
+
 /// Why bytes are no manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
@@ -89,7 +96,7 @@ impl ManifestExtent {
         self.len() == 0
     }
 
-    fn is_data(&self) -> bool {
+    pub(crate) fn is_data(&self) -> bool {
         matches!(self, ManifestExtent::Data { .. })
     }
 

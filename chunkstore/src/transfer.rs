@@ -148,7 +148,8 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
 
 /// Makes `target`, which has the image's size, the image, and makes that durable. Only blocks that differ are
 /// written: what the target holds already is read and checked instead. Chunks come from `seeds` where they have them,
-/// from the store otherwise, on all cores; each is checked against its name. `watch` gets the bytes of the image
+/// from the store otherwise, on all cores; each is checked against its name. A file that is one hole is written past the
+/// page cache where that is possible. `watch` gets the bytes of the image
 /// that are done, and may stop it.
 pub fn restore(
     store: &Store,
@@ -160,7 +161,23 @@ pub fn restore(
     if target.size() != manifest.size() {
         return Err(RestoreError::Size { target_bytes: target.size(), image_bytes: manifest.size() });
     }
-    let restorer = Restorer { store, seeds, target };
+    let chunks = Chunks { store, seeds };
+    let total = match target.direct_if_hole() {
+        Some(direct) => fresh::restore(&chunks, manifest, target, &direct, watch)?,
+        None => restore_changes(&chunks, manifest, target, watch)?,
+    };
+    target.sync_all().map_err(FileError::at("write the image to", target.path()))?;
+    Ok(total)
+}
+
+/// Into an image that holds something.
+fn restore_changes(
+    chunks: &Chunks,
+    manifest: &Manifest,
+    target: &RawImage,
+    watch: &dyn Fn(u64) -> ControlFlow<()>,
+) -> Result<Restored, RestoreError> {
+    let restorer = Restorer { chunks, target };
     let mut placed = manifest.placed();
     let (mut total, mut done) = (Restored::default(), 0);
     let sync = || target.sync_data().map_err(FileError::at("write the image to", target.path()));
@@ -168,20 +185,7 @@ pub fn restore(
         in_order(
             all_cores(),
             RESULTS_AHEAD,
-            || {
-                // As they were ingested, and so lie together.
-                let (mut batch, mut data) = (Vec::new(), 0);
-                while data < BATCH_BYTES as u64
-                    && batch.len() < BATCH_CUTS
-                    && let Some(next) = placed.next()
-                {
-                    if let ManifestExtent::Data { len, .. } = next.extent {
-                        data += u64::from(len);
-                    }
-                    batch.push(next);
-                }
-                Ok((!batch.is_empty()).then_some(batch))
-            },
+            || Ok(Some(batch(&mut placed)).filter(|batch| !batch.is_empty())),
             |batch| restorer.batch(&batch),
             |(bytes, restored)| {
                 total.written_bytes += restored.written_bytes;
@@ -193,8 +197,20 @@ pub fn restore(
         )
     };
     writeback::beside(sync, work)?;
-    target.sync_all().map_err(FileError::at("write the image to", target.path()))?;
     Ok(total)
+}
+
+/// The next extents, as many as were ingested together and so lie together; none at the end.
+fn batch(placed: &mut impl Iterator<Item = PlacedExtent>) -> Vec<PlacedExtent> {
+    let (mut batch, mut data) = (Vec::new(), 0);
+    while data < BATCH_BYTES as u64
+        && batch.len() < BATCH_CUTS
+        && let Some(next) = placed.next()
+    {
+        data += if next.extent.is_data() { next.extent.len() } else { 0 };
+        batch.push(next);
+    }
+    batch
 }
 
 /// [`restore`] into a new file at `path`, which must not exist. With `like`, an image on the same file system that has
@@ -217,9 +233,25 @@ pub fn restore_to(
     restored
 }
 
-struct Restorer<'a> {
+/// Where chunks come from.
+struct Chunks<'a> {
     store: &'a Store,
     seeds: &'a Seeds,
+}
+
+impl Chunks<'_> {
+    /// A chunk of `len` bytes: the manifest's word on the length is not covered by the chunk's name.
+    fn get(&self, id: ChunkId, len: u32) -> Result<Bytes, StoreError> {
+        let chunk = self.seeds.get(&id).map_or_else(|| self.store.get(&id), Ok)?;
+        if chunk.len() != len as usize {
+            return Err(StoreError::OtherLength { id, len: chunk.len() as u32, claimed: len });
+        }
+        Ok(chunk)
+    }
+}
+
+struct Restorer<'a> {
+    chunks: &'a Chunks<'a>,
     target: &'a RawImage,
 }
 
@@ -277,17 +309,8 @@ impl Restorer<'_> {
             self.target.read_at(offset, &mut present[..head_len]).map_err(self.reading())?;
             self.target.read_at(tail, &mut present[tail_at..]).map_err(self.reading())?;
         }
-        let wanted = self.find(id)?;
-        // The manifest's word on the length is not covered by the chunk's name.
-        if wanted.len() != present.len() {
-            let (len, claimed) = (wanted.len() as u32, present.len() as u32);
-            return Err(StoreError::OtherLength { id, len, claimed }.into());
-        }
+        let wanted = self.chunks.get(id, present.len() as u32)?;
         Ok(self.write_changes(offset, present, &wanted).map_err(self.writing())?)
-    }
-
-    fn find(&self, id: ChunkId) -> Result<Bytes, StoreError> {
-        self.seeds.get(&id).map_or_else(|| self.store.get(&id), Ok)
     }
 
     /// Writes the blocks of `wanted` that differ from those of `present`; gives their bytes.
@@ -323,5 +346,6 @@ impl Restorer<'_> {
     }
 }
 
+mod fresh;
 #[cfg(test)]
 mod tests;
