@@ -1,4 +1,4 @@
-//! What both agents are made of: a socket for signalling, a tunnel interface, rtnetlink and a clock. Decides nothing.
+//! What the agents are made of: a socket for signalling, a tunnel interface, rtnetlink and a clock. Decides nothing.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -91,16 +91,28 @@ pub(crate) fn unix_ns() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// The IPv6 packet around a Mobility Header that a socket gave without: there are no extension headers where both ends are
-/// ours.
+/// The IPv6 packet around a Mobility Header that a socket gave without.
 pub(crate) fn packet_of(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    packet_with(MOBILITY_HEADER, from, to, message)
+}
+
+/// The IPv6 packet around what a socket of `protocol` gave.
+pub(crate) fn packet_with(protocol: u32, from: Ipv6Addr, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(u16::try_from(message.len()).unwrap_or(u16::MAX).to_be_bytes());
-    packet.extend([MOBILITY_HEADER as u8, 64]);
+    packet.extend(u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes());
+    packet.extend([protocol as u8, 64]);
     packet.extend(from.octets());
     packet.extend(to.octets());
-    packet.extend(message);
+    packet.extend(payload);
     packet
+}
+
+/// Sends a packet as it is, by a socket for whole packets.
+pub(crate) fn send_whole(socket: &RawSocket, packet: &[u8]) {
+    let Some(Inner { destination, .. }) = Inner::parse(packet) else { return };
+    if let Err(error) = socket.send(packet, destination, 0) {
+        tracing::debug!("signalling for {destination} was lost: {error}");
+    }
 }
 
 /// Sends a packet of signalling: the kernel makes its header again.

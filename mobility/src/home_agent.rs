@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::agent::{AgentError, Ends, Orders, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::agent::{
+    AgentError, Ends, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns,
+};
 use crate::plane::{Plane, Side};
-use crate::raw::RawSocket;
+use crate::raw::{DESTINATION_OPTIONS, RawSocket, WHOLE_PACKETS};
 
 /// How a home agent is set up.
 #[derive(Debug, Clone)]
@@ -45,6 +47,7 @@ enum Command {
     Authorize(Box<Authorization>, oneshot::Sender<Result<(), AuthorizeError>>),
     Withdraw(u32),
     Restore { node: String, floor: u64, active: Option<u32> },
+    RestoreMobileNode { node: String, care_of: Ipv6Addr },
     Binding(String, oneshot::Sender<Option<Binding>>),
 }
 
@@ -71,11 +74,17 @@ impl HomeAgent {
             max_lifetime: BindingLifetime::from_secs(600),
             max_transient: TransientLifetime::from_ms(25_500),
             restart_counter: config.restart_counter,
+            started_unix_ns: unix_ns(),
         });
+        let address = config.address;
+        let from_nodes = RawSocket::open(DESTINATION_OPTIONS, address, 0)
+            .map_err(opening("a socket for mobile nodes' signalling"))?;
+        let sender = RawSocket::open(WHOLE_PACKETS, address, 0).map_err(opening("a socket to send by"))?;
         let (commands, inbox) = mpsc::channel(64);
         let (switched, _) = broadcast::channel(4096);
-        let (address, start) = (config.address, Instant::now());
-        let agent = Agent { address, anchor, signalling, plane, switched: switched.clone(), start };
+        let start = Instant::now();
+        let told = switched.clone();
+        let agent = Agent { address, anchor, signalling, from_nodes, sender, plane, switched: told, start };
         tokio::spawn(agent.run(inbox));
         Ok(Self { orders: Orders(commands), switched })
     }
@@ -107,6 +116,14 @@ impl HomeAgent {
         self.orders.tell(Command::Restore { node: node.to_owned(), floor, active }).await
     }
 
+    /// What was so before a restart: this mobile node, which registers itself, was reached there.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn restore_mobile_node(&self, node: &str, care_of: Ipv6Addr) -> Result<(), AgentError> {
+        self.orders.tell(Command::RestoreMobileNode { node: node.to_owned(), care_of }).await
+    }
+
     /// The prefixes whose bindings have changed, from now on.
     #[must_use]
     pub fn switched(&self) -> broadcast::Receiver<Ipv6Prefix> {
@@ -126,6 +143,9 @@ struct Agent {
     address: Ipv6Addr,
     anchor: Anchor,
     signalling: RawSocket,
+    /// Mobile nodes' own, with their Home Address options.
+    from_nodes: RawSocket,
+    sender: RawSocket,
     plane: Plane,
     switched: broadcast::Sender<Ipv6Prefix>,
     start: Instant,
@@ -133,7 +153,7 @@ struct Agent {
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        let mut buffer = vec![0; 4096];
+        let [mut buffer, mut from_nodes] = [(); 2].map(|()| vec![0; 4096]);
         loop {
             let deadline = self.anchor.deadline().map(|deadline| self.start + deadline);
             tokio::select! {
@@ -142,11 +162,13 @@ impl Agent {
                     None => return,
                 },
                 received = self.signalling.receive(&mut buffer) => match received {
+                    Ok((len, from)) => self.signalled(from, &packet_of(from, self.address, &buffer[..len])),
+                    Err(error) => return tracing::error!("the home agent ends: receiving signalling: {error}"),
+                },
+                received = self.from_nodes.receive(&mut from_nodes) => match received {
                     Ok((len, from)) => {
-                        let packet = packet_of(from, self.address, &buffer[..len]);
-                        if let Err(refusal) = self.anchor.handle_packet(self.start.elapsed(), unix_ns(), &packet) {
-                            tracing::debug!("signalling from {from} was not believed: {refusal}");
-                        }
+                        let packet = packet_with(DESTINATION_OPTIONS, from, self.address, &from_nodes[..len]);
+                        self.signalled(from, &packet);
                     }
                     Err(error) => return tracing::error!("the home agent ends: receiving signalling: {error}"),
                 },
@@ -161,6 +183,12 @@ impl Agent {
         }
     }
 
+    fn signalled(&mut self, from: Ipv6Addr, packet: &[u8]) {
+        if let Err(refusal) = self.anchor.handle_packet(self.start.elapsed(), unix_ns(), packet) {
+            tracing::debug!("signalling from {from} was not believed: {refusal}");
+        }
+    }
+
     fn command(&mut self, command: Command) {
         match command {
             Command::Authorize(authorization, reply) => {
@@ -169,6 +197,9 @@ impl Agent {
             Command::Withdraw(spi) => self.anchor.withdraw(spi),
             Command::Restore { node, floor, active } => {
                 self.anchor.restore(self.start.elapsed(), node.as_bytes(), floor, active);
+            }
+            Command::RestoreMobileNode { node, care_of } => {
+                self.anchor.restore_mobile_node(self.start.elapsed(), node.as_bytes(), care_of);
             }
             Command::Binding(node, reply) => {
                 let found = self.anchor.binding(node.as_bytes());
@@ -207,7 +238,7 @@ impl Agent {
     fn drain(&mut self) {
         while let Some(output) = self.anchor.poll_output() {
             match output {
-                Output::Send(packet) => send_signalling(&self.signalling, &packet),
+                Output::Send(packet) => send_whole(&self.sender, &packet),
                 // The binding cache itself says where packets go: only the end of the old way is left to be told.
                 Output::SwitchRoute { prefix, before, .. } => {
                     if let Some(before) = before {

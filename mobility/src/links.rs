@@ -1,6 +1,9 @@
 //! What the kernel is told through rtnetlink: links, addresses, routes and rules. All of it carries [`PROTOCOL`] or the
 //! gateway's address, so that a later start finds what a crash has left; nothing else is ever touched.
 
+mod care_of;
+mod carrier;
+
 use std::net::Ipv6Addr;
 
 use futures_util::TryStreamExt;
@@ -24,6 +27,10 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(213);
 const FROM_GUESTS: u32 = 5213;
 /// What comes out of the tunnel: to the guests.
 const TO_GUESTS: u32 = 5214;
+/// What a mobile node's own programs send: into the tunnel.
+const HOME: u32 = 5215;
+/// What is for its home agent: by the link.
+const CARE_OF: u32 = 5216;
 /// Where our rules stand among others: behind local addresses, before everything that is looked up by destination.
 const PRIORITY: u32 = 5213;
 const MAIN: u32 = 254;
@@ -40,6 +47,8 @@ pub struct LinkError {
     #[source]
     pub(crate) source: rtnetlink::Error,
 }
+
+pub(crate) use carrier::{Carrier, Changes};
 
 type Result<T> = std::result::Result<T, LinkError>;
 

@@ -1,5 +1,6 @@
-//! Raw IPv6 sockets of one protocol: signalling (135), tunnelled packets (41) and ICMPv6 (58). Sends and receives what is
-//! behind the IPv6 header; the kernel makes and takes off the header. Needs CAP_NET_RAW.
+//! Raw IPv6 sockets of one protocol: signalling (135, or an extension header before it), tunnelled packets (41) and ICMPv6
+//! (58). Sends and receives what is behind the IPv6 header; the kernel makes and takes off the header, but for
+//! [`WHOLE_PACKETS`]. Needs CAP_NET_RAW.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -19,6 +20,13 @@ pub(crate) const MOBILITY_HEADER: u32 = 135;
 pub(crate) const IPV6: u32 = 41;
 /// ICMPv6.
 pub(crate) const ICMPV6: u32 = 58;
+/// Destination options, which a mobile node's signalling begins with. A raw socket is given a packet before the kernel judges
+/// the header, so it matters not whether the kernel knows the Home Address option.
+pub(crate) const DESTINATION_OPTIONS: u32 = 60;
+/// The routing header, which a home agent's signalling to a mobile node begins with.
+pub(crate) const ROUTING: u32 = 43;
+/// A socket of this protocol receives nothing, and sends packets with the IPv6 header that they bring.
+pub(crate) const WHOLE_PACKETS: u32 = 255;
 
 /// Room for what may wait in a socket: 10 ms at 3 Gb/s.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -27,6 +35,11 @@ const BUFFER_BYTES: usize = 4 << 20;
 const LOAD_WORD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
+const LOAD_BYTE: u16 = 0x30;
+/// Where a filter finds the hop limit: SKF_NET_OFF + 7.
+const HOP_LIMIT: u32 = (-0x10_0000_i32 + 7) as u32;
+/// That of a packet that no router has passed on.
+const FROM_THE_LINK: u32 = 255;
 /// Where a filter finds the index of the interface by which a packet came: SKF_AD_OFF + SKF_AD_IFINDEX.
 const INPUT_INTERFACE: u32 = (-0x1000_i32 + 8) as u32;
 /// A filter has at most 4096 instructions.
@@ -66,6 +79,18 @@ impl RawSocket {
         }
         program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
         SockRef::from(self.0.get_ref()).attach_filter(&program)
+    }
+
+    /// From now on only what comes from the link of this interface itself is received.
+    pub(crate) fn only_from_link(&self, interface: &str) -> io::Result<()> {
+        let socket = SockRef::from(self.0.get_ref());
+        socket.bind_device(Some(interface.as_bytes()))?;
+        socket.attach_filter(&[
+            SockFilter::new(LOAD_BYTE, 0, 0, HOP_LIMIT),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, FROM_THE_LINK),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+            SockFilter::new(RETURN, 0, 0, 0),
+        ])
     }
 
     /// Router advertisements must come from the link itself (RFC 4861 section 6.1.2).

@@ -4,6 +4,8 @@
                      beside it a packet with its proof made right, and what they do wrong
   oracles.py read    takes {case: header} on standard input and prints for each null when pypcapkit reads the same as from
                      its own header, padding apart, else what is different
+  oracles.py register  takes a key, a digest and the two packets of a home registration, prints what scapy reads in them with
+                     checksum and proof judged, and the same registration as scapy makes it from the fields
 
 Bytes are hexadecimal. It never decides what is right: the cases are written twice, here and in src/cases.rs.
 """
@@ -235,6 +237,78 @@ def read(headers):
     return told
 
 
+def checksum(source, destination, message):
+    """RFC 6275 section 6.1.1, over these addresses; 0 when the one in the message is right."""
+    pseudo = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    words = pseudo + len(message).to_bytes(4, "big") + bytes([0, 0, 0, 135]) + message
+    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, len(words), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def proof(asked, care_of, home, before):
+    """RFC 4285 section 5.1; the part of the message before the authenticator, with any checksum in it."""
+    covered = socket.inet_pton(socket.AF_INET6, care_of) + socket.inet_pton(socket.AF_INET6, home)
+    covered += before[:4] + b"\0\0" + before[6:]
+    return hmac.new(bytes.fromhex(asked["key"]), covered, asked["digest"]).digest()[: asked["bytes"]]
+
+
+# Of the packet: IPv6, then 24 bytes of the Home Address option's or the routing header.
+MESSAGE_AT = 40 + 24
+
+
+def scapy_read(asked, packet):
+    shown = s.IPv6(packet)
+    options = shown.getlayer(s.IPv6ExtHdrDestOpt)
+    home = shown.getlayer(s.IPv6ExtHdrRouting).addresses[0] if options is None else None
+    if options is not None:
+        home = next(option.hoa for option in options.options if isinstance(option, s.HAO))
+    message = packet[MESSAGE_AT:]
+    care_of, ends = (shown.src, (home, shown.dst)) if options is not None else (shown.dst, (shown.src, home))
+    mh = shown.getlayer(s.MIP6MH_BU) or shown.getlayer(s.MIP6MH_BA)
+    auth = next(option for option in mh.options if isinstance(option, s.MIP6OptMsgAuth))
+    before = message[: message.rindex(auth.authdata)]
+    fields = {
+        "home": home, "care_of": care_of, "seq": mh.seq, "lifetime": mh.mhtime, "spi": auth.mspi, "subtype": auth.subtype,
+        "name": next((o.id.decode() for o in mh.options if isinstance(o, s.MIP6OptMNID)), None),
+        "time": next((o.timestamp for o in mh.options if isinstance(o, s.MIP6OptReplayProtection)), None),
+        "checksum": checksum(*ends, message) == 0,
+        "proof": proof(asked, care_of, home, before) == auth.authdata,
+    }
+    fields.update(status=mh.status) if shown.haslayer(s.MIP6MH_BA) else fields.update(flags=str(mh.flags))
+    return fields
+
+
+def scapy_make(asked, layers, ends, care_of, home):
+    """The packet with its proof in place of the marks, then its checksum."""
+    mark = b"authenticator..."[: asked["bytes"]]
+    auth = s.MIP6OptMsgAuth()
+    auth.mspi, auth.authdata = asked["spi"], mark
+    layers.lastlayer().options = layers.lastlayer().options + [auth]
+    packet = raw(layers)
+    message = packet[MESSAGE_AT:]
+    message = message.replace(mark, proof(asked, care_of, home, message[: message.index(mark)]))
+    message = message[:4] + b"\0\0" + message[6:]
+    summed = message[:4] + checksum(*ends, message).to_bytes(2, "big") + message[6:]
+    return (packet[:MESSAGE_AT] + summed).hex()
+
+
+def register(asked):
+    name = [s.MIP6OptMNID(id=asked["name"].encode())]
+    time = [s.MIP6OptReplayProtection(timestamp=asked["time"])]
+    update = s.IPv6(src=CARE_OF, dst=AGENT, hlim=64) / s.IPv6ExtHdrDestOpt(options=[s.HAO(hoa=HOME)])
+    update /= s.MIP6MH_BU(seq=asked["seq"], flags="AH", mhtime=15, options=name + time)
+    told = s.IPv6(src=AGENT, dst=CARE_OF, hlim=64) / s.IPv6ExtHdrRouting(type=2, addresses=[HOME])
+    told /= s.MIP6MH_BA(status=0, res2=0, seq=asked["seq"], mhtime=15, options=name)
+    return {
+        "read": {case: scapy_read(asked, bytes.fromhex(packet)) for case, packet in asked["packets"].items()},
+        "update": scapy_make(asked, update, (HOME, AGENT), CARE_OF, HOME),
+        "acknowledgement": scapy_make(asked, told, (AGENT, HOME), CARE_OF, HOME),
+    }
+
+
 if __name__ == "__main__":
-    answer = build() if sys.argv[1] == "build" else read(json.load(sys.stdin))
+    word = sys.argv[1]
+    answer = build() if word == "build" else {"read": read, "register": register}[word](json.load(sys.stdin))
     print(json.dumps(answer))

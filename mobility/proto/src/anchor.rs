@@ -47,6 +47,9 @@ pub struct Config {
     pub max_transient: TransientLifetime,
     /// How often it has started (RFC 5847 section 4.1).
     pub restart_counter: u32,
+    /// When it has started, by the wall clock in nanoseconds since 1970: what a mobile node has sent before may have been
+    /// accepted, and forgotten.
+    pub started_unix_ns: u64,
 }
 
 /// Who may register a mobile node, and how it proves that it is the one.
@@ -205,6 +208,17 @@ impl Anchor {
                 node.bind(now, registration, outputs);
             }
             node.floor = node.floor.max(floor);
+        });
+    }
+
+    /// What was so before a restart: a mobile node that registers itself, and whose key is authorized again, was bound to this
+    /// care-of address. It lasts for the longest lifetime, unless the node renews it.
+    pub fn restore_mobile_node(&mut self, now: Duration, name: &[u8], care_of: Ipv6Addr) {
+        self.change(name, |node, config, outputs| {
+            let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
+            if let Some(registration) = node.own_registration(care_of, expires) {
+                node.bind(now, registration, outputs);
+            }
         });
     }
 

@@ -91,6 +91,15 @@ impl Node {
         Some(Registration { spi, epoch, sender, expires })
     }
 
+    /// What a mobile node's own key registers.
+    pub(super) fn own_registration(&self, care_of: Ipv6Addr, expires: Duration) -> Option<Registration> {
+        let own = |grant: &&Grant| grant.authorization.registrant == Registrant::MobileNode;
+        let grant = self.grants.iter().find(own)?;
+        let sender = Covered { care_of, peer: self.prefix.address() };
+        let (spi, epoch) = (grant.authorization.key.spi(), grant.epoch());
+        Some(Registration { spi, epoch, sender, expires })
+    }
+
     pub(super) fn deadline(&self) -> Option<Duration> {
         let registrations =
             self.active.iter().chain(&self.transient).map(|registration| registration.expires);

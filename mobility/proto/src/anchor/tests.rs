@@ -21,6 +21,7 @@ fn config() -> Config {
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(2000),
         restart_counter: 5,
+        started_unix_ns: 0,
     }
 }
 

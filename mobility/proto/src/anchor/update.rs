@@ -70,7 +70,7 @@ impl Came<'_> {
 impl Node {
     pub(super) fn update(&mut self, came: &Came<'_>, config: &Config, outputs: &mut VecDeque<Output>) {
         let Some(grant) = self.grant(came.spi) else { return };
-        let judged = self.judge(came, grant);
+        let judged = self.judge(came, grant, config);
         let (epoch, lifetime) = (grant.epoch(), came.update.lifetime.min(config.max_lifetime));
         let registration = |expires| Registration { spi: came.spi, epoch, sender: came.sender, expires };
         let until = came.now + Duration::from_secs(lifetime.as_secs().into());
@@ -99,10 +99,10 @@ impl Node {
         self.send_revocations(came.now, config, outputs);
     }
 
-    fn judge(&self, came: &Came<'_>, grant: &Grant) -> Result<Accepted, Status> {
+    fn judge(&self, came: &Came<'_>, grant: &Grant, config: &Config) -> Result<Accepted, Status> {
         match grant.authorization.registrant {
             Registrant::Gateway { .. } => self.judge_gateway(came)?,
-            Registrant::MobileNode => self.judge_mobile_node(came)?,
+            Registrant::MobileNode => self.judge_mobile_node(came, config)?,
         }
         let epoch = grant.epoch();
         let other = |registration: &Registration| registration.spi != came.spi;
@@ -149,14 +149,15 @@ impl Node {
     }
 
     /// RFC 6275 section 10.3.1, RFC 4285 sections 5 and 6.
-    fn judge_mobile_node(&self, came: &Came<'_>) -> Result<(), Status> {
+    fn judge_mobile_node(&self, came: &Came<'_>, config: &Config) -> Result<(), Status> {
         let sent = came.option(|option| match option {
             MobilityOption::MessageIdentification(time) => Some(time.0),
             _ => None,
         });
         let window = |sent: u64| {
             let ours = NtpTimestamp::from_unix_ns(came.unix_ns).0;
-            sent.abs_diff(ours) <= (REPLAY_WINDOW_NS / 1_000_000_000) << 32
+            let started = NtpTimestamp::from_unix_ns(config.started_unix_ns).0;
+            sent >= started && sent.abs_diff(ours) <= (REPLAY_WINDOW_NS / 1_000_000_000) << 32
         };
         if came.update.flags.contains(BindingUpdateFlags::PROXY) {
             return Err(Status::MAG_NOT_AUTHORIZED);

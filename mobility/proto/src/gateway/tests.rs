@@ -73,6 +73,7 @@ impl World {
             max_lifetime: BindingLifetime::from_secs(600),
             max_transient: TransientLifetime::from_ms(10_000),
             restart_counter: 0,
+            started_unix_ns: 0,
         });
         for epoch in 1..=4 {
             let address = gateway_address((epoch as u16 + 1) % 2);

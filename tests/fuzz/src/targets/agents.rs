@@ -1,5 +1,5 @@
-//! A home agent and two gateways under orders and messages in any order, proved or not: the binding is only ever where a key
-//! was given for, no epoch comes back, and nobody gets more out than is put in.
+//! A home agent, two gateways and a mobile node under orders and messages in any order, proved or not: a binding is only ever
+//! where a key was given for or the mobile node has been, no epoch comes back, and nobody gets more out than is put in.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use mobility_proto::anchor::{self, Anchor, Authorization, Output, Registrant};
 use mobility_proto::auth::{Algorithm, Covered, SharedKey};
 use mobility_proto::gateway::{self, Gateway, Grant};
+use mobility_proto::node::{self, MobileNode};
 use mobility_proto::wire::*;
 
 use super::mobility::reprs;
@@ -14,6 +15,9 @@ use super::mobility::reprs;
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0);
 const NAME: &[u8] = b"vm";
+/// The home address of the mobile node, and its name.
+const NODES_HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 2, 0, 0, 0, 0x10);
+const NODE: &[u8] = b"node";
 const START_NS: u64 = 1_700_000_000_000_000_000;
 const BUFFER_BYTES: usize = 4096;
 /// An update and a revocation for each key are the most that may follow from one message.
@@ -30,21 +34,29 @@ fn grant(epoch: u8) -> Grant {
     Grant { key, node: NAME.to_vec(), prefix }
 }
 
+fn nodes_key() -> SharedKey {
+    SharedKey::new(400, Algorithm::HmacSha1_96, b"the mobile node's")
+}
+
 struct World {
     now: Duration,
     anchor: Anchor,
     gateways: [Gateway; 2],
+    node: MobileNode,
     epoch: u64,
+    /// For which care-of addresses of the mobile node there was ever a proof.
+    proved: Vec<Ipv6Addr>,
 }
 
 impl World {
     fn new() -> Self {
         let mut anchor = Anchor::new(anchor::Config {
             address: ANCHOR,
-            max_nodes: 1,
+            max_nodes: 2,
             max_lifetime: BindingLifetime::from_secs(600),
             max_transient: TransientLifetime::from_ms(10_000),
             restart_counter: 1,
+            started_unix_ns: START_NS,
         });
         for epoch in 1..=4 {
             let Grant { key, node, prefix } = grant(epoch);
@@ -62,7 +74,18 @@ impl World {
                 settle: Duration::from_millis(500),
             })
         });
-        Self { now: Duration::ZERO, anchor, gateways, epoch: 0 }
+        let prefix = Ipv6Prefix::new(NODES_HOME, 128).expect("128 is at most 128");
+        let (key, name, registrant) = (nodes_key(), NODE.to_vec(), Registrant::MobileNode);
+        let authorized = anchor.authorize(Authorization { key, node: name.clone(), prefix, registrant });
+        authorized.expect("there is room for two");
+        let node = MobileNode::new(node::Config {
+            home_address: NODES_HOME,
+            home_agent: ANCHOR,
+            name,
+            key: nodes_key(),
+            lifetime: BindingLifetime::from_secs(60),
+        });
+        Self { now: Duration::ZERO, anchor, gateways, node, epoch: 0, proved: Vec::new() }
     }
 
     fn unix_ns(&self) -> u64 {
@@ -77,6 +100,7 @@ impl World {
         for gateway in &mut self.gateways {
             let _ = gateway.handle_packet(now, unix_ns, packet);
         }
+        let _ = self.node.handle_packet(now, unix_ns, packet);
         let sent = self.drain();
         assert!(sent.len() <= MOST_ANSWERS, "{} packets follow from one", sent.len());
         if depth > 0 {
@@ -97,6 +121,14 @@ impl World {
                     sent.push(packet);
                 }
             }
+        }
+        while let Some(output) = self.node.poll_output() {
+            if let node::Output::Send(packet) = output {
+                sent.push(packet);
+            }
+        }
+        if let Some((care_of, _)) = self.anchor.binding(NODE) {
+            assert!(self.proved.contains(&care_of), "bound where the mobile node never was");
         }
         if let Some((care_of, epoch)) = self.anchor.binding(NAME) {
             assert!(epoch >= self.epoch, "epoch {epoch} comes back after {}", self.epoch);
@@ -161,6 +193,53 @@ impl World {
         sent.iter().for_each(|packet| self.deliver(packet, 2));
     }
 
+    fn node_order(&mut self, [what, at, ..]: [u8; 4], packet: &[u8]) {
+        let (now, unix_ns) = (self.now, self.unix_ns());
+        let care_of = address(at);
+        match what % 5 {
+            0 | 1 => {
+                self.proved.push(care_of);
+                self.node.attach(now, unix_ns, care_of);
+            }
+            2 => self.node.come_home(now, unix_ns),
+            3 => self.node.end(now, unix_ns),
+            _ => {
+                self.node.handle_tunnelled(if at % 2 == 0 { ANCHOR } else { care_of }, packet.to_vec());
+                self.node.handle_own(packet.to_vec());
+            }
+        }
+        let sent = self.drain();
+        sent.iter().for_each(|packet| self.deliver(packet, 2));
+    }
+
+    /// What somebody sends who has the mobile node's key.
+    fn node_message(&mut self, [what, ends, at, number]: [u8; 4], skew_ms: i8) {
+        let all = reprs();
+        let mut repr = all[usize::from(what) % all.len()].clone();
+        if let Message::BindingUpdate(update) = &mut repr.message {
+            update.sequence = SequenceNumber(number.into());
+            update.lifetime = BindingLifetime((ends >> 4).into());
+            update.flags = BindingUpdateFlags::HOME_REGISTRATION;
+        }
+        let sent_ns = self.unix_ns().saturating_add_signed(i64::from(skew_ms) * 100_000_000);
+        if ends & 1 == 0 {
+            repr.options = vec![MobilityOption::MessageIdentification(NtpTimestamp::from_unix_ns(sent_ns))];
+        }
+        let care_of = address(at);
+        let addresses = if ends & 2 == 0 {
+            Addresses { home_address: Some(NODES_HOME), ..Addresses::direct(care_of, ANCHOR) }
+        } else {
+            Addresses { routed_to: Some(NODES_HOME), ..Addresses::direct(ANCHOR, care_of) }
+        };
+        let covered = Covered { care_of, peer: NODES_HOME };
+        if let Ok(message) = nodes_key().emit(&repr, addresses.endpoints(), covered)
+            && let Ok(header) = MobilityHeader::new_checked(&message)
+        {
+            self.proved.push(care_of);
+            self.deliver(&addresses.emit(header), 2);
+        }
+    }
+
     fn data(&mut self, [what, from, ..]: [u8; 4], packet: &[u8]) {
         let from = [ANCHOR, address(0), address(1), HOME][usize::from(from % 4)];
         let mut whole = vec![0x60; 8];
@@ -183,16 +262,19 @@ pub(super) fn orders(bytes: &[u8]) {
     let mut rest = bytes;
     while let Some(([what, words @ ..], behind)) = rest.split_first_chunk::<5>() {
         rest = behind;
-        match what % 5 {
+        match what % 7 {
             0 => world.message(*words, rest),
             1 => world.order(*words),
             2 => world.data(*words, &rest[..rest.len().min(64)]),
             3 => world.deliver(rest, 1),
+            5 => world.node_order(*words, &rest[..rest.len().min(64)]),
+            6 => world.node_message(*words, rest.len() as i8),
             _ => {
                 world.now += Duration::from_millis(u64::from(words[0]) * 50);
                 let (now, unix_ns) = (world.now, world.unix_ns());
                 world.anchor.handle_timeout(now);
                 world.gateways.iter_mut().for_each(|gateway| gateway.handle_timeout(now, unix_ns));
+                world.node.handle_timeout(now, unix_ns);
                 let sent = world.drain();
                 sent.iter().for_each(|packet| world.deliver(packet, 2));
             }
@@ -207,5 +289,9 @@ pub(super) fn histories() -> Vec<Vec<u8>> {
     let given_up = [order(0, 0), order(1, 1), wait, order(2, 0), order(4, 0), order(5, 1), wait, wait];
     let messages =
         [[0, 16, 0xf4, 1, 1], [0, 16, 0xf4, 2, 2], [0, 5, 0, 1, 1], [2, 0, 0, 0, 0], [3, 0, 0, 0, 0]];
-    [a_move.concat(), given_up.concat(), messages.concat()].into()
+    let node = |what: u8, at: u8| [5, what, at, 0, 0];
+    let roams = [node(0, 0), wait, node(0, 1), node(4, 0), wait, node(2, 0), node(0, 0), node(3, 0), wait];
+    let posing =
+        [[6, 16, 0xf0, 1, 1], [6, 16, 0x10, 0, 2], [6, 17, 0xf2, 1, 3], node(0, 0), [6, 16, 0, 1, 9]];
+    [a_move.concat(), given_up.concat(), messages.concat(), roams.concat(), posing.concat()].into()
 }
