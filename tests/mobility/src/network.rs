@@ -252,7 +252,7 @@ fn platform(host: Host, guest: &Namespace, port: &'static str) -> Result<Platfor
 }
 
 /// The link itself stays up, as a tap interface does while its machine is paused.
-fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<()> {
+pub(crate) fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<()> {
     let (disabled, forwarding) = (0, 3);
     let state = if forwards { forwarding } else { disabled };
     // What `ip link set PORT type bridge_slave state` says is undone by the kernel at once.

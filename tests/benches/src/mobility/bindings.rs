@@ -82,6 +82,7 @@ fn in_the_core(bindings: u32) -> Result<Samples> {
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(10_000),
         restart_counter: 0,
+        started_unix_ns: 0,
     });
     let start = Instant::now();
     for number in 0..bindings {

@@ -21,7 +21,7 @@ pub(super) struct Curve {
 
 /// The paper's downtime at no delay; it rises with the delay.
 const PAPER_MS: f64 = 2500.0;
-const COLOURS: [&str; 2] = ["#c2410c", "#1d4ed8"];
+const COLOURS: [&str; 3] = ["#15803d", "#c2410c", "#1d4ed8"];
 /// Powers of ten from the lowest line to the highest.
 const DECADES: i32 = 4;
 const LEFT: f64 = 70.0;

@@ -3,17 +3,20 @@
 //! namespace, its pause is 20 ms, and what the same pause costs without a move is taken off.
 //!
 //! Each run has a network of its own: the guest is registered, paused and resumed where it is (the control), moves to the
-//! other platform, which was prepared, and back to the first, which was not.
+//! other platform, which was prepared, and back to the first, which was not. Then another, whose guest is a mobile node
+//! that the platforms know nothing of: it is unplugged and plugged in again where it is (its control), then at the other
+//! platform, whose router advertises as often as the paper's.
 
 mod bindings;
 mod drawing;
 mod rates;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::files;
-use mobility_lab::{Heard, Network, Stream};
+use harness::{Namespace, files};
+use mobility_lab::{Heard, Network, Roaming, Stream};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
@@ -27,7 +30,7 @@ const GAP: Metric = Metric { name: "gap", unit: "ms", better: Better::Less };
 const GAP_P95: Metric = Metric { name: "gap_p95", unit: "ms", better: Better::Less };
 const LOST: Metric = Metric { name: "lost", unit: "packets", better: Better::Less };
 const REORDERED: Metric = Metric { name: "reordered", unit: "packets", better: Better::Less };
-/// From the word that the guest runs to the acknowledgement.
+/// From the word that the guest runs, or from the carrier of a mobile node's link, to the acknowledgement.
 const REGISTRATION: Metric = Metric { name: "registration", unit: "ms", better: Better::Less };
 
 /// For how long the guest is paused.
@@ -52,11 +55,19 @@ struct Point {
     control: Samples,
     proactive: Moved,
     reactive: Moved,
+    node_registration: Samples,
+    node_control: Samples,
+    node: Moved,
 }
 
 impl Point {
-    fn moved(&self) -> [(&'static str, &Moved); 2] {
-        [("proxy-proactive", &self.proactive), ("proxy-reactive", &self.reactive)]
+    /// Each kind of move, with how long the first registration took and the gap of its pause alone.
+    fn moved(&self) -> [(&'static str, &Moved, &Samples, &Samples); 3] {
+        [
+            ("proxy-proactive", &self.proactive, &self.registration, &self.control),
+            ("proxy-reactive", &self.reactive, &self.registration, &self.control),
+            ("node", &self.node, &self.node_registration, &self.node_control),
+        ]
     }
 }
 
@@ -76,6 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for run in 1..=options.runs {
         for point in &mut points {
             measure(&runtime, point)
+                .and_then(|()| measure_node(&runtime, point))
                 .with_context(|| format!("run {run} at {} ms of round trip", point.round_trip_ms))?;
         }
         println!("run {run} of {}", options.runs);
@@ -97,7 +109,8 @@ fn measure(runtime: &Runtime, point: &mut Point) -> Result<()> {
     let network = Network::start(round_trip)?;
     runtime.block_on(async {
         point.registration.push(ms(network.appear(0, 1).await?));
-        let control = heard(&network, round_trip, async || {
+        let ends = (&network.correspondent, &network.guest);
+        let control = heard(ends, round_trip, async || {
             network.pause(0)?;
             sleep(PAUSE).await;
             network.resume(0)
@@ -105,10 +118,31 @@ fn measure(runtime: &Runtime, point: &mut Point) -> Result<()> {
         .await?;
         let control = ms(control.longest_gap);
         point.control.push(control);
-        let moved = heard(&network, round_trip, async || network.move_proactive(1, 2, PAUSE).await).await?;
+        let moved = heard(ends, round_trip, async || network.move_proactive(1, 2, PAUSE).await).await?;
         point.proactive.push(&moved, control);
-        let moved = heard(&network, round_trip, async || network.move_reactive(0, 3, PAUSE).await).await?;
+        let moved = heard(ends, round_trip, async || network.move_reactive(0, 3, PAUSE).await).await?;
         point.reactive.push(&moved, control);
+        Ok(())
+    })
+}
+
+/// One run of a mobile node.
+fn measure_node(runtime: &Runtime, point: &mut Point) -> Result<()> {
+    let round_trip = Duration::from_millis(point.round_trip_ms.into());
+    let network = Roaming::start(round_trip)?;
+    runtime.block_on(async {
+        point.node_registration.push(ms(network.appear(0).await?));
+        let ends = (&network.correspondent, &network.guest);
+        let control = heard(ends, round_trip, async || {
+            network.unplug(0)?;
+            sleep(PAUSE).await;
+            network.plug(0)
+        })
+        .await?;
+        let control = ms(control.longest_gap);
+        point.node_control.push(control);
+        let moved = heard(ends, round_trip, async || network.move_to(1, PAUSE).await).await?;
+        point.node.push(&moved, control);
         Ok(())
     })
 }
@@ -123,11 +157,10 @@ impl Moved {
 
 /// What is heard of a stream while `work` goes on.
 async fn heard(
-    network: &Network,
+    (from, to): (&Arc<Namespace>, &Arc<Namespace>),
     round_trip: Duration,
     work: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<Heard> {
-    let (from, to) = (&network.correspondent, &network.guest);
     let stream = Stream::start(from, to, Network::target(4000), INTERVAL)?;
     let margin = Duration::from_millis(100);
     sleep(round_trip + margin).await;
@@ -146,8 +179,13 @@ fn figures(point: &Point) -> Vec<Figure> {
         let case = format!("{mode}@{}ms", point.round_trip_ms);
         Figure::new("mobility", &case, metric, samples, None)
     };
-    let mut all = vec![new("proxy", REGISTRATION, &point.registration), new("control", GAP, &point.control)];
-    for (mode, moved) in point.moved() {
+    let mut all = vec![
+        new("proxy", REGISTRATION, &point.registration),
+        new("control", GAP, &point.control),
+        new("node", REGISTRATION, &point.node_registration),
+        new("node-control", GAP, &point.node_control),
+    ];
+    for (mode, moved, ..) in point.moved() {
         all.push(new(mode, GAP, &moved.gap));
         all.push(moved.gap.quantile(0.95).and_then(|p95| new(mode, GAP_P95, &p95.into())));
         all.push(new(mode, LOST, &moved.lost));
@@ -160,11 +198,11 @@ fn report(points: &[Point]) -> Result<String> {
     let heads = ["RTT, ms", "registration, ms", "control, ms", "mode", "gap, ms", "p95", "lost", "reordered"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for point in points {
-        for (mode, moved) in point.moved() {
+        for (mode, moved, registration, control) in point.moved() {
             rows.push(vec![
                 point.round_trip_ms.to_string(),
-                point.registration.show(),
-                point.control.show(),
+                registration.show(),
+                control.show(),
                 mode.to_owned(),
                 moved.gap.show(),
                 moved.gap.quantile(0.95).map(short).unwrap_or_default(),
@@ -189,5 +227,9 @@ fn draw(points: &[Point]) -> String {
         });
         Curve { name, spots: spots.collect() }
     };
-    drawing(&[curve("not expected", |point| &point.reactive), curve("expected", |point| &point.proactive)])
+    drawing(&[
+        curve("mobile node in the guest", |point| &point.node),
+        curve("not expected", |point| &point.reactive),
+        curve("expected", |point| &point.proactive),
+    ])
 }

@@ -44,6 +44,10 @@ pub const ORACLES: &[Package] = &[
     Package { name: "python3-venv", purpose: "holds two more of such programs" },
 ];
 
+/// What advertises a foreign link to a mobile node.
+pub const ROUTER: &[Package] =
+    &[Package { name: "radvd", purpose: "is the router of a link that a guest moves to" }];
+
 /// Installs what the lab needs and is missing; nothing when nothing is missing.
 ///
 /// # Errors

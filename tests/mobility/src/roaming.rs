@@ -1,0 +1,285 @@
+//! A guest that looks after its address itself, as a mobile node: it moves between two foreign links, each with a router of
+//! the paper's kind, radvd. The platforms know nothing of it.
+//!
+//! ```text
+//!   correspondent --- home agent ===(delay line)=== edge --- platform a (radvd) --+
+//!                                                       --- platform b (radvd) --+-- guest (mobile node)
+//! ```
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use harness::lab::apt::{self, ROUTER};
+use harness::{DelayLine, Namespace, Way};
+use mobility::anchor::{Authorization, Registrant};
+use mobility::auth::{Algorithm, SharedKey};
+use mobility::home_agent::HomeAgent;
+use mobility::mobile_node::{Config, Happened, MobileNode};
+use mobility::wire::Ipv6Prefix;
+use tokio::sync::broadcast::Receiver;
+use tokio::time::{sleep, timeout};
+
+use crate::Running;
+use crate::network::{HOME, home_agent_config, set_port};
+use crate::wires::{ANCHOR, Wires, join};
+
+/// The node's name.
+pub const NAI: &str = "node@example.org";
+/// The guest's interface, a bridge of which one port at a time is connected: it has a carrier where it is plugged in.
+const LINK: &str = "eth0";
+/// Longer than anything takes here, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One of the two foreign links.
+#[derive(Debug)]
+struct Site {
+    /// Where the router is.
+    _namespace: Arc<Namespace>,
+    prefix: Ipv6Prefix,
+    /// The guest's interface on this link.
+    port: &'static str,
+    router: Child,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.router.kill();
+        let _ = self.router.wait();
+    }
+}
+
+/// The lab.
+#[derive(Debug)]
+pub struct Roaming {
+    /// The guest's namespace.
+    pub guest: Arc<Namespace>,
+    /// The correspondent's namespace.
+    pub correspondent: Arc<Namespace>,
+    /// The home agent's namespace.
+    pub anchor: Arc<Namespace>,
+    /// The line between home agent and platforms.
+    pub line: Option<DelayLine>,
+    /// The home agent.
+    pub home_agent: Running<HomeAgent>,
+    /// The node, in the guest.
+    pub node: Running<MobileNode>,
+    sites: [Site; 2],
+    _edge: Arc<Namespace>,
+}
+
+/// The key that node and home agent share.
+#[must_use]
+pub fn key() -> SharedKey {
+    SharedKey::new(0x1_0001, Algorithm::HmacSha256_128, &[7; 32])
+}
+
+/// What lets the node register.
+///
+/// # Panics
+/// Never: 128 is a length.
+#[must_use]
+pub fn authorization() -> Authorization {
+    let prefix = Ipv6Prefix::new(HOME, 128).expect("128 is a length");
+    Authorization { key: key(), node: NAI.into(), prefix, registrant: Registrant::MobileNode }
+}
+
+impl Roaming {
+    /// Makes the network and starts the agents; the guest is plugged in nowhere. From a platform to the home agent and back
+    /// takes `round_trip`.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn start(round_trip: Duration) -> Result<Self> {
+        apt::install(ROUTER)?;
+        let wires = Wires::lay(Some(1))?;
+        wires.set_round_trip(round_trip);
+        let Wires { anchor, platforms: [a, b], correspondent, line, edge } = wires;
+        let guest = Arc::new(Namespace::new()?);
+        guest.ip(&format!("link add {LINK} type bridge mcast_snooping 0 ageing_time 0"))?;
+        guest.ip(&format!("link set {LINK} address 02:00:00:00:00:10 up"))?;
+        let sites = [
+            site(&a.namespace, &edge, a.address, &guest, "port-a")?,
+            site(&b.namespace, &edge, b.address, &guest, "port-b")?,
+        ];
+        let home_agent = Running::start(&anchor.namespace, async || {
+            let home_agent = HomeAgent::start(home_agent_config()).await?;
+            home_agent.authorize(authorization()).await??;
+            anyhow::Ok(home_agent)
+        })?;
+        let node = start_node(&guest)?;
+        let (anchor, correspondent) = (anchor.namespace, correspondent.namespace);
+        Ok(Self { guest, correspondent, anchor, line, home_agent, node, sites, _edge: edge })
+    }
+
+    /// Changes the line, both ways.
+    pub fn set_line(&self, way: Way) {
+        if let Some(line) = &self.line {
+            line.set_both(way);
+        }
+    }
+
+    /// The guest is plugged in nowhere.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn unplug(&self, site: usize) -> Result<()> {
+        set_port(&self.guest, self.sites[site].port, false)
+    }
+
+    /// The guest is plugged in at this site.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn plug(&self, site: usize) -> Result<()> {
+        set_port(&self.guest, self.sites[site].port, true)
+    }
+
+    /// The guest appears at `site`: how long until it is registered.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn appear(&self, site: usize) -> Result<Duration> {
+        let mut events = self.node.handle.events();
+        self.plug(site)?;
+        let start = Instant::now();
+        self.registered(&mut events, site).await?;
+        Ok(start.elapsed())
+    }
+
+    /// The guest moves to `to`, and is paused for `pause`. Ends when it is registered there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn move_to(&self, to: usize, pause: Duration) -> Result<()> {
+        let mut events = self.node.handle.events();
+        self.unplug(1 - to)?;
+        sleep(pause).await;
+        self.plug(to)?;
+        self.registered(&mut events, to).await
+    }
+
+    /// The guest moves to `to` without that its link was away for a moment.
+    ///
+    /// # Errors
+    /// When it is not registered there.
+    pub async fn slip_to(&self, to: usize) -> Result<()> {
+        let mut events = self.node.handle.events();
+        self.plug(to)?;
+        self.unplug(1 - to)?;
+        self.registered(&mut events, to).await
+    }
+
+    /// Where the home agent sends what is for the guest.
+    ///
+    /// # Errors
+    /// When the home agent has ended.
+    pub async fn care_of(&self) -> Result<Option<Ipv6Addr>> {
+        Ok(self.home_agent.handle.binding(NAI).await?.map(|binding| binding.care_of))
+    }
+
+    /// Whether this address is of a site's link.
+    #[must_use]
+    pub fn is_at(&self, care_of: Ipv6Addr, site: usize) -> bool {
+        self.sites[site].prefix.contains(care_of)
+    }
+
+    /// Where the correspondent sends to.
+    #[must_use]
+    pub fn target(port: u16) -> SocketAddr {
+        (HOME, port).into()
+    }
+
+    /// Puts another home agent in place of the present one, which dies as in a crash.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn restart_home_agent(&mut self) -> Result<()> {
+        let care_of = self.care_of().await?;
+        self.home_agent.kill();
+        self.home_agent = Running::start(&self.anchor, async move || {
+            let home_agent = HomeAgent::start(home_agent_config()).await?;
+            home_agent.authorize(authorization()).await??;
+            if let Some(care_of) = care_of {
+                home_agent.restore_mobile_node(NAI, care_of).await?;
+            }
+            anyhow::Ok(home_agent)
+        })?;
+        Ok(())
+    }
+
+    /// Puts another node in place of the present one, which dies as in a crash.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub fn restart_node(&mut self) -> Result<()> {
+        self.node.kill();
+        self.node = start_node(&self.guest)?;
+        Ok(())
+    }
+
+    /// Waits until the node is registered at `site`.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn registered(&self, events: &mut Receiver<Happened>, site: usize) -> Result<()> {
+        let wait = async {
+            loop {
+                match events.recv().await.context("the node has ended")? {
+                    Happened::Registered(care_of) if self.is_at(care_of, site) => return Ok(()),
+                    Happened::Refused(status) => bail!("the home agent refuses: {status}"),
+                    _ => {}
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.context("waiting for the node to be registered")?
+    }
+}
+
+fn start_node(guest: &Arc<Namespace>) -> Result<Running<MobileNode>> {
+    Running::start(guest, async || {
+        MobileNode::start(Config {
+            home_address: HOME,
+            home_agent: ANCHOR,
+            name: NAI.to_owned(),
+            key: key(),
+            link: LINK.to_owned(),
+            interface: "lh-node".to_owned(),
+        })
+        .await
+    })
+}
+
+/// A link at a platform, with a router that advertises as often as the paper's.
+fn site(
+    namespace: &Arc<Namespace>,
+    edge: &Namespace,
+    platform: Ipv6Addr,
+    guest: &Namespace,
+    port: &'static str,
+) -> Result<Site> {
+    let mut segments = platform.segments();
+    (segments[3], segments[7]) = (1, 0);
+    let prefix = Ipv6Prefix::new(segments.into(), 64).context("64 is a length")?;
+    segments[7] = 1;
+    let router = Ipv6Addr::from(segments);
+    join((namespace, "guests", &format!("{router}/64")), (guest, port, ""))?;
+    guest.ip(&format!("link set {port} master {LINK}"))?;
+    set_port(guest, port, false)?;
+    edge.ip(&format!("-6 route add {prefix} via {platform}"))?;
+    let config = tempfile::NamedTempFile::new()?;
+    let text = format!(
+        "interface guests {{ AdvSendAdvert on; MinRtrAdvInterval 0.03; MaxRtrAdvInterval 0.07;\n\
+         MinDelayBetweenRAs 0.03; AdvIntervalOpt on;\n\
+         prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }}; }};\n"
+    );
+    std::fs::write(config.path(), text)?;
+    let mut command = Command::new("radvd");
+    command.args(["--nodaemon", "--logmethod", "none", "--pidfile"]).arg(config.path().with_extension("pid"));
+    command.arg("--config").arg(config.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    let router = namespace.spawn(&mut command)?;
+    Ok(Site { _namespace: Arc::clone(namespace), prefix, port, router, _config: config })
+}
