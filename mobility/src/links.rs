@@ -48,7 +48,7 @@ pub struct LinkError {
     pub(crate) source: rtnetlink::Error,
 }
 
-pub(crate) use carrier::{Carrier, Changes};
+pub(crate) use carrier::{Answered, Carrier, Changes};
 
 type Result<T> = std::result::Result<T, LinkError>;
 

@@ -19,10 +19,13 @@ use tokio::time::Instant;
 pub use mobility_proto::node::Happened;
 
 use crate::agent::{AgentError, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns};
-use crate::links::{Carrier, Changes, Links};
+use crate::links::{Answered, Carrier, Changes, Links};
 use crate::plane::{INNER_MTU, Plane, Side};
 use crate::raw::{ICMPV6, MOBILITY_HEADER, ROUTING, RawSocket, WHOLE_PACKETS};
 
+/// How long the kernel may take until it answers for a new address, which it sees to beside other work. A packet that comes
+/// before is lost.
+const ANSWER: Duration = Duration::from_millis(50);
 /// How long the home agent has to hear that the node has ended.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -65,6 +68,7 @@ impl MobileNode {
         let links = Links::connect().map_err(opening("rtnetlink"))?;
         let changes = Changes::open().map_err(opening("rtnetlink"))?;
         let carrier = links.carrier(&config.link, changes).await?;
+        let answered = Answered::open().map_err(opening("rtnetlink"))?;
         let open = |protocol, what: &str| RawSocket::open(protocol, any, 0).map_err(opening(what));
         let signalling = open(MOBILITY_HEADER, "a socket for signalling")?;
         let routed = open(ROUTING, "a socket for signalling behind a routing header")?;
@@ -93,6 +97,7 @@ impl MobileNode {
             movement: Movement::default(),
             care_of: None,
             carrier,
+            answered,
             sockets: Sockets { signalling, routed, neighbours },
             sender,
             plane,
@@ -159,6 +164,7 @@ struct Agent {
     /// Where it is, as the kernel has been told, and on which interface.
     care_of: Option<(u32, Ipv6Addr)>,
     carrier: Carrier,
+    answered: Answered,
     sockets: Sockets,
     sender: RawSocket,
     plane: Plane,
@@ -206,6 +212,8 @@ impl Agent {
                         return None;
                     }
                 },
+                // Only what comes after a care-of address was added is waited for.
+                Some(_) = self.answered.next() => {}
                 received = self.sockets.receive(&mut buffers) => match received {
                     Ok(received) => self.received(received),
                     Err(error) => {
@@ -310,6 +318,10 @@ impl Agent {
         if let Err(error) = self.links.attach_care_of(index, care_of, router).await {
             tracing::warn!("the link of {} cannot be used: {error}", router.address);
             return;
+        }
+        let answers = async { while self.answered.next().await.is_some_and(|address| address != care_of) {} };
+        if tokio::time::timeout(ANSWER, answers).await.is_err() {
+            tracing::debug!("the kernel has not said that it answers for {care_of}");
         }
         let before = self.care_of.replace((index, care_of));
         self.node.attach(self.start.elapsed(), unix_ns(), care_of);

@@ -1,26 +1,70 @@
-//! One interface's carrier, as the kernel tells of it. Changes nothing.
+//! One interface's carrier, and the addresses that become usable, as the kernel tells of them. Changes nothing.
+
+use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 use super::{Links, Result};
+
+/// What the kernel tells of one kind, from when this was made.
+fn told<T: Send + 'static>(
+    group: MulticastGroup,
+    pick: fn(RouteNetlinkMessage) -> Option<T>,
+) -> std::io::Result<BoxStream<'static, T>> {
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[group])?;
+    tokio::spawn(connection);
+    let picked = messages.filter_map(move |(message, _)| {
+        std::future::ready(match message.payload {
+            NetlinkPayload::InnerMessage(message) => pick(message),
+            _ => None,
+        })
+    });
+    Ok(picked.boxed())
+}
 
 /// What the kernel tells of links, from when this was made.
 pub(crate) struct Changes(BoxStream<'static, LinkMessage>);
 
 impl Changes {
     pub(crate) fn open() -> std::io::Result<Self> {
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-        tokio::spawn(connection);
-        let links = messages.filter_map(async |(message, _)| match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Some(link),
+        let links = told(MulticastGroup::Link, |message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
             _ => None,
-        });
-        Ok(Self(links.boxed()))
+        })?;
+        Ok(Self(links))
+    }
+}
+
+/// The addresses that the kernel answers for, from when this was made.
+pub(crate) struct Answered(BoxStream<'static, AddressMessage>);
+
+impl Answered {
+    pub(crate) fn open() -> std::io::Result<Self> {
+        let addresses = told(MulticastGroup::Ipv6Ifaddr, |message| match message {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        })?;
+        Ok(Self(addresses))
+    }
+
+    /// Waits for the next one; `None` when the kernel tells no more.
+    pub(crate) async fn next(&mut self) -> Option<Ipv6Addr> {
+        loop {
+            let message = self.0.next().await?;
+            let address = message.attributes.into_iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V6(address)) => Some(address),
+                _ => None,
+            });
+            if address.is_some() {
+                return address;
+            }
+        }
     }
 }
 

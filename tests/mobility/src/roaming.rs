@@ -6,12 +6,12 @@
 //!                                                       --- platform b (radvd) --+-- guest (mobile node)
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use harness::lab::apt::{self, ROUTER};
 use harness::{DelayLine, Namespace, Way};
 use mobility::anchor::{Authorization, Registrant};
@@ -24,12 +24,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::Running;
 use crate::network::{HOME, home_agent_config, set_port};
+use crate::raw::{ICMPV6, Raw};
 use crate::wires::{ANCHOR, Wires, join};
 
 /// The node's name.
 pub const NAI: &str = "node@example.org";
 /// The guest's interface, a bridge of which one port at a time is connected: it has a carrier where it is plugged in.
 const LINK: &str = "eth0";
+const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Longer than anything takes here, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -110,6 +112,12 @@ impl Roaming {
             home_agent.authorize(authorization()).await??;
             anyhow::Ok(home_agent)
         })?;
+        for platform in [&a, &b] {
+            // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
+            let _ = platform
+                .namespace
+                .enter(|| TcpStream::connect_timeout(&(ANCHOR, 1).into(), Duration::from_secs(5)))?;
+        }
         let node = start_node(&guest)?;
         let (anchor, correspondent) = (anchor.namespace, correspondent.namespace);
         Ok(Self { guest, correspondent, anchor, line, home_agent, node, sites, _edge: edge })
@@ -280,6 +288,12 @@ fn site(
     let mut command = Command::new("radvd");
     command.args(["--nodaemon", "--logmethod", "none", "--pidfile"]).arg(config.path().with_extension("pid"));
     command.arg("--config").arg(config.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    let hears = Raw::open(namespace, ICMPV6)?;
     let router = namespace.spawn(&mut command)?;
-    Ok(Site { _namespace: Arc::clone(namespace), prefix, port, router, _config: config })
+    let site = Site { _namespace: Arc::clone(namespace), prefix, port, router, _config: config };
+    let start = Instant::now();
+    while hears.hear(PATIENCE)?.is_none_or(|(_, message)| message[0] != ROUTER_ADVERTISEMENT) {
+        ensure!(start.elapsed() < PATIENCE, "radvd advertises nothing at {platform}");
+    }
+    Ok(site)
 }

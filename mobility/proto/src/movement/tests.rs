@@ -64,8 +64,8 @@ fn a_new_router_takes_the_place_of_one_that_is_silent_and_of_no_other() {
     let gone = router(1).address;
     let expected = [
         (0, Output::SolicitNeighbor(gone)),
-        (130, Output::SolicitNeighbor(gone)),
-        (160, Output::Settle(router(2))),
+        (115, Output::SolicitNeighbor(gone)),
+        (130, Output::Settle(router(2))),
     ];
     assert_eq!(run(&mut movement, 5000), expected);
 
@@ -74,7 +74,7 @@ fn a_new_router_takes_the_place_of_one_that_is_silent_and_of_no_other() {
     for (number, sign) in (0..10).flat_map(|number| signs.map(|sign| (number, sign))) {
         let mut movement = settled_at(1);
         movement.heard(ms(100 * number), Heard::Router(router(2)));
-        movement.heard(ms(100 * number + 20), sign);
+        movement.heard(ms(100 * number + 10), sign);
         movement.heard(ms(100 * number + 30), Heard::Neighbor(router(2).address));
         assert_eq!(run(&mut movement, 100 * number + 90), [(0, Output::SolicitNeighbor(gone))]);
     }
@@ -82,7 +82,7 @@ fn a_new_router_takes_the_place_of_one_that_is_silent_and_of_no_other() {
     let mut movement = settled_at(1);
     movement.heard(ms(100), Heard::Router(router(2)));
     movement.heard(ms(110), Heard::Neighbor(router(2).address));
-    assert_eq!(run(&mut movement, 5000).last(), Some(&(160, Output::Settle(router(2)))));
+    assert_eq!(run(&mut movement, 5000).last(), Some(&(130, Output::Settle(router(2)))));
 }
 
 #[test]
