@@ -22,12 +22,21 @@ pub(crate) enum Program {
     /// `--compression auto`, zstd at its default level: `max` is several times slower. `--force`, since an image's
     /// modification time has always changed. No cache: the repository is as near. Larger packs: fewer syncs.
     Restic,
-    /// No encryption and no files cache. Fixed blocks of 4 MiB with `--sparse`, as borg's manual says for disk images: three
-    /// times as fast as its rolling hash, at the same size.
-    Borg { compression: &'static str },
+    /// No encryption and no files cache, `--sparse`.
+    Borg { chunker: BorgChunker, compression: &'static str },
     /// SHA-256, which processors have instructions for; its default is SHA-512/256. Zstd is its default. No seed: it would
     /// hash the output once more. It never syncs.
     Casync,
+}
+
+/// Where borg cuts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BorgChunker {
+    /// Every 4 MiB, as its manual says for disk images: three times as fast as the other, at the same size. What moves by
+    /// less than that is stored again.
+    Fixed,
+    /// By content, as ours and the others do: its default.
+    Rolling,
 }
 
 /// Ours as it is by default.
@@ -35,13 +44,14 @@ pub(crate) const OURS: Program = Program::Ours { level: chunkstore::LEVEL };
 
 /// Ours first: as it is, then at the fastest levels at which it takes no more room than the peers that the figures set them
 /// against; see [`Program::rival`]. Then the peers.
-pub(crate) const ALL: [Program; 7] = [
+pub(crate) const ALL: [Program; 8] = [
     OURS,
     Program::Ours { level: 3 },
     Program::Ours { level: -4 },
     Program::Restic,
-    Program::Borg { compression: "lz4" },
-    Program::Borg { compression: "zstd,3" },
+    Program::Borg { chunker: BorgChunker::Fixed, compression: "lz4" },
+    Program::Borg { chunker: BorgChunker::Fixed, compression: "zstd,3" },
+    Program::Borg { chunker: BorgChunker::Rolling, compression: "lz4" },
     Program::Casync,
 ];
 
@@ -51,7 +61,10 @@ impl Program {
         match self {
             Self::Ours { level } => format!("longhaul {level}"),
             Self::Restic => "restic auto".to_owned(),
-            Self::Borg { compression } => format!("borg {compression}"),
+            Self::Borg { chunker: BorgChunker::Fixed, compression } => format!("borg {compression}"),
+            Self::Borg { chunker: BorgChunker::Rolling, compression } => {
+                format!("borg rolling {compression}")
+            }
             Self::Casync => "casync zstd".to_owned(),
         }
     }
@@ -59,7 +72,7 @@ impl Program {
     /// Which of ours a peer is measured against: the fastest that takes no more room.
     pub(crate) fn rival(self) -> Program {
         let level = match self {
-            Self::Borg { compression: "lz4" } => -4,
+            Self::Borg { compression: "lz4", .. } => -4,
             Self::Borg { .. } => 3,
             Self::Restic | Self::Casync | Self::Ours { .. } => return OURS,
         };
@@ -117,9 +130,13 @@ impl Program {
                 ]);
                 command.arg(file)
             }
-            Self::Borg { compression } => {
+            Self::Borg { chunker, compression } => {
                 command.args(["create", "--files-cache", "disabled", "--sparse", "--chunker-params"]);
-                command.args(["fixed,4194304", "--compression", compression]);
+                command.arg(match chunker {
+                    BorgChunker::Fixed => "fixed,4194304",
+                    BorgChunker::Rolling => "buzhash,19,23,21,4095",
+                });
+                command.args(["--compression", compression]);
                 command.arg(format!("{}::{name}", store.display())).arg(file)
             }
             Self::Casync => {

@@ -9,7 +9,7 @@ fn line(command: Result<Command>) -> String {
 #[test]
 fn commands_name_store_image_and_settings() {
     let (store, image, dir) = (Path::new("/w/store"), Path::new("/lab/a.raw"), Path::new("/w/out"));
-    let borg = Program::Borg { compression: "zstd,3" };
+    let borg = Program::Borg { chunker: BorgChunker::Fixed, compression: "zstd,3" };
     assert_eq!(
         line(borg.ingest(store, image, "new")),
         "borg create --files-cache disabled --sparse --chunker-params fixed,4194304 --compression zstd,3 \
@@ -31,7 +31,7 @@ fn only_stores_that_want_it_are_initialised() {
     let store = Path::new("/w/store");
     let with: Vec<String> =
         ALL.into_iter().filter(|program| program.init(store).unwrap().is_some()).map(Program::name).collect();
-    assert_eq!(with, ["restic auto", "borg lz4", "borg zstd,3"]);
+    assert_eq!(with, ["restic auto", "borg lz4", "borg zstd,3", "borg rolling lz4"]);
 }
 
 #[test]
