@@ -393,6 +393,12 @@ impl Agent {
                         guest.router.advertise();
                     }
                 }
+                Output::Anchor { answers: true } => {
+                    tracing::info!("the home agent answers; it is asked once more for every binding");
+                }
+                Output::Anchor { answers: false } => tracing::warn!(
+                    "the home agent does not answer any more: see that it runs and is reached; until then no address can move"
+                ),
                 Output::Event { node, happened } => {
                     let node = String::from_utf8_lossy(&node).into_owned();
                     // Nobody may be listening.

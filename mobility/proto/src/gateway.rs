@@ -23,6 +23,7 @@
 //! It never decides where a virtual machine runs: its owner says so, and the anchor judges by the ownership epoch.
 
 mod buffer;
+mod heartbeat;
 mod node;
 mod registration;
 
@@ -34,6 +35,7 @@ use crate::auth::{Covered, SharedKey};
 use crate::inner::{Inner, end_marker};
 use crate::received::{Received, Refusal};
 use crate::wire::*;
+use heartbeat::{Beat, Heard, Heartbeat};
 use node::{Node, Place};
 use registration::{Answered, Wanted};
 
@@ -103,6 +105,12 @@ pub enum Output {
         /// Its identifier.
         node: Vec<u8>,
     },
+    /// The anchor does not answer any more (RFC 5847 section 3.2); or it does again, or has been started anew, and is asked once
+    /// more for every binding.
+    Anchor {
+        /// Whether it answers.
+        answers: bool,
+    },
     /// Something has happened to a virtual machine.
     Event {
         /// Its identifier.
@@ -128,6 +136,7 @@ pub struct Gateway {
     nodes: BTreeMap<Vec<u8>, Node>,
     /// Whose a prefix is, by its lowest address.
     prefixes: BTreeMap<Ipv6Addr, Vec<u8>>,
+    heartbeat: Heartbeat,
     dropped: Dropped,
     outputs: VecDeque<Output>,
 }
@@ -140,6 +149,7 @@ impl Gateway {
             config,
             nodes: BTreeMap::new(),
             prefixes: BTreeMap::new(),
+            heartbeat: Heartbeat::default(),
             dropped: Dropped::default(),
             outputs: VecDeque::new(),
         }
@@ -253,6 +263,18 @@ impl Gateway {
             Message::HandoverAcknowledge { sequence, .. } => {
                 self.change(&name, now, unix_ns, |node, _, _| node.handover_acknowledged(from, sequence));
             }
+            Message::Heartbeat { response: true, unsolicited: false, sequence }
+                if from == self.config.anchor =>
+            {
+                let counter = repr.options.iter().find_map(|option| match option {
+                    MobilityOption::RestartCounter(counter) => Some(*counter),
+                    _ => None,
+                });
+                if self.heartbeat.answered(sequence, counter) == Heard::Back {
+                    self.outputs.push_back(Output::Anchor { answers: true });
+                    self.nodes.values_mut().for_each(|node| node.registration.renew(now));
+                }
+            }
             _ => return Err(Refusal::Type(repr.message.kind())),
         }
         Ok(())
@@ -313,6 +335,21 @@ impl Gateway {
         for name in due {
             self.change(&name, now, unix_ns, |_, _, _| {});
         }
+        self.beat(now);
+    }
+
+    /// Asks the anchor whether it is there, with the key of a machine that is here.
+    fn beat(&mut self, now: Duration) {
+        let Some(node) = self.nodes.values().find(|node| node.is_here()) else {
+            return self.heartbeat.rest();
+        };
+        let Some(Beat { sequence, falls_silent }) = self.heartbeat.poll(now) else { return };
+        if falls_silent {
+            self.outputs.push_back(Output::Anchor { answers: false });
+        }
+        let message = Message::Heartbeat { response: false, unsolicited: false, sequence };
+        let Config { address, anchor, .. } = self.config;
+        node.send(&node.grant.key, address, anchor, message, Vec::new(), &mut self.outputs);
     }
 
     /// What is to be done next, if anything.
@@ -323,7 +360,7 @@ impl Gateway {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called, if nothing comes before.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.nodes.values().filter_map(Node::deadline).min()
+        self.nodes.values().filter_map(Node::deadline).chain(self.heartbeat.deadline()).min()
     }
 
     /// What was not passed on so far.

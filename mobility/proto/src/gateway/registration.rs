@@ -63,6 +63,13 @@ impl Registration {
         (self.wanted, self.sends, self.is_answered, self.next) = (wanted, 0, false, Some(now));
     }
 
+    /// The anchor may have forgotten what it has accepted. Nothing to do for what it was never asked or has refused.
+    pub(super) fn renew(&mut self, now: Duration) {
+        if self.next.is_some() && self.wanted != Wanted::End {
+            self.next = Some(now);
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.next
     }

@@ -62,25 +62,32 @@ struct World {
     delivered: Vec<(usize, u32)>,
     events: Vec<(usize, Happened)>,
     advertised: u32,
+    /// Whether the anchor answers, as the gateways said.
+    answers: Vec<bool>,
     numbered: u32,
+}
+
+/// An anchor that knows every epoch's key and no binding.
+fn anchor(restart_counter: u32) -> Anchor {
+    let mut anchor = Anchor::new(AnchorConfig {
+        address: ANCHOR,
+        max_nodes: 1,
+        max_lifetime: BindingLifetime::from_secs(600),
+        max_transient: TransientLifetime::from_ms(10_000),
+        restart_counter,
+        started_unix_ns: 0,
+    });
+    for epoch in 1..=4 {
+        let address = gateway_address((epoch as u16 + 1) % 2);
+        let Grant { key, node, prefix } = grant(epoch);
+        let registrant = Registrant::Gateway { address, epoch };
+        anchor.authorize(Authorization { key, node, prefix, registrant }).unwrap();
+    }
+    anchor
 }
 
 impl World {
     fn new(delay_to_anchor: u64, delay_between: u64, fates: Vec<u8>) -> Self {
-        let mut anchor = Anchor::new(AnchorConfig {
-            address: ANCHOR,
-            max_nodes: 1,
-            max_lifetime: BindingLifetime::from_secs(600),
-            max_transient: TransientLifetime::from_ms(10_000),
-            restart_counter: 0,
-            started_unix_ns: 0,
-        });
-        for epoch in 1..=4 {
-            let address = gateway_address((epoch as u16 + 1) % 2);
-            let Grant { key, node, prefix } = grant(epoch);
-            let registrant = Registrant::Gateway { address, epoch };
-            anchor.authorize(Authorization { key, node, prefix, registrant }).unwrap();
-        }
         let gateway = |number| {
             Gateway::new(Config {
                 address: gateway_address(number),
@@ -93,7 +100,7 @@ impl World {
         };
         Self {
             now: Duration::ZERO,
-            anchor,
+            anchor: anchor(0),
             gateways: [gateway(0), gateway(1)],
             under_way: BTreeMap::new(),
             sent: 0,
@@ -103,6 +110,7 @@ impl World {
             delivered: Vec::new(),
             events: Vec::new(),
             advertised: 0,
+            answers: Vec::new(),
             numbered: 0,
         }
     }
@@ -153,6 +161,7 @@ impl World {
                     Output::Tunnel { to, packet } => self.put(own, to, Wire::Tunnelled(own, packet)),
                     Output::Deliver(packet) => self.delivered.push((at, number(&packet))),
                     Output::Advertise { .. } => self.advertised += 1,
+                    Output::Anchor { answers } => self.answers.push(answers),
                     Output::Event { happened, .. } => self.events.push((at, happened)),
                 }
             }
@@ -462,4 +471,48 @@ proptest! {
         all.sort_unstable();
         prop_assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "a packet came twice");
     }
+}
+
+#[test]
+fn an_anchor_that_was_started_anew_is_asked_again_long_before_the_renewal() {
+    let mut world = World::new(5, 1, vec![]);
+    world.gateways[0].config.lifetime = BindingLifetime::from_secs(600);
+    world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
+    world.run(61_000);
+    assert_eq!(world.anchor.binding(NAME), Some((gateway_address(0), 1)));
+    world.anchor = anchor(1);
+    world.run(60_000);
+    assert_eq!(world.anchor.binding(NAME), Some((gateway_address(0), 1)));
+    assert_eq!(world.answers, [true]);
+}
+
+#[test]
+fn an_anchor_that_does_not_answer_is_told_of_once_and_when_it_is_back() {
+    let mut world = served(5, 1, vec![]);
+    world.run(61_000);
+    assert_eq!(world.answers, []);
+    world.fates = vec![0; 100].into();
+    world.run(182_000);
+    assert_eq!(world.answers, []);
+    world.run(120_000);
+    assert_eq!(world.answers, [false]);
+    world.fates.clear();
+    world.run(60_000);
+    assert_eq!(world.answers, [false, true]);
+    assert_eq!(world.anchor.binding(NAME), Some((gateway_address(0), 1)));
+}
+
+#[test]
+fn an_answer_that_is_played_back_tells_nothing() {
+    let mut heartbeat = Heartbeat::default();
+    assert_eq!(heartbeat.poll(Duration::ZERO), None);
+    let ask = |heartbeat: &mut Heartbeat, at| heartbeat.poll(Duration::from_secs(at)).unwrap().sequence;
+    let first = ask(&mut heartbeat, 60);
+    assert_eq!(heartbeat.answered(first, Some(7)), Heard::Alive);
+    assert_eq!(heartbeat.answered(first, Some(8)), Heard::Nothing);
+    let second = ask(&mut heartbeat, 120);
+    assert_eq!(heartbeat.answered(first, Some(8)), Heard::Nothing);
+    assert_eq!(heartbeat.answered(second, Some(8)), Heard::Back);
+    heartbeat.rest();
+    assert_eq!(heartbeat.deadline(), None);
 }
