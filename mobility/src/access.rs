@@ -2,6 +2,8 @@
 //! with sockets, a clock and a tunnel interface. Where a virtual machine runs is said by its owner through
 //! [`AccessGateway`].
 
+mod ways;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -18,9 +20,11 @@ pub use mobility_proto::gateway::{Grant, Happened};
 
 use crate::advertise::Router;
 use crate::agent::{AgentError, Ends, Orders, opening, packet_of, send_signalling, sleep_until, unix_ns};
-use crate::links::Links;
+use crate::links::{LinkError, Links, OF_GATEWAY};
 use crate::plane::{Plane, Side};
 use crate::raw::RawSocket;
+use crate::tunnels::{DataPlane, Own, Peer, PlaneChoice};
+use ways::Ways;
 
 /// How long packets of the new way wait for the end of the old one: longer than any delay between platforms.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -36,6 +40,10 @@ pub struct Config {
     pub anchor: Ipv6Addr,
     /// The tunnel interface's name, at most 15 bytes.
     pub interface: String,
+    /// Who carries packets.
+    pub plane: PlaneChoice,
+    /// An address for tunnels alone, in the network of `address`, that nobody has: [`DataPlane::Seg6`] needs it.
+    pub user_plane: Option<Ipv6Addr>,
     /// How many bytes may wait for one virtual machine that is on its way: 1 Gb/s for 300 ms are 37.5 MB.
     pub buffer_bytes: usize,
 }
@@ -72,6 +80,7 @@ enum Command {
     Stay(String),
     Forget(String),
     Dropped(oneshot::Sender<Dropped>),
+    KeepOnly(oneshot::Sender<()>),
     End(oneshot::Sender<()>),
 }
 
@@ -80,20 +89,27 @@ enum Command {
 pub struct AccessGateway {
     orders: Orders<Command>,
     events: broadcast::Sender<Event>,
+    plane: DataPlane,
 }
 
 impl AccessGateway {
-    /// Starts it, after removing what a crash has left.
+    /// Starts it. What a crash has left is removed, but on a data plane of the kernel, where guests may be using it: there
+    /// [`keep_only`](Self::keep_only) removes what nobody needs.
     ///
     /// # Errors
     /// [`AgentError`].
     pub async fn start(config: Config) -> Result<Self, AgentError> {
-        let Ends { links, signalling, plane, index } = Ends::open(config.address, &config.interface).await?;
-        links.clear().await?;
-        links.attach_tunnel(&config.interface, index).await?;
+        let Config { address, anchor, user_plane, .. } = config;
+        let own = Own { address, user_plane, interface: config.interface };
+        let Ends { links, signalling, plane, tunnels, index } =
+            Ends::open(OF_GATEWAY, &own, config.plane).await?;
+        // Also a gateway without a further address says where it takes packets: so its home agent's kernel may send them.
+        let user_plane = Some(tunnels.user_plane().unwrap_or(address));
+        let ways = Ways::start(links.clone(), tunnels, &own, index, anchor).await?;
         let gateway = Gateway::new(gateway::Config {
-            address: config.address,
-            anchor: config.anchor,
+            address,
+            anchor,
+            user_plane,
             lifetime: BindingLifetime::from_secs(300),
             transient: TransientLifetime::from_ms(10_000),
             buffer_bytes: config.buffer_bytes,
@@ -102,18 +118,36 @@ impl AccessGateway {
         let (commands, inbox) = mpsc::channel(64);
         let (events, _) = broadcast::channel(256);
         let agent = Agent {
-            address: config.address,
+            address,
+            anchor,
             gateway,
             signalling,
             plane,
             links,
+            ways,
             guests: BTreeMap::new(),
             neighbours: HashSet::new(),
             events: events.clone(),
             start: Instant::now(),
         };
+        agent.refuse_from(&[])?;
+        let plane = agent.ways.plane();
         tokio::spawn(agent.run(inbox));
-        Ok(Self { orders: Orders(commands), events })
+        Ok(Self { orders: Orders(commands), events, plane })
+    }
+
+    /// Who carries packets.
+    #[must_use]
+    pub fn plane(&self) -> DataPlane {
+        self.plane
+    }
+
+    /// All virtual machines that run here are attached: what a crash has left for others is removed.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn keep_only(&self) -> Result<(), AgentError> {
+        self.orders.ask(Command::KeepOnly).await
     }
 
     /// Makes this the link between the virtual machine and this gateway.
@@ -229,10 +263,12 @@ impl Drop for Guest {
 
 struct Agent {
     address: Ipv6Addr,
+    anchor: Ipv6Addr,
     gateway: Gateway,
     signalling: RawSocket,
     plane: Plane,
     links: Links,
+    ways: Ways,
     guests: BTreeMap<String, Guest>,
     /// Guests' addresses that the kernel has been told of.
     neighbours: HashSet<Ipv6Addr>,
@@ -245,6 +281,7 @@ impl Agent {
         let mut buffer = vec![0; 4096];
         let ended = loop {
             let deadline = self.gateway.deadline().map(|deadline| self.start + deadline);
+            let deadline = deadline.into_iter().chain(self.ways.deadline()).min();
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(Command::End(reply)) => break Some(reply),
@@ -274,9 +311,10 @@ impl Agent {
             }
             self.gateway.handle_timeout(self.start.elapsed(), unix_ns());
             self.drain().await;
+            self.assign().await;
         };
         self.guests.clear();
-        if let Err(error) = self.links.clear().await {
+        if let Err(error) = self.ways.end().await {
             tracing::warn!("not all that the gateway told the kernel could be taken back: {error}");
         }
         drop(self);
@@ -308,6 +346,13 @@ impl Agent {
             Command::Dropped(reply) => {
                 let _ = reply.send(self.gateway.dropped());
             }
+            Command::KeepOnly(reply) => {
+                let interfaces = self.guests.values().map(|guest| guest.link.interface.as_str());
+                if let Err(error) = self.ways.keep_only(interfaces).await {
+                    tracing::warn!("what a crash has left is not all removed: {error}");
+                }
+                let _ = reply.send(());
+            }
             Command::End(_) => {}
         }
     }
@@ -327,6 +372,7 @@ impl Agent {
 
     async fn detach(&mut self, node: &str) {
         let Some(guest) = self.guests.remove(node) else { return };
+        self.ways.forget(node);
         let Link { interface, prefix, .. } = &guest.link;
         self.neighbours.retain(|address| !prefix.contains(*address));
         if let Err(error) = self.links.detach_guest(interface, *prefix).await {
@@ -340,8 +386,12 @@ impl Agent {
 
     /// No guest speaks for a gateway or the home agent.
     fn refuse_from(&self, interfaces: &[u32]) -> Result<(), AgentError> {
-        let refused =
-            self.signalling.refuse_from(interfaces).and_then(|()| self.plane.refuse_from(interfaces));
+        // What the kernel takes as well is the kernel's.
+        let twice = self.ways.taken_twice();
+        let refused = self
+            .signalling
+            .refuse_from(interfaces, &[])
+            .and_then(|()| self.plane.refuse_from(interfaces, &twice));
         refused.map_err(opening("sockets to all but guests"))
     }
 
@@ -368,8 +418,16 @@ impl Agent {
         let now = self.start.elapsed();
         match side {
             Side::Kernel(count) => {
-                let Self { plane, gateway, .. } = self;
-                plane.taken(count).for_each(|packet| gateway.handle_guest(packet.to_vec()));
+                let Self { plane, gateway, anchor, ways, .. } = self;
+                let in_kernel = ways.is_in_kernel();
+                for packet in plane.taken(count) {
+                    // What guests send does not come here when the kernel carries it; what the home agent sends does.
+                    if in_kernel {
+                        gateway.handle_tunnelled(now, *anchor, packet.to_vec());
+                    } else {
+                        gateway.handle_guest(packet.to_vec());
+                    }
+                }
             }
             Side::Tunnel => {
                 for (from, packet) in self.plane.tunnelled() {
@@ -399,6 +457,12 @@ impl Agent {
                 Output::Anchor { answers: false } => tracing::warn!(
                     "the home agent does not answer any more: see that it runs and is reached; until then no address can move"
                 ),
+                Output::AnchorAt(user_plane) => {
+                    let peer = Peer { address: self.anchor, user_plane };
+                    if let Err(error) = self.ways.reach(peer).await {
+                        tracing::warn!("the way to the home agent stays as it was: {error}");
+                    }
+                }
                 Output::Event { node, happened } => {
                     let node = String::from_utf8_lossy(&node).into_owned();
                     // Nobody may be listening.
@@ -408,5 +472,23 @@ impl Agent {
         }
         self.plane.flush().await;
         self.gateway.delivered(self.start.elapsed());
+    }
+
+    /// Has guests' packets carried by whoever may.
+    async fn assign(&mut self) {
+        let log = |node: &str, done: Result<(), LinkError>| {
+            if let Err(error) = done {
+                tracing::warn!("what comes for {node} takes the way it took: {error}");
+            }
+        };
+        for (node, guest) in &self.guests {
+            let by = self.gateway.carrier(node.as_bytes());
+            log(node, self.ways.assign(node, &guest.link, guest.index, by).await);
+        }
+        for node in self.ways.due(&self.plane) {
+            if let Some(guest) = self.guests.get(&node) {
+                log(&node, self.ways.take_over(&node, &guest.link, guest.index).await);
+            }
+        }
     }
 }

@@ -5,12 +5,14 @@ use std::net::Ipv6Addr;
 use std::time::SystemTime;
 
 use mobility_proto::inner::Inner;
+use rtnetlink::packet_route::route::RouteProtocol;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::links::{LinkError, Links};
 use crate::plane::{INNER_MTU, Plane};
 use crate::raw::{MOBILITY_HEADER, RawSocket};
+use crate::tunnels::{Own, PlaneChoice, Tunnels};
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,18 @@ pub enum AgentError {
     /// The kernel did not do what it was asked.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Segment routing has no address to take packets at.
+    #[error(
+        "data plane seg6 needs an address for tunnels alone: set user_plane to one that nobody has, in the network of the \
+         agent's own"
+    )]
+    NoUserPlane,
+    /// Somebody else uses segment routing here, with another source address.
+    #[error(
+        "data plane seg6 needs its own source address for all segment routing of this host, which has {0} already: see \
+         `ip sr tunsrc show`, or choose another data plane"
+    )]
+    TunnelSource(Ipv6Addr),
     /// The host does not forward packets.
     #[error(
         "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
@@ -53,22 +67,30 @@ pub(crate) struct Ends {
     pub(crate) links: Links,
     pub(crate) signalling: RawSocket,
     pub(crate) plane: Plane,
-    /// The tunnel interface's.
+    pub(crate) tunnels: Tunnels,
+    /// The TUN interface's.
     pub(crate) index: u32,
 }
 
 impl Ends {
-    /// Opens all of it at `address`, with a tunnel interface of this name, which is up then.
-    pub(crate) async fn open(address: Ipv6Addr, interface: &str) -> Result<Self, AgentError> {
+    /// Opens all of it for an agent of this origin, with the TUN interface up.
+    pub(crate) async fn open(
+        origin: RouteProtocol,
+        own: &Own,
+        choice: PlaneChoice,
+    ) -> Result<Self, AgentError> {
         check_forwarding()?;
-        let links = Links::connect().map_err(opening("rtnetlink"))?;
+        let Own { address, interface, .. } = own;
+        let (address, interface) = (*address, interface.as_str());
+        let links = Links::connect(origin).map_err(opening("rtnetlink"))?;
         let signalling = RawSocket::open(MOBILITY_HEADER, address, 0)
             .map_err(opening(&format!("a socket for signalling at {address}")))?;
         let plane = Plane::open(interface, address)
             .map_err(opening(&format!("the tunnel interface {interface} at {address}")))?;
         let index = links.index(interface).await?;
         links.up(index, INNER_MTU.into()).await?;
-        Ok(Self { links, signalling, plane, index })
+        let tunnels = Tunnels::start(&links, own, choice).await?;
+        Ok(Self { links, signalling, plane, tunnels, index })
     }
 }
 

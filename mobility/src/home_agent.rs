@@ -1,7 +1,11 @@
 //! The home agent and local mobility anchor as a running agent: what `mobility-proto` decides about bindings, with sockets,
 //! a clock and a tunnel interface. Whom it serves is said by its owner through [`HomeAgent`].
 
+mod ways;
+
+use std::collections::VecDeque;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output};
 use mobility_proto::inner::{Inner, end_marker};
@@ -13,8 +17,14 @@ use tokio::time::Instant;
 use crate::agent::{
     AgentError, Ends, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns,
 };
+use crate::links::OF_HOME_AGENT;
 use crate::plane::{Plane, Side};
 use crate::raw::{DESTINATION_OPTIONS, RawSocket, WHOLE_PACKETS};
+use crate::tunnels::{DataPlane, Own, PlaneChoice};
+use ways::Ways;
+
+/// For how long packets that the kernel is forwarding at the moment when a route is switched may still be on their way out.
+const FENCE: Duration = Duration::from_millis(5);
 
 /// How a home agent is set up.
 #[derive(Debug, Clone)]
@@ -25,6 +35,10 @@ pub struct Config {
     pub prefixes: Vec<Ipv6Prefix>,
     /// The tunnel interface's name, at most 15 bytes.
     pub interface: String,
+    /// Who carries packets.
+    pub plane: PlaneChoice,
+    /// An address for tunnels alone, in the network of `address`, that nobody has: [`DataPlane::Seg6`] needs it.
+    pub user_plane: Option<Ipv6Addr>,
     /// How many mobile nodes it serves at most.
     pub max_nodes: usize,
     /// How often it has started.
@@ -38,6 +52,8 @@ pub struct Binding {
     pub node: String,
     /// Where it is reached.
     pub care_of: Ipv6Addr,
+    /// Where the gateway there takes tunnelled packets.
+    pub user_plane: Option<Ipv6Addr>,
     /// The ownership epoch in which it is there.
     pub epoch: u64,
 }
@@ -46,16 +62,20 @@ pub struct Binding {
 enum Command {
     Authorize(Box<Authorization>, oneshot::Sender<Result<(), AuthorizeError>>),
     Withdraw(u32),
-    Restore { node: String, floor: u64, active: Option<u32> },
+    Restore { node: String, floor: u64, active: Option<u32>, user_plane: Option<Ipv6Addr> },
     RestoreMobileNode { node: String, care_of: Ipv6Addr },
     Binding(String, oneshot::Sender<Option<Binding>>),
+    KeepOnly(oneshot::Sender<()>),
+    End(oneshot::Sender<()>),
 }
 
-/// A running home agent. It ends when this is dropped, and takes its interface and routes with it.
+/// A running home agent. [`end`](Self::end) takes back what it told the kernel; after a crash that is taken over by the next
+/// start.
 #[derive(Debug, Clone)]
 pub struct HomeAgent {
     orders: Orders<Command>,
     switched: broadcast::Sender<Ipv6Prefix>,
+    plane: DataPlane,
 }
 
 impl HomeAgent {
@@ -64,12 +84,15 @@ impl HomeAgent {
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, AgentError> {
-        let Ends { links, signalling, plane, index } = Ends::open(config.address, &config.interface).await?;
-        for prefix in &config.prefixes {
-            links.route(*prefix, index).await?;
-        }
+        let Config { address, user_plane, .. } = config;
+        let own = Own { address, user_plane, interface: config.interface };
+        let Ends { links, signalling, plane, tunnels, index } =
+            Ends::open(OF_HOME_AGENT, &own, config.plane).await?;
+        let user_plane = tunnels.user_plane();
+        let ways = Ways::start(links, tunnels, &config.prefixes, index).await?;
         let anchor = Anchor::new(anchor::Config {
-            address: config.address,
+            address,
+            user_plane,
             max_nodes: config.max_nodes,
             max_lifetime: BindingLifetime::from_secs(600),
             max_transient: TransientLifetime::from_ms(25_500),
@@ -82,11 +105,42 @@ impl HomeAgent {
         let sender = RawSocket::open(WHOLE_PACKETS, address, 0).map_err(opening("a socket to send by"))?;
         let (commands, inbox) = mpsc::channel(64);
         let (switched, _) = broadcast::channel(4096);
-        let start = Instant::now();
+        let (markers, start) = (VecDeque::new(), Instant::now());
+        let kind = ways.plane();
         let told = switched.clone();
-        let agent = Agent { address, anchor, signalling, from_nodes, sender, plane, switched: told, start };
+        let agent = Agent {
+            address,
+            anchor,
+            signalling,
+            from_nodes,
+            sender,
+            plane,
+            ways,
+            switched: told,
+            markers,
+            start,
+        };
         tokio::spawn(agent.run(inbox));
-        Ok(Self { orders: Orders(commands), switched })
+        Ok(Self { orders: Orders(commands), switched, plane: kind })
+    }
+
+    /// Who carries packets.
+    #[must_use]
+    pub fn plane(&self) -> DataPlane {
+        self.plane
+    }
+
+    /// All bindings of before are restored: what a crash has left in the kernel for others is removed.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn keep_only(&self) -> Result<(), AgentError> {
+        self.orders.ask(Command::KeepOnly).await
+    }
+
+    /// Ends it and takes back what it told the kernel.
+    pub async fn end(&self) {
+        let _ = self.orders.ask(Command::End).await;
     }
 
     /// From now on this registrant may register this mobile node.
@@ -108,12 +162,19 @@ impl HomeAgent {
         self.orders.tell(Command::Withdraw(spi)).await
     }
 
-    /// What was so before a restart: epochs up to `floor` have been bound, and the binding was made with the key `active`.
+    /// What was so before a restart: epochs up to `floor` have been bound, and the binding was made with the key `active`, by
+    /// a gateway that took tunnelled packets at `user_plane`.
     ///
     /// # Errors
     /// [`AgentError::Ended`].
-    pub async fn restore(&self, node: &str, floor: u64, active: Option<u32>) -> Result<(), AgentError> {
-        self.orders.tell(Command::Restore { node: node.to_owned(), floor, active }).await
+    pub async fn restore(
+        &self,
+        node: &str,
+        floor: u64,
+        active: Option<u32>,
+        user_plane: Option<Ipv6Addr>,
+    ) -> Result<(), AgentError> {
+        self.orders.tell(Command::Restore { node: node.to_owned(), floor, active, user_plane }).await
     }
 
     /// What was so before a restart: this mobile node, which registers itself, was reached there.
@@ -147,39 +208,66 @@ struct Agent {
     from_nodes: RawSocket,
     sender: RawSocket,
     plane: Plane,
+    ways: Ways,
     switched: broadcast::Sender<Ipv6Prefix>,
+    /// End markers that are to be sent, when and where.
+    markers: VecDeque<(Instant, Ipv6Addr, Vec<u8>)>,
     start: Instant,
 }
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let [mut buffer, mut from_nodes] = [(); 2].map(|()| vec![0; 4096]);
-        loop {
+        let ended = loop {
             let deadline = self.anchor.deadline().map(|deadline| self.start + deadline);
+            let deadline = deadline.into_iter().chain(self.markers.front().map(|(at, ..)| *at)).min();
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(command) => self.command(command),
-                    None => return,
+                    Some(Command::End(reply)) => break Some(reply),
+                    Some(command) => self.command(command).await,
+                    None => break None,
                 },
                 received = self.signalling.receive(&mut buffer) => match received {
                     Ok((len, from)) => self.signalled(from, &packet_of(from, self.address, &buffer[..len])),
-                    Err(error) => return tracing::error!("the home agent ends: receiving signalling: {error}"),
+                    Err(error) => {
+                        tracing::error!("the home agent ends: receiving signalling: {error}");
+                        break None;
+                    }
                 },
                 received = self.from_nodes.receive(&mut from_nodes) => match received {
                     Ok((len, from)) => {
                         let packet = packet_with(DESTINATION_OPTIONS, from, self.address, &from_nodes[..len]);
                         self.signalled(from, &packet);
                     }
-                    Err(error) => return tracing::error!("the home agent ends: receiving signalling: {error}"),
+                    Err(error) => {
+                        tracing::error!("the home agent ends: receiving signalling: {error}");
+                        break None;
+                    }
                 },
                 side = self.plane.ready() => match side {
                     Ok(side) => self.pass(side).await,
-                    Err(error) => return tracing::error!("the home agent ends: its tunnel interface: {error}"),
+                    Err(error) => {
+                        tracing::error!("the home agent ends: its tunnel interface: {error}");
+                        break None;
+                    }
                 },
                 () = sleep_until(deadline) => {}
             }
             self.anchor.handle_timeout(self.start.elapsed());
-            self.drain();
+            self.drain().await;
+            while let Some((at, to, marker)) = self.markers.front()
+                && *at <= Instant::now()
+            {
+                self.plane.send(*to, marker);
+                self.markers.pop_front();
+            }
+        };
+        if let Err(error) = self.ways.end().await {
+            tracing::warn!("not all that the home agent told the kernel could be taken back: {error}");
+        }
+        drop(self);
+        if let Some(reply) = ended {
+            let _ = reply.send(());
         }
     }
 
@@ -189,22 +277,32 @@ impl Agent {
         }
     }
 
-    fn command(&mut self, command: Command) {
+    async fn command(&mut self, command: Command) {
         match command {
             Command::Authorize(authorization, reply) => {
                 let _ = reply.send(self.anchor.authorize(*authorization));
             }
             Command::Withdraw(spi) => self.anchor.withdraw(spi),
-            Command::Restore { node, floor, active } => {
-                self.anchor.restore(self.start.elapsed(), node.as_bytes(), floor, active);
+            Command::Restore { node, floor, active, user_plane } => {
+                self.anchor.restore(self.start.elapsed(), node.as_bytes(), floor, active, user_plane);
             }
             Command::RestoreMobileNode { node, care_of } => {
                 self.anchor.restore_mobile_node(self.start.elapsed(), node.as_bytes(), care_of);
             }
             Command::Binding(node, reply) => {
+                let user_plane = self.anchor.user_plane(node.as_bytes());
                 let found = self.anchor.binding(node.as_bytes());
-                let _ = reply.send(found.map(|(care_of, epoch)| Binding { node, care_of, epoch }));
+                let _ =
+                    reply.send(found.map(|(care_of, epoch)| Binding { node, care_of, user_plane, epoch }));
             }
+            Command::KeepOnly(reply) => {
+                let bound = self.anchor.bound().collect();
+                if let Err(error) = self.ways.keep_only(&bound).await {
+                    tracing::warn!("what a crash has left is not all removed: {error}");
+                }
+                let _ = reply.send(());
+            }
+            Command::End(_) => {}
         }
     }
 
@@ -235,19 +333,40 @@ impl Agent {
         }
     }
 
-    fn drain(&mut self) {
+    async fn drain(&mut self) {
         while let Some(output) = self.anchor.poll_output() {
-            match output {
-                Output::Send(packet) => send_whole(&self.sender, &packet),
-                // The binding cache itself says where packets go: only the end of the old way is left to be told.
-                Output::SwitchRoute { prefix, before, .. } => {
+            let done = match output {
+                Output::Send(packet) => {
+                    send_whole(&self.sender, &packet);
+                    continue;
+                }
+                // To this program the binding cache itself says where packets go.
+                Output::SwitchRoute { prefix, place, before } => {
+                    let done = self.ways.switch(prefix, place).await;
                     if let Some(before) = before {
-                        self.plane.send(before, &end_marker(self.address, prefix));
+                        let fence = if self.ways.is_in_kernel() { FENCE } else { Duration::ZERO };
+                        let marker = end_marker(self.address, prefix);
+                        self.markers.push_back((Instant::now() + fence, before.tunnel_end(), marker));
                     }
                     // Nobody may be listening.
                     let _ = self.switched.send(prefix);
+                    done
                 }
-                Output::RemoveRoute { prefix } => drop(self.switched.send(prefix)),
+                Output::RemoveRoute { prefix } => {
+                    let _ = self.switched.send(prefix);
+                    self.ways.remove(prefix).await
+                }
+                Output::TakeFrom { prefix, places } => {
+                    let done = self.ways.take_from(prefix, &places).await;
+                    // What the kernel takes as well is the kernel's.
+                    if let Err(error) = self.plane.refuse_from(&[], &self.ways.taken_twice()) {
+                        tracing::warn!("the kernel's packets come here too: {error}");
+                    }
+                    done
+                }
+            };
+            if let Err(error) = done {
+                tracing::warn!("a binding's way through the kernel stays as it was: {error}");
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod mobile_node;
 mod plane;
 pub mod probe;
 mod raw;
+mod tunnels;
 
 pub use access::AccessGateway;
 pub use agent::AgentError;
@@ -18,3 +19,4 @@ pub use home_agent::HomeAgent;
 pub use links::LinkError;
 pub use mobile_node::MobileNode;
 pub use mobility_proto::{anchor, auth, gateway, wire};
+pub use tunnels::{DataPlane, PlaneChoice};

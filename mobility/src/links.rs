@@ -1,9 +1,13 @@
-//! What the kernel is told through rtnetlink: links, addresses, routes and rules. All of it carries [`PROTOCOL`] or the
-//! gateway's address, so that a later start finds what a crash has left; nothing else is ever touched.
+//! What the kernel is told through rtnetlink: links, addresses, routes and rules. All of it carries the agent's protocol
+//! number, the gateway's address or an alias, so that a later start finds what a crash has left; nothing else is ever
+//! touched.
 
 mod care_of;
 mod carrier;
+mod segments;
+mod tunnel;
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 
 use futures_util::TryStreamExt;
@@ -12,28 +16,37 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, RuleAddRequest};
+
+pub(crate) use tunnel::{Remembered, Table, Tunnel, inner_name};
 
 /// The address of every gateway on the link to a guest (RFC 6543 section 4).
 pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x200, 0x5eff, 0xfe00, 0x5213);
 /// The link-layer address of every gateway there (RFC 6543 section 4).
 pub(crate) const GATEWAY_LINK_LAYER: [u8; 6] = [0x00, 0x00, 0x5e, 0x00, 0x52, 0x13];
 
-/// The origin of our routes and rules (rtnetlink(7): numbers over 4 are for the user).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(213);
+/// The origin of a gateway's routes and rules (rtnetlink(7): numbers over 4 are for the user).
+pub(crate) const OF_GATEWAY: RouteProtocol = RouteProtocol::Other(213);
+/// The origin of a home agent's.
+pub(crate) const OF_HOME_AGENT: RouteProtocol = RouteProtocol::Other(214);
+/// The origin of a mobile node's.
+pub(crate) const OF_MOBILE_NODE: RouteProtocol = RouteProtocol::Other(215);
 /// What comes from guests: all of it goes into the tunnel.
-const FROM_GUESTS: u32 = 5213;
-/// What comes out of the tunnel: to the guests.
-const TO_GUESTS: u32 = 5214;
+pub(crate) const FROM_GUESTS: u32 = 5213;
+/// What this program gives to the kernel: to the guests.
+pub(crate) const TO_GUESTS: u32 = 5214;
+/// What comes from the home agent by a tunnel of the kernel: to the guests, or to this program.
+pub(crate) const FROM_ANCHOR: u32 = 5215;
 /// What a mobile node's own programs send: into the tunnel.
-const HOME: u32 = 5215;
+const HOME: u32 = 5216;
 /// What is for its home agent: by the link.
-const CARE_OF: u32 = 5216;
+const CARE_OF: u32 = 5217;
 /// Where our rules stand among others: behind local addresses, before everything that is looked up by destination.
 const PRIORITY: u32 = 5213;
-const MAIN: u32 = 254;
+pub(crate) const MAIN: u32 = 254;
 /// How the alias of an interface begins whose link-layer address we have changed: behind it comes the address it had.
 const REMEMBERS: &str = "longhaul: was ";
 
@@ -52,15 +65,32 @@ pub(crate) use carrier::{Answered, Carrier, Changes};
 
 type Result<T> = std::result::Result<T, LinkError>;
 
-/// A connection to the kernel.
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Out by the interface with this index.
+    Interface(u32),
+    /// Into a tunnel.
+    Tunnel(Tunnel),
+    /// Nowhere, without a word.
+    Nowhere,
+    /// The rules behind the one that led to this table decide.
+    Onward,
+}
+
+/// A connection to the kernel, of one agent.
 #[derive(Debug, Clone)]
-pub(crate) struct Links(Handle);
+pub(crate) struct Links {
+    handle: Handle,
+    /// The origin of its routes and rules.
+    protocol: RouteProtocol,
+}
 
 impl Links {
-    pub(crate) fn connect() -> std::io::Result<Self> {
+    pub(crate) fn connect(protocol: RouteProtocol) -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok(Self { handle, protocol })
     }
 
     pub(crate) async fn index(&self, name: &str) -> Result<u32> {
@@ -68,7 +98,7 @@ impl Links {
     }
 
     async fn link(&self, name: &str) -> Result<LinkMessage> {
-        let found = self.0.link().get().match_name(name).execute().try_next().await;
+        let found = self.handle.link().get().match_name(name).execute().try_next().await;
         let missing = || rtnetlink::Error::RequestFailed;
         found
             .and_then(|link| link.ok_or_else(missing))
@@ -78,24 +108,24 @@ impl Links {
     /// Sets the link up with this MTU.
     pub(crate) async fn up(&self, index: u32, mtu: u32) -> Result<()> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
-        let done = self.0.link().set(link).execute().await;
+        let done = self.handle.link().set(link).execute().await;
         done.map_err(failed(|| format!("setting interface {index} up")))
     }
 
-    /// What is for `prefix` goes to this interface.
-    pub(crate) async fn route(&self, prefix: Ipv6Prefix, index: u32) -> Result<()> {
-        let route = route_to(prefix, index, MAIN);
-        let done = self.0.route().add(route).replace().execute().await;
-        done.map_err(failed(|| format!("adding a route for {prefix}")))
+    /// What is for `prefix` goes this way, in one step whatever way it went before.
+    pub(crate) async fn route(&self, table: u32, prefix: Ipv6Prefix, way: Way) -> Result<()> {
+        self.set_route(self.message(table, prefix, Some(way)), || format!("a route for {prefix}")).await
     }
 
-    /// Makes the tunnel interface the one between the guests and the world.
-    pub(crate) async fn attach_tunnel(&self, name: &str, index: u32) -> Result<()> {
-        let all = Ipv6Prefix::new(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a length");
-        let done = self.0.route().add(route_to(all, index, FROM_GUESTS)).replace().execute().await;
-        done.map_err(failed(|| format!("adding the route of guests into {name}")))?;
-        self.remove_rules(|other| other == name).await?;
-        self.rule(name, PRIORITY, |rule| rule.table_id(TO_GUESTS).action(RuleAction::ToTable)).await
+    /// What is for `prefix` does not go that way any more.
+    pub(crate) async fn unroute(&self, table: u32, prefix: Ipv6Prefix) -> Result<()> {
+        self.remove_route(self.message(table, prefix, None)).await
+    }
+
+    /// What comes in by this interface is looked up in that table first.
+    pub(crate) async fn look_up(&self, name: &str, table: u32) -> Result<()> {
+        self.rule(|rule| rule.input_interface(name).table_id(table).action(RuleAction::ToTable), PRIORITY)
+            .await
     }
 
     /// Makes this interface the link between a guest with `prefix` and its gateway.
@@ -107,30 +137,38 @@ impl Links {
             change = change.append_extra_attribute(LinkAttribute::IfAlias(alias));
         }
         let link = change.build();
-        let done = self.0.link().set(link).execute().await;
+        let done = self.handle.link().set(link).execute().await;
         done.map_err(failed(|| format!("giving {name} the link-layer address of a gateway")))?;
-        let mut address = self.0.address().add(index, GATEWAY_LINK_LOCAL.into(), 64).replace();
+        let mut address = self.handle.address().add(index, GATEWAY_LINK_LOCAL.into(), 64).replace();
         // Every gateway has it, and no two are on one link: nothing to be detected.
         address.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         address.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         let done = address.execute().await;
         done.map_err(failed(|| format!("giving {name} the address of a gateway")))?;
-        let done = self.0.route().add(route_to(prefix, index, TO_GUESTS)).replace().execute().await;
-        done.map_err(failed(|| format!("adding a route for {prefix} to {name}")))?;
-        self.remove_rules(|other| other == name).await?;
-        self.rule(name, PRIORITY, |rule| {
-            let rule = rule.source_prefix(prefix.address(), prefix.len());
-            rule.table_id(FROM_GUESTS).action(RuleAction::ToTable)
+        self.route(TO_GUESTS, prefix, Way::Interface(index)).await?;
+        // What is right already stays: a guest may be sending.
+        self.remove_rules(|rule| {
+            let source = RuleAttribute::Source(prefix.address().into());
+            let is_right = rule.header.src_len == prefix.len() && rule.attributes.contains(&source);
+            is_from(rule, name) && rule.header.src_len > 0 && !is_right
         })
         .await?;
+        self.rule(
+            |rule| {
+                let rule = rule.input_interface(name).source_prefix(prefix.address(), prefix.len());
+                rule.table_id(FROM_GUESTS).action(RuleAction::ToTable)
+            },
+            PRIORITY,
+        )
+        .await?;
         // Behind that one: a guest sends as itself or not at all. In the tunnel nobody could tell it from another guest here.
-        self.rule(name, PRIORITY + 1, |rule| rule.action(RuleAction::Blackhole)).await?;
+        self.rule(|rule| rule.input_interface(name).action(RuleAction::Blackhole), PRIORITY + 1).await?;
         Ok(index)
     }
 
     /// Tells the kernel the link-layer address of a guest's address, so that no packet waits for it to be found.
     pub(crate) async fn neighbour(&self, index: u32, address: Ipv6Addr, link_layer: [u8; 6]) -> Result<()> {
-        let add = self.0.neighbours().add(index, address.into()).link_layer_address(&link_layer);
+        let add = self.handle.neighbours().add(index, address.into()).link_layer_address(&link_layer);
         // As found just now: from here on the kernel looks itself whether it is still so.
         let done = add.state(NeighbourState::Reachable).replace().execute().await;
         done.map_err(failed(|| format!("telling the kernel where {address} is")))
@@ -138,36 +176,76 @@ impl Links {
 
     /// Takes back what [`attach_guest`](Self::attach_guest) did; the interface may be gone already.
     pub(crate) async fn detach_guest(&self, name: &str, prefix: Ipv6Prefix) -> Result<()> {
-        self.remove_rules(|input| input == name).await?;
+        self.remove_rules(|rule| is_from(rule, name)).await?;
+        let _ = self.unroute(FROM_ANCHOR, prefix).await;
         let Ok(index) = self.index(name).await else { return Ok(()) };
-        let _ = self.0.route().del(route_to(prefix, index, TO_GUESTS)).execute().await;
-        self.remove_gateway_address(Some(index)).await?;
+        let _ = self.unroute(TO_GUESTS, prefix).await;
+        self.remove_gateway_address(|other| other == index).await?;
         self.restore_link_layer(|link| link.header.index == index).await
     }
 
     /// Removes all that is ours.
     pub(crate) async fn clear(&self) -> Result<()> {
-        self.remove_rules(|_| true).await?;
-        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let routes: Vec<RouteMessage> = self
-            .0
-            .route()
-            .get(all)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed(|| "listing routes".to_owned()))?;
-        for route in routes.into_iter().filter(|route| route.header.protocol == PROTOCOL) {
-            // One that went with its interface is gone.
-            let _ = self.0.route().del(route).execute().await;
+        for tunnel in self.tunnels().await? {
+            self.remove_tunnel(tunnel).await?;
         }
-        self.remove_gateway_address(None).await?;
+        self.remove_rules(|_| true).await?;
+        self.remove_routes(|_| true).await
+    }
+
+    /// Removes all that is ours, a gateway's.
+    pub(crate) async fn clear_gateway(&self) -> Result<()> {
+        self.clear().await?;
+        self.remove_gateway_address(|_| true).await?;
         self.restore_link_layer(|_| true).await
+    }
+
+    /// Removes what is for guests at other interfaces than these.
+    pub(crate) async fn clear_guests_but(&self, keep: &HashSet<String>) -> Result<()> {
+        let mut indices = HashSet::new();
+        for name in keep {
+            indices.extend(self.index(name).await.ok());
+        }
+        self.remove_rules(|rule| input_of(rule).is_some_and(|input| !keep.contains(input))).await?;
+        self.remove_routes(|route| {
+            let is_out =
+                |a: &RouteAttribute| matches!(a, RouteAttribute::Oif(index) if indices.contains(index));
+            route.header.kind == RouteType::Unicast && !route.attributes.iter().any(is_out)
+        })
+        .await?;
+        self.remove_gateway_address(|index| !indices.contains(&index)).await?;
+        self.restore_link_layer(|link| !indices.contains(&link.header.index)).await
+    }
+
+    /// Removes routes of the main table for other prefixes than are kept.
+    pub(crate) async fn unroute_but(&self, is_kept: impl Fn(Ipv6Prefix) -> bool) -> Result<()> {
+        self.remove_routes(|route| {
+            let to = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+                _ => None,
+            });
+            let prefix = to.and_then(|to| Ipv6Prefix::new(to, route.header.destination_prefix_length));
+            u32::from(route.header.table) == MAIN && prefix.is_some_and(|prefix| !is_kept(prefix))
+        })
+        .await
+    }
+
+    /// Removes those routes of this agent.
+    pub(crate) async fn remove_routes(&self, those: impl Fn(&RouteMessage) -> bool) -> Result<()> {
+        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let list = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
+        let routes = list.map_err(failed(|| "listing routes".to_owned()))?;
+        let ours = |route: &RouteMessage| route.header.protocol == self.protocol;
+        for route in routes.into_iter().filter(|route| ours(route) && those(route)) {
+            // One that went with its interface is gone.
+            let _ = self.handle.route().del(route).execute().await;
+        }
+        Ok(())
     }
 
     async fn restore_link_layer(&self, of: impl Fn(&LinkMessage) -> bool) -> Result<()> {
         let links: Vec<LinkMessage> = self
-            .0
+            .handle
             .link()
             .get()
             .execute()
@@ -181,52 +259,108 @@ impl Links {
                 .address(address.to_vec())
                 .append_extra_attribute(LinkAttribute::IfAlias(alias))
                 .build();
-            let done = self.0.link().set(change).execute().await;
+            let done = self.handle.link().set(change).execute().await;
             done.map_err(failed(|| format!("giving interface {index} its link-layer address back")))?;
         }
         Ok(())
     }
 
-    async fn remove_gateway_address(&self, index: Option<u32>) -> Result<()> {
-        let list = self.0.address().get().set_address_filter(GATEWAY_LINK_LOCAL.into()).execute();
+    async fn remove_gateway_address(&self, from: impl Fn(u32) -> bool) -> Result<()> {
+        let list = self.handle.address().get().set_address_filter(GATEWAY_LINK_LOCAL.into()).execute();
         let found: Vec<_> = list.try_collect().await.map_err(failed(|| "listing addresses".to_owned()))?;
-        for address in
-            found.into_iter().filter(|address| index.is_none_or(|index| address.header.index == index))
-        {
+        for address in found.into_iter().filter(|address| from(address.header.index)) {
             let message = AddressMessageBuilder::<Ipv6Addr>::new()
                 .index(address.header.index)
                 .address(GATEWAY_LINK_LOCAL, 64)
                 .build();
-            let _ = self.0.address().del(message).execute().await;
+            let _ = self.handle.address().del(message).execute().await;
         }
         Ok(())
     }
 
-    /// What is done with what comes in by this interface.
+    /// Adds a rule, unless it is there.
     async fn rule(
         &self,
-        input: &str,
-        priority: u32,
         with: impl FnOnce(RuleAddRequest<Ipv6Addr>) -> RuleAddRequest<Ipv6Addr>,
+        priority: u32,
     ) -> Result<()> {
-        let mut rule = with(self.0.rule().add().v6().input_interface(input).priority(priority));
-        rule.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
-        let done = rule.execute().await;
-        done.map_err(failed(|| format!("adding a rule for what comes from {input}")))
+        let mut rule = with(self.handle.rule().add().v6().priority(priority));
+        rule.message_mut().attributes.push(RuleAttribute::Protocol(self.protocol));
+        match rule.execute().await {
+            Err(error) if errno(&error) == Some(EXISTS) => Ok(()),
+            done => done.map_err(failed(|| "adding a rule".to_owned())),
+        }
     }
 
-    async fn remove_rules(&self, of: impl Fn(&str) -> bool) -> Result<()> {
-        let list = self.0.rule().get(IpVersion::V6).execute();
+    async fn remove_rules(&self, of: impl Fn(&RuleMessage) -> bool) -> Result<()> {
+        let list = self.handle.rule().get(IpVersion::V6).execute();
         let rules: Vec<_> = list.try_collect().await.map_err(failed(|| "listing rules".to_owned()))?;
         for rule in rules {
-            let is_ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
-            let is_of = rule.attributes.iter().any(|a| matches!(a, RuleAttribute::Iifname(name) if of(name)));
-            if is_ours && is_of {
-                self.0.rule().del(rule).execute().await.map_err(failed(|| "removing a rule".to_owned()))?;
+            if rule.attributes.contains(&RuleAttribute::Protocol(self.protocol)) && of(&rule) {
+                let done = self.handle.rule().del(rule).execute().await;
+                done.map_err(failed(|| "removing a rule".to_owned()))?;
             }
         }
         Ok(())
     }
+
+    async fn set_route(&self, route: RouteMessage, what: impl FnOnce() -> String) -> Result<()> {
+        let done = self.handle.route().add(route).replace().execute().await;
+        done.map_err(failed(|| format!("adding {}", what())))
+    }
+
+    /// It may be gone already.
+    async fn remove_route(&self, route: RouteMessage) -> Result<()> {
+        match self.handle.route().del(route).execute().await {
+            Err(error) if errno(&error) == Some(NO_SUCH_ROUTE) => Ok(()),
+            done => done.map_err(failed(|| "removing a route".to_owned())),
+        }
+    }
+
+    fn message(&self, table: u32, prefix: Ipv6Prefix, way: Option<Way>) -> RouteMessage {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(prefix.address(), prefix.len())
+            .protocol(self.protocol)
+            .table_id(table);
+        let mut route = match way {
+            None => route,
+            Some(Way::Interface(index)) => route.output_interface(index),
+            Some(Way::Tunnel(tunnel)) => tunnel.via(route),
+            Some(Way::Nowhere) => route.kind(RouteType::BlackHole),
+            Some(Way::Onward) => route.kind(RouteType::Throw),
+        }
+        .build();
+        route.header.address_family = AddressFamily::Inet6;
+        route
+    }
+}
+
+/// The whole of IPv6.
+pub(crate) fn everything() -> Ipv6Prefix {
+    Ipv6Prefix::new(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a length")
+}
+
+/// What errno.h says.
+const NO_SUCH_ROUTE: i32 = 3;
+const EXISTS: i32 = 17;
+const NO_SUCH_DEVICE: i32 = 19;
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Some(-message.raw_code()),
+        _ => None,
+    }
+}
+
+fn input_of(rule: &RuleMessage) -> Option<&str> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Iifname(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn is_from(rule: &RuleMessage, name: &str) -> bool {
+    input_of(rule) == Some(name)
 }
 
 /// The alias under which an interface remembers, also over a crash of ours, the link-layer address that it is about to lose
@@ -258,17 +392,6 @@ fn alias(link: &LinkMessage) -> &str {
         _ => None,
     });
     alias.unwrap_or_default()
-}
-
-fn route_to(prefix: Ipv6Prefix, index: u32, table: u32) -> RouteMessage {
-    let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
-        .destination_prefix(prefix.address(), prefix.len())
-        .output_interface(index)
-        .protocol(PROTOCOL)
-        .table_id(table)
-        .build();
-    route.header.address_family = AddressFamily::Inet6;
-    route
 }
 
 fn failed(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {

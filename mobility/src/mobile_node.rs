@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub use mobility_proto::node::Happened;
 
 use crate::agent::{AgentError, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns};
-use crate::links::{Answered, Carrier, Changes, Links};
+use crate::links::{Answered, Carrier, Changes, Links, OF_MOBILE_NODE};
 use crate::plane::{INNER_MTU, Plane, Side};
 use crate::raw::{ICMPV6, MOBILITY_HEADER, ROUTING, RawSocket, WHOLE_PACKETS};
 
@@ -65,7 +65,7 @@ impl MobileNode {
     /// [`AgentError`].
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let any = Ipv6Addr::UNSPECIFIED;
-        let links = Links::connect().map_err(opening("rtnetlink"))?;
+        let links = Links::connect(OF_MOBILE_NODE).map_err(opening("rtnetlink"))?;
         let changes = Changes::open().map_err(opening("rtnetlink"))?;
         let carrier = links.carrier(&config.link, changes).await?;
         let answered = Answered::open().map_err(opening("rtnetlink"))?;

@@ -1,10 +1,16 @@
-//! The data plane in user space: a TUN interface to the kernel on one side, a raw socket for IPv6 in IPv6 (RFC 2473) on the
+//! The data plane in user space, whole or in part (see `tunnels`): a TUN interface to the kernel on one side, a raw socket for IPv6 in IPv6 (RFC 2473) on the
 //! other. Works on every Linux; decides nothing about a packet.
 
 use std::io;
 use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
-use tun_rs::{AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_LEN};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tun_rs::{
+    AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split,
+};
 
 use crate::raw::{IPV6, RawSocket};
 
@@ -19,6 +25,12 @@ const CUTS: usize = 2048;
 const QUEUE: u32 = 2500;
 /// How many packets are taken from a socket before anything else gets its turn.
 const BATCH: usize = IDEAL_BATCH_SIZE;
+
+const HEADER_BYTES: usize = 40;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// VIRTIO_NET_HDR_F_NEEDS_CSUM.
+const NEEDS_CHECKSUM: u8 = 1;
 
 /// The two ends of the tunnels of one agent.
 pub(crate) struct Plane {
@@ -60,9 +72,19 @@ impl Plane {
         })
     }
 
-    /// Nothing is taken out of tunnels that comes in by these interfaces.
-    pub(crate) fn refuse_from(&self, interfaces: &[u32]) -> io::Result<()> {
-        self.outer.refuse_from(interfaces)
+    /// Nothing is taken out of tunnels that comes in by these interfaces, or from these sources.
+    pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
+        self.outer.refuse_from(interfaces, sources)
+    }
+
+    /// Waits, and keeps the thread waiting, for as long as `patience`: whether the kernel has had nothing for the tunnels.
+    pub(crate) fn is_quiet_for(&self, patience: Duration) -> bool {
+        // SAFETY: the descriptor is the interface's, which lives as long as `self`, and this borrow does not outlive the call.
+        #[allow(unsafe_code)]
+        let tun = unsafe { BorrowedFd::borrow_raw(self.tun.as_raw_fd()) };
+        let mut wanted = [PollFd::from_borrowed_fd(tun, PollFlags::IN)];
+        let patience = Timespec::try_from(patience).unwrap_or_default();
+        matches!(poll(&mut wanted, Some(&patience)), Ok(0))
     }
 
     /// Waits until a packet can be taken from either side.
@@ -92,15 +114,25 @@ impl Plane {
         self.cut.iter().zip(&self.sizes).take(count).map(|(packet, size)| &packet[..*size])
     }
 
-    /// What has come through tunnels, with where it came from.
+    /// What has come through tunnels, with where it came from, as it was on the wire: the kernel may have merged some.
     pub(crate) fn tunnelled(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
-        let Self { outer, received, .. } = self;
-        std::iter::from_fn(|| {
-            let (len, from) = outer.try_receive(received)?;
-            Some((from, received[..len].to_vec()))
-        })
-        .take(BATCH)
-        .collect()
+        let mut packets = Vec::new();
+        while packets.len() < BATCH
+            && let Some((len, from)) = self.outer.try_receive(&mut self.received)
+        {
+            let packet = &mut self.received[..len];
+            match whole(packet) {
+                Some(header) => match gso_split(packet, header, &mut self.cut, &mut self.sizes, 0, true) {
+                    Ok(count) => {
+                        let cut = self.cut.iter().zip(&self.sizes).take(count);
+                        packets.extend(cut.map(|(packet, size)| (from, packet[..*size].to_vec())));
+                    }
+                    Err(error) => tracing::debug!("a packet from {from} was lost: {error}"),
+                },
+                None => packets.push((from, packet.to_vec())),
+            }
+        }
+        packets
     }
 
     /// Sends a packet through the tunnel to `to`; a full socket loses it, as a router's queue would.
@@ -131,11 +163,61 @@ impl Plane {
     }
 }
 
+/// Makes a packet that the kernel has left unfinished what it was or will be on the wire. A packet between two interfaces of
+/// one host may still lack its checksum; and packets of one TCP connection may have been merged, or not yet been cut: then
+/// this is how to cut them.
+fn whole(packet: &mut [u8]) -> Option<VirtioNetHdr> {
+    let (is_long, next) = (packet.len() > usize::from(INNER_MTU), *packet.get(6)?);
+    let offset = match next {
+        TCP => 16,
+        UDP => 6,
+        _ => return None,
+    };
+    let at = HEADER_BYTES + offset;
+    let pseudo = pseudo_header_sum(packet)?;
+    if packet.get(at..at + 2)? != pseudo.to_be_bytes() {
+        return None;
+    }
+    if next == TCP && is_long {
+        let headers = HEADER_BYTES + 4 * usize::from(*packet.get(HEADER_BYTES + 12)? >> 4);
+        return Some(VirtioNetHdr {
+            flags: NEEDS_CHECKSUM,
+            gso_type: VIRTIO_NET_HDR_GSO_TCPV6,
+            hdr_len: headers as u16,
+            gso_size: INNER_MTU.checked_sub(headers as u16)?,
+            csum_start: HEADER_BYTES as u16,
+            csum_offset: offset as u16,
+        });
+    }
+    let checksum = !fold(sum(&packet[HEADER_BYTES..]));
+    packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    complete_checksum(packet);
+    None
+}
+
+/// What is in the place of a checksum that the kernel has not made yet (RFC 8200 section 8.1).
+fn pseudo_header_sum(packet: &[u8]) -> Option<u16> {
+    let header: &[u8; HEADER_BYTES] = packet.first_chunk()?;
+    let len = (packet.len() - HEADER_BYTES) as u32;
+    Some(fold(sum(&header[8..]) + u64::from(len >> 16) + u64::from(len & 0xffff) + u64::from(header[6])))
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let word = |pair: &[u8]| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from);
+    bytes.chunks(2).map(word).sum()
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
 /// A UDP checksum that comes out as zero is sent as ones (RFC 8200 section 8.1): zero means that there is none, and with IPv6
 /// such a packet is thrown away. The library that completes what the kernel has left to be computed forgets this once in
 /// 65,536 packets.
 fn complete_checksum(packet: &mut [u8]) {
-    const UDP: u8 = 17;
     const CHECKSUM_AT: usize = 40 + 6;
     if packet.get(6) == Some(&UDP)
         && let Some(checksum @ [0, 0]) = packet.get_mut(CHECKSUM_AT..CHECKSUM_AT + 2)
@@ -147,6 +229,45 @@ fn complete_checksum(packet: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A TCP segment of `payload` bytes, with the pseudo-header's sum in the place of its checksum.
+    fn unfinished(payload: usize) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend((20 + payload as u16).to_be_bytes());
+        packet.extend([TCP, 64]);
+        packet.extend((1..=32).collect::<Vec<u8>>());
+        packet.extend([1, 2, 3, 4, 0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+        packet.extend((0..payload).map(|number| number as u8));
+        let sum = pseudo_header_sum(&packet).unwrap();
+        packet[56..58].copy_from_slice(&sum.to_be_bytes());
+        packet
+    }
+
+    /// A right checksum makes this.
+    fn is_right(packet: &[u8]) -> bool {
+        let pseudo = u64::from(pseudo_header_sum(packet).unwrap());
+        fold(pseudo + sum(&packet[HEADER_BYTES..])) == 0xffff
+    }
+
+    #[test]
+    fn what_the_kernel_has_left_unfinished_is_finished() {
+        let mut packet = unfinished(501);
+        assert!(!is_right(&packet));
+        assert!(whole(&mut packet).is_none() && is_right(&packet));
+        let finished = packet.clone();
+        assert!(whole(&mut packet).is_none() && packet == finished);
+
+        let mut merged = unfinished(5000);
+        let header = whole(&mut merged).unwrap();
+        let (mut cut, mut sizes) = (vec![vec![0; 2000]; 8], [0; 8]);
+        let count = gso_split(&mut merged, header, &mut cut, &mut sizes, 0, true).unwrap();
+        assert_eq!(sizes[..count], [1460, 1460, 1460, 860]);
+        assert!(cut.iter().zip(sizes).take(count).all(|(packet, size)| is_right(&packet[..size])));
+
+        for len in [0, 6, 39, 40, 50, 57] {
+            whole(&mut unfinished(10)[..len].to_vec());
+        }
+    }
 
     #[test]
     fn a_udp_checksum_of_zero_becomes_ones_and_nothing_else_changes() {

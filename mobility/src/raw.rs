@@ -42,8 +42,11 @@ const HOP_LIMIT: u32 = (-0x10_0000_i32 + 7) as u32;
 const FROM_THE_LINK: u32 = 255;
 /// Where a filter finds the index of the interface by which a packet came: SKF_AD_OFF + SKF_AD_IFINDEX.
 const INPUT_INTERFACE: u32 = (-0x1000_i32 + 8) as u32;
-/// A filter has at most 4096 instructions.
-const MAX_REFUSED: usize = 2000;
+/// Where it finds the IPv6 header's source address: SKF_NET_OFF, and 8 bytes behind that.
+const SOURCE: u32 = (-0x10_0000_i32 + 8) as u32;
+/// A filter has at most 4096 instructions: two for an interface, nine for a source.
+const MAX_REFUSED: usize = 1000;
+const MAX_REFUSED_SOURCES: usize = 200;
 
 /// A raw socket of one protocol, bound to one address.
 #[derive(Debug)]
@@ -70,11 +73,22 @@ impl RawSocket {
     }
 
     /// From now on what comes in by these interfaces is not received: a guest must not speak for a gateway or a home agent,
-    /// whatever address it claims to have.
-    pub(crate) fn refuse_from(&self, interfaces: &[u32]) -> io::Result<()> {
+    /// whatever address it claims to have. Neither is what comes from these sources.
+    pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
         let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, INPUT_INTERFACE)];
         for interface in interfaces.iter().take(MAX_REFUSED) {
             program.push(SockFilter::new(JUMP_IF_EQUAL, 0, 1, *interface));
+            program.push(SockFilter::new(RETURN, 0, 0, 0));
+        }
+        for source in sources.iter().take(MAX_REFUSED_SOURCES) {
+            let octets = source.octets();
+            let (words, _) = octets.as_chunks::<4>();
+            for (number, word) in (0..).zip(words) {
+                program.push(SockFilter::new(LOAD_WORD, 0, 0, SOURCE + 4 * number));
+                // Another word: on behind what refuses this source.
+                let rest = 2 * (3 - number as u8) + 1;
+                program.push(SockFilter::new(JUMP_IF_EQUAL, 0, rest, u32::from_be_bytes(*word)));
+            }
             program.push(SockFilter::new(RETURN, 0, 0, 0));
         }
         program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));

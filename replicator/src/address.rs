@@ -97,6 +97,8 @@ impl Addresses {
             address: config.address,
             anchor: config.home_agent_address,
             interface: config.interface.clone(),
+            plane: config.plane,
+            user_plane: config.user_plane,
             buffer_bytes: BUFFER_BYTES,
         })
         .await?;
@@ -130,7 +132,7 @@ impl Addresses {
         serde_json::json!({
             "gateway": self.config.address,
             "home_agent": self.config.home_agent_address,
-            "data_plane": "tun",
+            "data_plane": self.gateway.plane(),
             "vms": vms,
         })
     }
@@ -187,10 +189,16 @@ pub async fn keep(platform: Arc<Platform>) {
             lock(&addresses.unnamed).insert(vm, peer);
         }
     }
+    let mut is_settled = false;
     loop {
+        let mut are_all_looked_at = true;
         for definition in platform.vms.list() {
             let vm = definition.name.to_string();
-            if definition.network.is_none() || platform.vms.is_held(&vm) {
+            if definition.network.is_none() {
+                continue;
+            }
+            if platform.vms.is_held(&vm) {
+                are_all_looked_at = false;
                 continue;
             }
             name_successor(&platform, addresses, &definition).await;
@@ -203,6 +211,10 @@ pub async fn keep(platform: Arc<Platform>) {
                 }
                 told.insert(vm, trouble);
             }
+        }
+        // Before that the kernel may still carry packets of a VM that is not served again yet.
+        if !is_settled && are_all_looked_at && told.values().all(Option::is_none) {
+            is_settled = addresses.gateway.keep_only().await.is_ok();
         }
         let _ = tokio::time::timeout(LOOK_EVERY, addresses.changed.notified()).await;
     }

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use longhaul_proto::wire::MAX_NAME_BYTES;
+use mobility::PlaneChoice;
 use serde::Deserialize;
 
 /// A unix socket's path has room for 107 bytes; the longest name below the run directory is that of a VM's socket.
@@ -179,6 +180,12 @@ pub struct MobilityConfig {
     /// The name of the tunnel interface, at most 15 bytes.
     #[serde(default = "gateway_interface")]
     pub interface: String,
+    /// Who carries packets.
+    #[serde(default)]
+    pub plane: PlaneChoice,
+    /// An address for tunnels alone, which the data plane `seg6` needs.
+    #[serde(default)]
+    pub user_plane: Option<Ipv6Addr>,
 }
 
 /// This host as a home agent.
@@ -192,6 +199,12 @@ pub struct HomeAgentConfig {
     /// The name of the tunnel interface, at most 15 bytes.
     #[serde(default = "home_agent_interface")]
     pub interface: String,
+    /// Who carries packets.
+    #[serde(default)]
+    pub plane: PlaneChoice,
+    /// An address for tunnels alone, which the data plane `seg6` needs.
+    #[serde(default)]
+    pub user_plane: Option<Ipv6Addr>,
     /// How many VMs it serves at most.
     #[serde(default = "max_machines")]
     pub max_machines: usize,
@@ -327,6 +340,8 @@ pub enum ConfigError {
 
 #[cfg(test)]
 mod tests {
+    use mobility::DataPlane;
+
     use super::*;
 
     #[test]
@@ -355,6 +370,23 @@ mod tests {
             message.contains("longhaul.toml") && message.contains("lisen") && message.contains('2'),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_data_plane_is_named_or_found() {
+        let plane = |line: &str| {
+            let own =
+                "address = \"2001:db8:a::1\"\nhome_agent = \"home\"\nhome_agent_address = \"2001:db8:1::1\"";
+            let config = Config::parse(&format!("[mobility]\n{own}\n{line}"), Path::new("x.toml"));
+            config.map(|config| config.mobility.unwrap().plane)
+        };
+        assert_eq!(plane("").unwrap(), PlaneChoice::Auto);
+        assert_eq!(plane("plane = \"auto\"").unwrap(), PlaneChoice::Auto);
+        for each in DataPlane::ALL {
+            assert_eq!(plane(&format!("plane = \"{each}\"")).unwrap(), PlaneChoice::Only(each));
+        }
+        let message = plane("plane = \"ip6tunnel\"").unwrap_err().to_string();
+        assert!(message.contains("ip6tunnel") && message.contains("seg6"), "{message}");
     }
 
     #[test]

@@ -92,6 +92,9 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     if let Some(addresses) = &platform.addresses {
         addresses.end().await;
     }
+    if let Some(home) = &platform.home {
+        home.end().await;
+    }
     platform.network.close().await;
     let _ = std::fs::remove_file(platform.layout.control_socket());
     Ok(())

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longhaul_proto::wire::{PermitAnswer, PermitRequest};
-use mobility::HomeAgent;
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::{Binding, Config as AgentConfig};
 use mobility::wire::Ipv6Prefix;
+use mobility::{DataPlane, HomeAgent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
@@ -53,6 +53,9 @@ struct Machine {
     epoch: u64,
     /// Whether it is bound in that epoch.
     bound: bool,
+    /// Where the gateway it is bound at takes tunnelled packets.
+    #[serde(default)]
+    user_plane: Option<Ipv6Addr>,
     permits: Vec<Permit>,
 }
 
@@ -76,6 +79,8 @@ impl Home {
             address: config.address,
             prefixes: prefixes.clone(),
             interface: config.interface.clone(),
+            plane: config.plane,
+            user_plane: config.user_plane,
             max_nodes: config.max_machines,
             restart_counter: count_start(dir)?,
         })
@@ -85,8 +90,9 @@ impl Home {
                 agent.authorize(machine.authorization(vm, permit)).await??;
             }
             let active = machine.permits.iter().find(|permit| machine.bound && permit.epoch == machine.epoch);
-            agent.restore(vm, machine.epoch, active.map(|permit| permit.spi)).await?;
+            agent.restore(vm, machine.epoch, active.map(|permit| permit.spi), machine.user_plane).await?;
         }
+        agent.keep_only().await?;
         let home = Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines: Mutex::new(machines) });
         tokio::spawn(home.clone().keep());
         Ok(home)
@@ -121,7 +127,7 @@ impl Home {
                 machine
             }
             None if peer == holder => {
-                Machine { prefix: kept, holder, epoch, bound: false, permits: Vec::new() }
+                Machine { prefix: kept, holder, epoch, bound: false, user_plane: None, permits: Vec::new() }
             }
             None => return Err("it was never registered by its present owner".to_owned()),
         };
@@ -166,6 +172,16 @@ impl Home {
         }
     }
 
+    /// Who carries packets.
+    pub fn plane(&self) -> DataPlane {
+        self.agent.plane()
+    }
+
+    /// Takes back what the kernel was told.
+    pub async fn end(&self) {
+        self.agent.end().await;
+    }
+
     /// All VMs, with where they are reached.
     pub async fn list(&self) -> Vec<serde_json::Value> {
         let mut list = Vec::new();
@@ -192,7 +208,8 @@ impl Machine {
     /// Whoever is bound in a later epoch owns the machine from then on.
     fn take_over(&mut self, binding: Option<Binding>) {
         self.bound = binding.is_some();
-        let Some(Binding { epoch, .. }) = binding else { return };
+        let Some(Binding { epoch, user_plane, .. }) = binding else { return };
+        self.user_plane = user_plane;
         if let Some(permit) = self.permits.iter().find(|permit| permit.epoch == epoch && epoch > self.epoch) {
             (self.epoch, self.holder) = (epoch, permit.holder);
         }

@@ -39,6 +39,8 @@ pub const MAX_KEYS_PER_NODE: usize = 4;
 pub struct Config {
     /// Its own address.
     pub address: Ipv6Addr,
+    /// Where it takes tunnelled packets (RFC 7389 section 3), when that is another address.
+    pub user_plane: Option<Ipv6Addr>,
     /// How many mobile nodes it serves at most.
     pub max_nodes: usize,
     /// The longest lifetime it grants.
@@ -99,17 +101,42 @@ pub enum AuthorizeError {
     TooManyKeys,
 }
 
+/// Where a mobile node is reached, or will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The care-of address: tunnelled packets come from there.
+    pub care_of: Ipv6Addr,
+    /// Where a gateway takes tunnelled packets, as it has said itself (RFC 7389).
+    pub user_plane: Option<Ipv6Addr>,
+}
+
+impl Place {
+    /// Where tunnelled packets go.
+    #[must_use]
+    pub fn tunnel_end(&self) -> Ipv6Addr {
+        self.user_plane.unwrap_or(self.care_of)
+    }
+}
+
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Send what is for the prefix to this care-of address, and take from there what comes from it.
+    /// Send what is for the prefix there.
     SwitchRoute {
         /// The mobile node's prefix.
         prefix: Ipv6Prefix,
         /// Where it is reached from now on.
-        care_of: Ipv6Addr,
+        place: Place,
         /// Where it was reached until now: what is sent there last is [`end_marker`](crate::inner::end_marker).
-        before: Option<Ipv6Addr>,
+        before: Option<Place>,
+    },
+    /// Take what comes from the prefix from these places, and from no other. A transient binding's is among them
+    /// (RFC 6058 section 4.2).
+    TakeFrom {
+        /// The mobile node's prefix.
+        prefix: Ipv6Prefix,
+        /// None, one or two.
+        places: Vec<Place>,
     },
     /// The prefix is reached nowhere.
     RemoveRoute {
@@ -200,11 +227,20 @@ impl Anchor {
     }
 
     /// What was so before a restart: a gateway's epochs up to `floor` have been bound, and the binding was made with the key
-    /// of SPI `active`, which is authorized again. It lasts for the longest lifetime, unless the gateway renews it.
-    pub fn restore(&mut self, now: Duration, name: &[u8], floor: u64, active: Option<u32>) {
+    /// of SPI `active`, which is authorized again, by a gateway that took tunnelled packets at `user_plane`. It lasts for the
+    /// longest lifetime, unless the gateway renews it.
+    pub fn restore(
+        &mut self,
+        now: Duration,
+        name: &[u8],
+        floor: u64,
+        active: Option<u32>,
+        user_plane: Option<Ipv6Addr>,
+    ) {
         self.change(name, |node, config, outputs| {
             let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
-            if let Some(registration) = active.and_then(|spi| node.registration_of(spi, expires)) {
+            if let Some(registration) = active.and_then(|spi| node.registration_of(spi, user_plane, expires))
+            {
                 node.bind(now, registration, outputs);
             }
             node.floor = node.floor.max(floor);
@@ -286,10 +322,21 @@ impl Anchor {
         Some((active.sender.care_of, active.epoch))
     }
 
+    /// Where the gateway that a mobile node is bound at takes tunnelled packets, when it has named another address for that.
+    #[must_use]
+    pub fn user_plane(&self, node: &[u8]) -> Option<Ipv6Addr> {
+        self.nodes.get(node)?.active.as_ref()?.user_plane
+    }
+
+    /// The prefixes that are bound.
+    pub fn bound(&self) -> impl Iterator<Item = Ipv6Prefix> {
+        self.nodes.values().filter(|node| node.active.is_some()).map(|node| node.prefix)
+    }
+
     /// Where a packet for this address is to be sent.
     #[must_use]
     pub fn care_of(&self, address: Ipv6Addr) -> Option<Ipv6Addr> {
-        Some(self.node_of(address)?.active.as_ref()?.sender.care_of)
+        Some(self.node_of(address)?.active.as_ref()?.place().tunnel_end())
     }
 
     /// Whether a packet of this address may come from there: from where it is reached, or will be (RFC 6058 section 4.2).
@@ -311,7 +358,12 @@ impl Anchor {
         if let Some(deadline) = node.deadline() {
             self.deadlines.remove(&(deadline, name.to_vec()));
         }
+        let before = node.places();
         work(node, &self.config, &mut self.outputs);
+        let places = node.places();
+        if places != before {
+            self.outputs.push_back(Output::TakeFrom { prefix: node.prefix, places });
+        }
         if let Some(deadline) = node.deadline() {
             self.deadlines.insert((deadline, name.to_vec()));
         }

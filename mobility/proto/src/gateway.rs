@@ -28,7 +28,7 @@ mod node;
 mod registration;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::auth::{Covered, SharedKey};
@@ -46,6 +46,8 @@ pub struct Config {
     pub address: Ipv6Addr,
     /// The anchor's.
     pub anchor: Ipv6Addr,
+    /// Where it takes tunnelled packets of the anchor, when that is another address (RFC 7389).
+    pub user_plane: Option<Ipv6Addr>,
     /// For how long it registers.
     pub lifetime: BindingLifetime,
     /// For how long it registers ahead.
@@ -111,6 +113,8 @@ pub enum Output {
         /// Whether it answers.
         answers: bool,
     },
+    /// The anchor takes tunnelled packets at this address from now on.
+    AnchorAt(Ipv6Addr),
     /// Something has happened to a virtual machine.
     Event {
         /// Its identifier.
@@ -118,6 +122,17 @@ pub enum Output {
         /// What.
         happened: Happened,
     },
+}
+
+/// Who may carry what comes from the anchor for a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// Nobody: it is not here.
+    Nobody,
+    /// Only the gateway itself, which holds, remembers or forwards it.
+    Gateway,
+    /// Whoever is quicker: all that is to be done with it is to give it to the machine.
+    Anyone,
 }
 
 /// How many packets were not passed on, and why.
@@ -138,6 +153,8 @@ pub struct Gateway {
     prefixes: BTreeMap<Ipv6Addr, Vec<u8>>,
     heartbeat: Heartbeat,
     dropped: Dropped,
+    /// Where the anchor takes tunnelled packets.
+    anchor_at: Ipv6Addr,
     outputs: VecDeque<Output>,
 }
 
@@ -151,6 +168,7 @@ impl Gateway {
             prefixes: BTreeMap::new(),
             heartbeat: Heartbeat::default(),
             dropped: Dropped::default(),
+            anchor_at: config.anchor,
             outputs: VecDeque::new(),
         }
     }
@@ -230,6 +248,7 @@ impl Gateway {
         let name = name.clone();
         match repr.message {
             Message::BindingAcknowledgement(told) if from == self.config.anchor => {
+                self.learn_anchor(&repr.options);
                 self.change(&name, now, unix_ns, |node, _, outputs| {
                     let happened = match node.registration.acknowledged(now, &told) {
                         Answered::Accepted(Wanted::Transient(_)) => Happened::Prepared,
@@ -289,15 +308,15 @@ impl Gateway {
             return;
         };
         let outputs = &mut self.outputs;
-        match &mut node.place {
+        match node.place {
             Place::Here if from == config.anchor => node.deliver(now, packet, &config, outputs),
             Place::Leaving { target, .. } if from == config.anchor => {
-                outputs.push_back(Output::Tunnel { to: *target, packet });
+                outputs.push_back(Output::Tunnel { to: target, packet });
             }
-            Place::Coming { source } if from == *source => {
+            Place::Coming { source } if from == source => {
                 self.dropped.overflow += node.hold_old(packet, config.buffer_bytes);
             }
-            Place::Settling { source, .. } if from == *source => {
+            Place::Settling { source, .. } if from == source => {
                 if packet == end_marker(config.anchor, node.grant.prefix) {
                     node.settled(now, &config, outputs);
                 } else {
@@ -307,6 +326,8 @@ impl Gateway {
             Place::Coming { .. } | Place::Settling { .. } if from == config.anchor => {
                 self.dropped.overflow += node.hold_new(packet, config.buffer_bytes);
             }
+            // The end of the old way was given up too early, or has overtaken what came before it.
+            Place::Here if node.came_of_late_from(from, now) => node.deliver(now, packet, &config, outputs),
             _ => self.dropped.foreign += 1,
         }
     }
@@ -318,7 +339,7 @@ impl Gateway {
 
     /// Takes a packet that a virtual machine has sent.
     pub fn handle_guest(&mut self, packet: Vec<u8>) {
-        let to = self.config.anchor;
+        let to = self.anchor_at;
         let source = Inner::parse(&packet).map(|inner| inner.source);
         let node = source.and_then(|source| node_of(&self.prefixes, &mut self.nodes, source));
         if node.is_some_and(|node| node.is_here()) {
@@ -363,10 +384,27 @@ impl Gateway {
         self.nodes.values().filter_map(Node::deadline).chain(self.heartbeat.deadline()).min()
     }
 
+    /// Who may carry what comes for a virtual machine.
+    #[must_use]
+    pub fn carrier(&self, name: &[u8]) -> Carrier {
+        self.nodes.get(name).map_or(Carrier::Nobody, Node::carrier)
+    }
+
     /// What was not passed on so far.
     #[must_use]
     pub fn dropped(&self) -> Dropped {
         self.dropped
+    }
+
+    fn learn_anchor(&mut self, options: &[MobilityOption]) {
+        let at = options.iter().find_map(|option| match option {
+            MobilityOption::LmaUserPlaneAddress(IpAddr::V6(address)) => Some(*address),
+            _ => None,
+        });
+        let at = at.unwrap_or(self.config.anchor);
+        if at != std::mem::replace(&mut self.anchor_at, at) {
+            self.outputs.push_back(Output::AnchorAt(at));
+        }
     }
 
     fn insert(&mut self, now: Duration, unix_ns: u64, node: Node) {

@@ -262,7 +262,8 @@ async fn list_addresses(State(platform): Shared) -> Answer {
         Some(home) => Some(home.list().await),
         None => None,
     };
-    Ok(Json(json!({ "gateway": gateway, "home_agent": home })))
+    let plane = platform.home.as_ref().map(|home| home.plane());
+    Ok(Json(json!({ "gateway": gateway, "home_agent": home, "home_agent_data_plane": plane })))
 }
 
 #[derive(Deserialize)]

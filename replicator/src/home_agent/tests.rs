@@ -17,11 +17,18 @@ fn permit(epoch: u64, number: u8, spi: u32) -> Permit {
 
 /// A machine of platform 1, bound in epoch 1.
 fn machine() -> Machine {
-    Machine { prefix: PREFIX, holder: platform(1), epoch: 1, bound: true, permits: vec![permit(1, 1, 300)] }
+    Machine {
+        prefix: PREFIX,
+        holder: platform(1),
+        epoch: 1,
+        bound: true,
+        user_plane: None,
+        permits: vec![permit(1, 1, 300)],
+    }
 }
 
 fn bound(epoch: u64, number: u8) -> Option<Binding> {
-    Some(Binding { node: "vm".to_owned(), care_of: gateway(number), epoch })
+    Some(Binding { node: "vm".to_owned(), care_of: gateway(number), user_plane: None, epoch })
 }
 
 #[test]

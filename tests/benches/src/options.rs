@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use mobility::DataPlane;
 
 /// Nobody waits for more runs than this.
 const MAX_RUNS: u32 = 100;
@@ -43,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) entries: u64,
     /// Round trips in ms, for mobility only.
     pub(crate) points: Vec<u32>,
+    /// On which data plane the guest moves, for mobility only; the best of this kernel's when none is named.
+    pub(crate) plane: Option<DataPlane>,
 }
 
 impl Options {
@@ -58,7 +61,7 @@ impl Options {
             "mobility" => Bench::Mobility,
             _ => bail!("there is no benchmark `{name}`; there are store, chunking, index and mobility"),
         };
-        let (mut json, mut quick, mut runs, mut entries, mut points) = (None, false, None, None, None);
+        let (mut json, mut quick, mut runs, mut entries, mut points, mut plane) = Default::default();
         let mut rest = rest.iter();
         while let Some(word) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{word} needs a value"));
@@ -68,9 +71,10 @@ impl Options {
                 "--quick" => quick = true,
                 "--entries" if bench == Bench::Index => entries = Some(parse_entries(value()?)?),
                 "--points" if bench == Bench::Mobility => points = Some(parse_points(value()?)?),
+                "--plane" if bench == Bench::Mobility => plane = Some(parse_plane(value()?)?),
                 _ => bail!(
                     "bench {name} has no option `{word}`; there are --json FILE, --runs N and --quick, for index --entries N, \
-                     for mobility --points MS,MS"
+                     for mobility --points MS,MS and --plane NAME"
                 ),
             }
         }
@@ -78,7 +82,7 @@ impl Options {
         let runs = runs.unwrap_or(if quick { 1 } else { all_runs });
         let points = points.unwrap_or(if quick { POINTS_QUICK.to_vec() } else { POINTS.to_vec() });
         let entries = entries.unwrap_or(if quick { ENTRIES_QUICK } else { ENTRIES });
-        Ok(Self { bench, json, quick, runs, entries, points })
+        Ok(Self { bench, json, quick, runs, entries, points, plane })
     }
 }
 
@@ -92,6 +96,10 @@ fn parse_entries(text: &str) -> Result<u64> {
     entries.with_context(|| {
         format!("--entries takes a number from {MIN_ENTRIES} to {MAX_ENTRIES}, not {text:?}")
     })
+}
+
+fn parse_plane(text: &str) -> Result<DataPlane> {
+    text.parse().ok().with_context(|| format!("--plane takes ip6tnl, seg6 or tun, not {text:?}"))
 }
 
 fn parse_points(text: &str) -> Result<Vec<u32>> {

@@ -25,6 +25,7 @@ fn key(algorithm: Algorithm) -> SharedKey {
 fn home_agent(algorithm: Algorithm) -> Result<Anchor> {
     let mut anchor = Anchor::new(anchor::Config {
         address: AGENT,
+        user_plane: None,
         max_nodes: 1,
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(1000),

@@ -12,10 +12,11 @@ use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::{self, HomeAgent};
 use mobility::wire::Ipv6Prefix;
+use mobility::{DataPlane, PlaneChoice};
 
 use crate::agents::Running;
 pub use crate::wires::{ANCHOR, join, namespace};
-use crate::wires::{Host, Wires};
+use crate::wires::{Host, Wires, user_plane};
 
 /// The guest's address, which it keeps.
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
@@ -56,6 +57,7 @@ pub struct Platform {
     pub gateway: Running<AccessGateway>,
     /// The guest's interface on this platform's link.
     port: &'static str,
+    plane: DataPlane,
 }
 
 /// The lab.
@@ -76,21 +78,24 @@ pub struct Network {
     edge: Arc<Namespace>,
 }
 
+/// The data planes of the home agent and of each of the platforms.
+pub type Planes = [DataPlane; 3];
+
 impl Network {
     /// Makes the network and starts the agents. From a platform to the home agent and back takes `round_trip`.
     ///
     /// # Errors
     /// What the kernel or an agent says.
-    pub fn start(round_trip: Duration) -> Result<Self> {
-        Self::with_dice(round_trip, 1)
+    pub fn start(planes: Planes, round_trip: Duration) -> Result<Self> {
+        Self::with_dice(planes, round_trip, 1)
     }
 
     /// As [`start`](Self::start); `seed` decides what happens to frames on a bad line.
     ///
     /// # Errors
     /// What the kernel or an agent says.
-    pub fn with_dice(round_trip: Duration, seed: u64) -> Result<Self> {
-        let network = Self::make(Some(seed))?;
+    pub fn with_dice(planes: Planes, round_trip: Duration, seed: u64) -> Result<Self> {
+        let network = Self::make(planes, Some(seed))?;
         // After the signalling that setting up needs.
         network.set_line(Way::delay(round_trip / 2));
         Ok(network)
@@ -100,11 +105,11 @@ impl Network {
     ///
     /// # Errors
     /// What the kernel or an agent says.
-    pub fn direct() -> Result<Self> {
-        Self::make(None)
+    pub fn direct(planes: Planes) -> Result<Self> {
+        Self::make(planes, None)
     }
 
-    fn make(seed: Option<u64>) -> Result<Self> {
+    fn make([at_home, at_first, at_second]: Planes, seed: Option<u64>) -> Result<Self> {
         let Wires { anchor, platforms: [a, b], correspondent, line, edge } = Wires::lay(seed)?;
         let (anchor, correspondent, guest) = (anchor.namespace, correspondent.namespace, namespace()?);
         // A virtual machine's link has no bridge that remembers on which side its router was.
@@ -113,8 +118,8 @@ impl Network {
         guest.ip(&format!("address add {HOME}/64 dev br0 nodad"))?;
         guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
 
-        let home_agent = Running::start(&anchor, async || HomeAgent::start(home_agent_config()).await)?;
-        let platforms = [platform(a, &guest, "port-a")?, platform(b, &guest, "port-b")?];
+        let home_agent = start_home_agent(&anchor, at_home)?;
+        let platforms = [platform(a, &guest, "port-a", at_first)?, platform(b, &guest, "port-b", at_second)?];
         for Platform { namespace, .. } in &platforms {
             // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
             let _ = namespace
@@ -221,10 +226,29 @@ impl Network {
     /// # Errors
     /// What the kernel or the agent says.
     pub fn start_gateway(&mut self, platform: usize) -> Result<()> {
-        let Platform { namespace, address, gateway, .. } = &mut self.platforms[platform];
-        *gateway = start_gateway(namespace, *address)?;
+        let Platform { namespace, address, gateway, plane, .. } = &mut self.platforms[platform];
+        *gateway = start_gateway(namespace, *address, *plane)?;
         Ok(())
     }
+
+    /// The home agent dies, as in a crash.
+    pub fn kill_home_agent(&mut self) {
+        self.home_agent.kill();
+    }
+
+    /// Puts another home agent in place of one that was killed. It knows nothing yet.
+    ///
+    /// # Errors
+    /// What the kernel or the agent says.
+    pub fn start_home_agent(&mut self) -> Result<()> {
+        let plane = self.home_agent.handle.plane();
+        self.home_agent = start_home_agent(&self.anchor, plane)?;
+        Ok(())
+    }
+}
+
+fn start_home_agent(namespace: &Arc<Namespace>, plane: DataPlane) -> Result<Running<HomeAgent>> {
+    Running::start(namespace, async move || HomeAgent::start(home_agent_config(plane)).await)
 }
 
 /// How the lab's home agent is set up.
@@ -232,23 +256,25 @@ impl Network {
 /// # Panics
 /// Never: 48 is a length.
 #[must_use]
-pub fn home_agent_config() -> home_agent::Config {
+pub fn home_agent_config(plane: DataPlane) -> home_agent::Config {
     home_agent::Config {
         address: ANCHOR,
         prefixes: vec![Ipv6Prefix::new(HOME, 48).expect("48 is a length")],
         interface: "lh-anchor".to_owned(),
+        plane: PlaneChoice::Only(plane),
+        user_plane: Some(user_plane(ANCHOR)),
         max_nodes: 1000,
         restart_counter: 1,
     }
 }
 
-fn platform(host: Host, guest: &Namespace, port: &'static str) -> Result<Platform> {
+fn platform(host: Host, guest: &Namespace, port: &'static str, plane: DataPlane) -> Result<Platform> {
     let Host { namespace, address } = host;
     join((&namespace, TAP, ""), (guest, port, ""))?;
     guest.ip(&format!("link set {port} master br0"))?;
     set_port(guest, port, false)?;
-    let gateway = start_gateway(&namespace, address)?;
-    Ok(Platform { namespace, address, gateway, port })
+    let gateway = start_gateway(&namespace, address, plane)?;
+    Ok(Platform { namespace, address, gateway, port, plane })
 }
 
 /// The link itself stays up, as a tap interface does while its machine is paused.
@@ -260,9 +286,25 @@ pub(crate) fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<
     guest.run(command.args(["link", "set", "dev", port, "state", &state.to_string()])).map(drop)
 }
 
-fn start_gateway(namespace: &Arc<Namespace>, address: Ipv6Addr) -> Result<Running<AccessGateway>> {
-    let config =
-        access::Config { address, anchor: ANCHOR, interface: "lh-mag".to_owned(), buffer_bytes: 37_500_000 };
+/// How a gateway of the lab is set up.
+#[must_use]
+pub fn gateway_config(address: Ipv6Addr, anchor: Ipv6Addr, plane: DataPlane) -> access::Config {
+    access::Config {
+        address,
+        anchor,
+        interface: "lh-mag".to_owned(),
+        plane: PlaneChoice::Only(plane),
+        user_plane: Some(user_plane(address)),
+        buffer_bytes: 37_500_000,
+    }
+}
+
+fn start_gateway(
+    namespace: &Arc<Namespace>,
+    address: Ipv6Addr,
+    plane: DataPlane,
+) -> Result<Running<AccessGateway>> {
+    let config = gateway_config(address, ANCHOR, plane);
     Running::start(namespace, async move || {
         let gateway = AccessGateway::start(config).await?;
         gateway.attach(NODE, link()).await?;

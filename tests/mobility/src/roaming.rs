@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use harness::lab::apt::{self, ROUTER};
 use harness::{DelayLine, Namespace, Way};
+use mobility::DataPlane;
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::HomeAgent;
@@ -65,6 +66,7 @@ pub struct Roaming {
     pub anchor: Arc<Namespace>,
     /// The line between home agent and platforms.
     pub line: Option<DelayLine>,
+    plane: DataPlane,
     /// The home agent.
     pub home_agent: Running<HomeAgent>,
     /// The node, in the guest.
@@ -95,7 +97,7 @@ impl Roaming {
     ///
     /// # Errors
     /// What the kernel or an agent says.
-    pub fn start(round_trip: Duration) -> Result<Self> {
+    pub fn start(plane: DataPlane, round_trip: Duration) -> Result<Self> {
         apt::install(ROUTER)?;
         let wires = Wires::lay(Some(1))?;
         wires.set_round_trip(round_trip);
@@ -107,8 +109,8 @@ impl Roaming {
             site(&a.namespace, &edge, a.address, &guest, "port-a")?,
             site(&b.namespace, &edge, b.address, &guest, "port-b")?,
         ];
-        let home_agent = Running::start(&anchor.namespace, async || {
-            let home_agent = HomeAgent::start(home_agent_config()).await?;
+        let home_agent = Running::start(&anchor.namespace, async move || {
+            let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
             home_agent.authorize(authorization()).await??;
             anyhow::Ok(home_agent)
         })?;
@@ -120,7 +122,7 @@ impl Roaming {
         }
         let node = start_node(&guest)?;
         let (anchor, correspondent) = (anchor.namespace, correspondent.namespace);
-        Ok(Self { guest, correspondent, anchor, line, home_agent, node, sites, _edge: edge })
+        Ok(Self { guest, correspondent, anchor, line, plane, home_agent, node, sites, _edge: edge })
     }
 
     /// Changes the line, both ways.
@@ -208,8 +210,9 @@ impl Roaming {
     pub async fn restart_home_agent(&mut self) -> Result<()> {
         let care_of = self.care_of().await?;
         self.home_agent.kill();
+        let plane = self.plane;
         self.home_agent = Running::start(&self.anchor, async move || {
-            let home_agent = HomeAgent::start(home_agent_config()).await?;
+            let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
             home_agent.authorize(authorization()).await??;
             if let Some(care_of) = care_of {
                 home_agent.restore_mobile_node(NAI, care_of).await?;

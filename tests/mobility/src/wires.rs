@@ -20,6 +20,14 @@ pub struct Host {
     pub address: Ipv6Addr,
 }
 
+/// The address for tunnels alone of the host with this address: in the same network.
+#[must_use]
+pub fn user_plane(address: Ipv6Addr) -> Ipv6Addr {
+    let mut segments = address.segments();
+    segments[7] = 0x5213;
+    segments.into()
+}
+
 /// The hosts and what joins them. What is for 2001:db8:f::/48 comes to the home agent.
 #[derive(Debug)]
 pub struct Wires {

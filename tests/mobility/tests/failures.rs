@@ -8,9 +8,16 @@ use harness::Way;
 use mobility::access::Happened;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{NODE, grant};
-use mobility_lab::{Network, Stream};
+use mobility_lab::{Network, Planes, Stream};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
+
+mobility_lab::on_each_plane!(
+    a_move_given_up_leaves_the_guest_where_it_was,
+    a_target_that_dies_in_the_move_leaves_the_guest_where_it_was,
+    a_source_that_dies_does_not_take_the_guest_with_it,
+    the_address_follows_its_owner_over_a_bad_line,
+);
 
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -32,9 +39,8 @@ fn is_reached(network: &Network) {
     assert!(lines.finish().unwrap() > 0);
 }
 
-#[test]
-fn a_move_given_up_leaves_the_guest_where_it_was() {
-    let network = Network::start(ROUND_TRIP).unwrap();
+fn a_move_given_up_leaves_the_guest_where_it_was(planes: Planes) {
+    let network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let stream = stream(&network);
@@ -61,9 +67,8 @@ fn a_move_given_up_leaves_the_guest_where_it_was() {
     });
 }
 
-#[test]
-fn a_target_that_dies_in_the_move_leaves_the_guest_where_it_was() {
-    let mut network = Network::start(ROUND_TRIP).unwrap();
+fn a_target_that_dies_in_the_move_leaves_the_guest_where_it_was(planes: Planes) {
+    let mut network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         network.prepare(1, 2).await.unwrap();
@@ -80,9 +85,8 @@ fn a_target_that_dies_in_the_move_leaves_the_guest_where_it_was() {
     });
 }
 
-#[test]
-fn a_source_that_dies_does_not_take_the_guest_with_it() {
-    let mut network = Network::start(ROUND_TRIP).unwrap();
+fn a_source_that_dies_does_not_take_the_guest_with_it(planes: Planes) {
+    let mut network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let mut at_second = network.watch(1);
@@ -106,8 +110,8 @@ fn a_source_that_dies_does_not_take_the_guest_with_it() {
 }
 
 /// Two moves over a line that loses, doubles and holds back signalling and everything else.
-fn moves_over_a_bad_line(seed: u64) {
-    let network = Network::with_dice(ROUND_TRIP, seed).unwrap();
+fn moves_over_a_bad_line(planes: Planes, seed: u64) {
+    let network = Network::with_dice(planes, ROUND_TRIP, seed).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         network.set_line(Way {
@@ -132,11 +136,10 @@ fn moves_over_a_bad_line(seed: u64) {
     });
 }
 
-#[test]
-fn the_address_follows_its_owner_over_a_bad_line() {
+fn the_address_follows_its_owner_over_a_bad_line(planes: Planes) {
     std::thread::scope(|scope| {
         for seed in [3, 5, 8] {
-            scope.spawn(move || moves_over_a_bad_line(seed));
+            scope.spawn(move || moves_over_a_bad_line(planes, seed));
         }
     });
 }

@@ -14,8 +14,14 @@ use mobility::wire::Ipv6Prefix;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::HOME;
 use mobility_lab::raw::udp;
-use mobility_lab::{Network, Raw};
+use mobility_lab::{Network, Planes, Raw};
 use tokio::runtime::Runtime;
+
+mobility_lab::on_each_plane!(
+    a_guest_learns_its_prefix_its_router_and_how_long_packets_may_be,
+    two_guests_on_one_platform_reach_each_other_and_cannot_pass_for_each_other,
+    who_sends_packets_that_are_too_big_is_told_so,
+);
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,9 +62,8 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-#[test]
-fn a_guest_learns_its_prefix_its_router_and_how_long_packets_may_be() {
-    let network = Network::direct().unwrap();
+fn a_guest_learns_its_prefix_its_router_and_how_long_packets_may_be(planes: Planes) {
+    let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         let (guest, address) = newcomer(&network, 2).await;
         assert!(prefix_of(2).contains(address), "{address}");
@@ -74,9 +79,8 @@ fn a_guest_learns_its_prefix_its_router_and_how_long_packets_may_be() {
     });
 }
 
-#[test]
-fn two_guests_on_one_platform_reach_each_other_and_cannot_pass_for_each_other() {
-    let network = Network::direct().unwrap();
+fn two_guests_on_one_platform_reach_each_other_and_cannot_pass_for_each_other(planes: Planes) {
+    let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         let (one, first) = newcomer(&network, 2).await;
         let (other, second) = newcomer(&network, 3).await;
@@ -102,9 +106,8 @@ fn two_guests_on_one_platform_reach_each_other_and_cannot_pass_for_each_other() 
 }
 
 /// The guest of the lab does not listen to advertisements: its link has an MTU of 1500.
-#[test]
-fn who_sends_packets_that_are_too_big_is_told_so() {
-    let network = Network::direct().unwrap();
+fn who_sends_packets_that_are_too_big_is_told_so(planes: Planes) {
+    let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         for (from, to) in [(&network.correspondent, &network.guest), (&network.guest, &network.correspondent)]

@@ -12,8 +12,15 @@ use mobility::wire::*;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, HOME, NODE, grant, prefix};
 use mobility_lab::raw::{ICMPV6, SIGNALLING, TUNNEL, packet, registration, udp};
-use mobility_lab::{Network, Raw, Stream};
+use mobility_lab::{Network, Planes, Raw, Stream};
 use tokio::runtime::Runtime;
+
+mobility_lab::on_each_plane!(
+    forged_and_malformed_signalling_is_neither_believed_nor_answered,
+    replayed_and_stale_signalling_changes_nothing,
+    tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses,
+    packets_cut_very_small_pass_and_end_no_agent,
+);
 
 const CORRESPONDENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0xc);
 const ROUND_TRIP: Duration = Duration::from_millis(4);
@@ -79,9 +86,8 @@ async fn assert_still_at(network: &Network, platform: usize, epoch: u64) {
     assert_eq!((binding.care_of, binding.epoch), (network.platforms[platform].address, epoch));
 }
 
-#[test]
-fn forged_and_malformed_signalling_is_neither_believed_nor_answered() {
-    let network = Network::start(ROUND_TRIP).unwrap();
+fn forged_and_malformed_signalling_is_neither_believed_nor_answered(planes: Planes) {
+    let network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         network.authorize(1, 2).await.unwrap();
@@ -119,9 +125,8 @@ fn forged_and_malformed_signalling_is_neither_believed_nor_answered() {
     });
 }
 
-#[test]
-fn replayed_and_stale_signalling_changes_nothing() {
-    let network = Network::start(ROUND_TRIP).unwrap();
+fn replayed_and_stale_signalling_changes_nothing(planes: Planes) {
+    let network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         let [a, b] = [network.platforms[0].address, network.platforms[1].address];
         let heard_by_anchor = Raw::open(&network.anchor, SIGNALLING).unwrap();
@@ -160,9 +165,8 @@ fn replayed_and_stale_signalling_changes_nothing() {
     });
 }
 
-#[test]
-fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses() {
-    let network = Network::start(ROUND_TRIP).unwrap();
+fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses(planes: Planes) {
+    let network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let [a, b] = [network.platforms[0].address, network.platforms[1].address];
@@ -220,9 +224,8 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
 }
 
 /// The kernel hands over up to 64 KiB at a time, to be cut by the agent: here into many hundreds.
-#[test]
-fn packets_cut_very_small_pass_and_end_no_agent() {
-    let network = Network::direct().unwrap();
+fn packets_cut_very_small_pass_and_end_no_agent(planes: Planes) {
+    let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         for namespace in [&network.guest, &network.correspondent] {

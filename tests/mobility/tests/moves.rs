@@ -8,8 +8,16 @@ use std::time::Duration;
 use harness::Direction;
 use mobility::access::Happened;
 use mobility_lab::connections::Connection;
-use mobility_lab::{Network, Stream};
+use mobility_lab::{Network, Planes, Stream};
 use tokio::runtime::Runtime;
+
+mobility_lab::on_each_plane!(
+    a_guest_that_was_expected_moves_and_loses_nothing,
+    what_waits_of_a_fast_stream_comes_all_at_once,
+    a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way,
+    connections_survive_ten_moves_on_a_short_way,
+    connections_survive_ten_moves_on_a_long_way,
+);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -21,8 +29,8 @@ fn stream(network: &Network, interval: Duration) -> Stream {
     Stream::start(&network.correspondent, &network.guest, Network::target(4000), interval).unwrap()
 }
 
-fn an_expected_guest_loses_nothing(interval: Duration, pause: Duration) {
-    let network = Network::start(Duration::from_millis(40)).unwrap();
+fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Duration) {
+    let network = Network::start(planes, Duration::from_millis(40)).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let stream = stream(&network, interval);
@@ -40,20 +48,17 @@ fn an_expected_guest_loses_nothing(interval: Duration, pause: Duration) {
     });
 }
 
-#[test]
-fn a_guest_that_was_expected_moves_and_loses_nothing() {
-    an_expected_guest_loses_nothing(Duration::from_millis(5), PAUSE);
+fn a_guest_that_was_expected_moves_and_loses_nothing(planes: Planes) {
+    an_expected_guest_loses_nothing(planes, Duration::from_millis(5), PAUSE);
 }
 
 /// More than a thousand packets wait, and come all at once.
-#[test]
-fn what_waits_of_a_fast_stream_comes_all_at_once() {
-    an_expected_guest_loses_nothing(Duration::from_micros(200), Duration::from_millis(250));
+fn what_waits_of_a_fast_stream_comes_all_at_once(planes: Planes) {
+    an_expected_guest_loses_nothing(planes, Duration::from_micros(200), Duration::from_millis(250));
 }
 
-#[test]
-fn a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way() {
-    let network = Network::start(Duration::from_millis(40)).unwrap();
+fn a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way(planes: Planes) {
+    let network = Network::start(planes, Duration::from_millis(40)).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let (stream, mut at_first) = (stream(&network, Duration::from_millis(5)), network.watch(0));
@@ -70,8 +75,8 @@ fn a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way() {
 }
 
 /// Ten moves back and forth, of either kind in turn, under a bulk transfer and a conversation.
-fn connections_survive_ten_moves(round_trip: Duration) {
-    let network = Network::start(round_trip).unwrap();
+fn connections_survive_ten_moves(planes: Planes, round_trip: Duration) {
+    let network = Network::start(planes, round_trip).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let (from, to) = (&network.correspondent, &network.guest);
@@ -95,12 +100,10 @@ fn connections_survive_ten_moves(round_trip: Duration) {
     });
 }
 
-#[test]
-fn connections_survive_ten_moves_on_a_short_way() {
-    connections_survive_ten_moves(Duration::ZERO);
+fn connections_survive_ten_moves_on_a_short_way(planes: Planes) {
+    connections_survive_ten_moves(planes, Duration::ZERO);
 }
 
-#[test]
-fn connections_survive_ten_moves_on_a_long_way() {
-    connections_survive_ten_moves(Duration::from_millis(50));
+fn connections_survive_ten_moves_on_a_long_way(planes: Planes) {
+    connections_survive_ten_moves(planes, Duration::from_millis(50));
 }

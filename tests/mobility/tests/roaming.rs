@@ -8,6 +8,7 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, SystemTime};
 
 use harness::Way;
+use mobility::DataPlane;
 use mobility::auth::{Algorithm, Covered, SharedKey};
 use mobility::wire::*;
 use mobility_lab::connections::Connection;
@@ -17,6 +18,8 @@ use mobility_lab::roaming::key;
 use mobility_lab::{Raw, Roaming, Stream};
 use tokio::runtime::Runtime;
 
+/// The home agent's.
+const PLANE: DataPlane = DataPlane::Seg6;
 const PAUSE: Duration = Duration::from_millis(20);
 const SILENCE: Duration = Duration::from_millis(300);
 const DESTINATION_OPTIONS: u8 = 60;
@@ -28,7 +31,7 @@ fn runtime() -> Runtime {
 
 #[test]
 fn a_node_that_moves_is_reached_where_it_is() {
-    let lab = Roaming::start(Duration::from_millis(40)).unwrap();
+    let lab = Roaming::start(PLANE, Duration::from_millis(40)).unwrap();
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
         let interval = Duration::from_millis(5);
@@ -48,7 +51,7 @@ fn a_node_that_moves_is_reached_where_it_is() {
 
 /// Ten moves back and forth under a bulk transfer and a conversation.
 fn connections_survive_ten_moves(round_trip: Duration) {
-    let lab = Roaming::start(round_trip).unwrap();
+    let lab = Roaming::start(PLANE, round_trip).unwrap();
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
         let (from, to) = (&lab.correspondent, &lab.guest);
@@ -97,11 +100,11 @@ fn shown(guest: &harness::Namespace) -> BTreeSet<String> {
 
 #[test]
 fn a_node_that_ends_is_bound_no_more_and_leaves_nothing_behind() {
-    let mut lab = Roaming::start(Duration::ZERO).unwrap();
+    let mut lab = Roaming::start(PLANE, Duration::ZERO).unwrap();
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
         let running = shown(&lab.guest);
-        assert!(running.iter().any(|line| line.contains("lookup 5215")), "{running:#?}");
+        assert!(running.iter().any(|line| line.contains("lookup 5216")), "{running:#?}");
         // One that dies leaves the rest to the next start.
         let mut events = {
             lab.restart_node().unwrap();
@@ -121,7 +124,7 @@ fn a_node_that_ends_is_bound_no_more_and_leaves_nothing_behind() {
 
 #[test]
 fn a_home_agent_that_dies_knows_the_node_again() {
-    let mut lab = Roaming::start(Duration::from_millis(4)).unwrap();
+    let mut lab = Roaming::start(PLANE, Duration::from_millis(4)).unwrap();
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
         let lines = Connection::interactive(&lab.correspondent, &lab.guest, Roaming::target(4002)).unwrap();
@@ -138,7 +141,7 @@ fn a_home_agent_that_dies_knows_the_node_again() {
 /// Lost and repeated signalling, over a bad line.
 #[test]
 fn a_node_is_found_over_a_bad_line() {
-    let lab = Roaming::start(Duration::from_millis(20)).unwrap();
+    let lab = Roaming::start(PLANE, Duration::from_millis(20)).unwrap();
     lab.set_line(Way { loss: 0.2, duplicate: 0.2, ..Way::delay(Duration::from_millis(10)) });
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
@@ -151,7 +154,7 @@ fn a_node_is_found_over_a_bad_line() {
 
 #[test]
 fn forged_and_replayed_updates_are_neither_believed_nor_answered() {
-    let lab = Roaming::start(Duration::from_millis(4)).unwrap();
+    let lab = Roaming::start(PLANE, Duration::from_millis(4)).unwrap();
     runtime().block_on(async {
         let heard_by_anchor = Raw::open(&lab.anchor, DESTINATION_OPTIONS).unwrap();
         lab.appear(0).await.unwrap();

@@ -10,10 +10,18 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use harness::Namespace;
-use mobility::access::{AccessGateway, Config};
-use mobility_lab::Running;
-use mobility_lab::network::{NODE, join, link, namespace};
+use mobility::DataPlane;
+use mobility::access::AccessGateway;
+use mobility_lab::network::{NODE, gateway_config, join, link, namespace};
+use mobility_lab::{Planes, Running};
 use tokio::runtime::Runtime;
+
+mobility_lab::on_each_plane!(
+    a_gateway_that_ends_leaves_nothing_behind,
+    a_guest_that_is_detached_leaves_nothing_behind,
+    what_a_crash_leaves_is_the_next_starts,
+    an_interface_that_is_gone_does_not_keep_a_gateway_from_ending,
+);
 
 const PLATFORM: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 1);
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 2);
@@ -46,9 +54,8 @@ fn assert_same(one: &BTreeSet<String>, other: &BTreeSet<String>) {
     assert!(changes.is_empty(), "{changes:#?}");
 }
 
-fn start(host: &Arc<Namespace>) -> Running<AccessGateway> {
-    let (interface, buffer_bytes) = ("lh-mag".to_owned(), 1 << 20);
-    let config = Config { address: PLATFORM, anchor: ANCHOR, interface, buffer_bytes };
+fn start(host: &Arc<Namespace>, plane: DataPlane) -> Running<AccessGateway> {
+    let config = gateway_config(PLATFORM, ANCHOR, plane);
     Running::start(host, async move || {
         let gateway = AccessGateway::start(config).await?;
         gateway.attach(NODE, link()).await?;
@@ -76,21 +83,19 @@ fn host() -> (Arc<Namespace>, [Arc<Namespace>; 2]) {
     (host, [edge, guest])
 }
 
-#[test]
-fn a_gateway_that_ends_leaves_nothing_behind() {
+fn a_gateway_that_ends_leaves_nothing_behind([_, plane, _]: Planes) {
     let (host, _others) = host();
     let before = shown(&host);
-    let gateway = start(&host);
+    let gateway = start(&host, plane);
     assert_ne!(shown(&host), before);
     Runtime::new().unwrap().block_on(gateway.handle.end());
     assert_same(&shown(&host), &before);
 }
 
-#[test]
-fn a_guest_that_is_detached_leaves_nothing_behind() {
+fn a_guest_that_is_detached_leaves_nothing_behind([_, plane, _]: Planes) {
     let (host, _others) = host();
     let before = shown(&host);
-    let gateway = start(&host);
+    let gateway = start(&host, plane);
     Runtime::new().unwrap().block_on(async {
         let attached = shown(&host);
         gateway.handle.detach(NODE).await.unwrap();
@@ -104,15 +109,14 @@ fn a_guest_that_is_detached_leaves_nothing_behind() {
     assert_same(&shown(&host), &before);
 }
 
-#[test]
-fn what_a_crash_leaves_is_removed_by_the_next_start() {
+fn what_a_crash_leaves_is_the_next_starts([_, plane, _]: Planes) {
     let (host, _others) = host();
     let before = shown(&host);
-    let mut gateway = start(&host);
+    let mut gateway = start(&host, plane);
     let running = shown(&host);
     gateway.kill();
     assert_ne!(shown(&host), before, "the crash took everything with it: this test proves nothing");
-    let gateway = start(&host);
+    let gateway = start(&host, plane);
     // All but the number of its new tunnel interface.
     let but_tunnel =
         |lines: BTreeSet<String>| lines.into_iter().filter(|line| !line.contains(": lh-mag:")).collect();
@@ -121,10 +125,9 @@ fn what_a_crash_leaves_is_removed_by_the_next_start() {
     assert_same(&shown(&host), &before);
 }
 
-#[test]
-fn an_interface_that_is_gone_does_not_keep_a_gateway_from_ending() {
+fn an_interface_that_is_gone_does_not_keep_a_gateway_from_ending([_, plane, _]: Planes) {
     let (host, _others) = host();
-    let gateway = start(&host);
+    let gateway = start(&host, plane);
     host.ip("link delete tap-vm").unwrap();
     Runtime::new().unwrap().block_on(async {
         gateway.handle.detach(NODE).await.unwrap();

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::update::Freshness;
-use super::{Authorization, Config, Output, Registrant};
+use super::{Authorization, Config, Output, Place, Registrant};
 use crate::auth::Covered;
 use crate::wire::*;
 
@@ -44,7 +44,14 @@ pub(super) struct Registration {
     pub(super) spi: u32,
     pub(super) epoch: u64,
     pub(super) sender: Covered,
+    pub(super) user_plane: Option<Ipv6Addr>,
     pub(super) expires: Duration,
+}
+
+impl Registration {
+    pub(super) fn place(&self) -> Place {
+        Place { care_of: self.sender.care_of, user_plane: self.user_plane }
+    }
 }
 
 /// A revocation that is not acknowledged yet.
@@ -84,11 +91,23 @@ impl Node {
     }
 
     /// What a gateway's key registers.
-    pub(super) fn registration_of(&self, spi: u32, expires: Duration) -> Option<Registration> {
+    pub(super) fn registration_of(
+        &self,
+        spi: u32,
+        user_plane: Option<Ipv6Addr>,
+        expires: Duration,
+    ) -> Option<Registration> {
         let grant = self.grant(spi)?;
         let Registrant::Gateway { address, epoch } = grant.authorization.registrant else { return None };
         let sender = Covered { care_of: address, peer: self.prefix.address() };
-        Some(Registration { spi, epoch, sender, expires })
+        Some(Registration { spi, epoch, sender, user_plane, expires })
+    }
+
+    /// From where its packets may come.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let mut places: Vec<_> = self.active.iter().chain(&self.transient).map(Registration::place).collect();
+        places.dedup();
+        places
     }
 
     /// What a mobile node's own key registers.
@@ -97,7 +116,7 @@ impl Node {
         let grant = self.grants.iter().find(own)?;
         let sender = Covered { care_of, peer: self.prefix.address() };
         let (spi, epoch) = (grant.authorization.key.spi(), grant.epoch());
-        Some(Registration { spi, epoch, sender, expires })
+        Some(Registration { spi, epoch, sender, user_plane: None, expires })
     }
 
     pub(super) fn deadline(&self) -> Option<Duration> {
@@ -141,14 +160,14 @@ impl Node {
     pub(super) fn bind(&mut self, now: Duration, registration: Registration, outputs: &mut VecDeque<Output>) {
         self.floor = self.floor.max(registration.epoch);
         self.transient.take_if(|transient| transient.epoch <= registration.epoch);
-        let (spi, care_of) = (registration.spi, registration.sender.care_of);
+        let (spi, place) = (registration.spi, registration.place());
         if let Some(grant) = self.grant_mut(spi) {
             grant.revocation = None;
         }
         let before = self.active.replace(registration);
-        let reached = before.as_ref().map(|before| before.sender.care_of);
-        if reached != Some(care_of) {
-            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, care_of, before: reached });
+        let reached = before.as_ref().map(Registration::place);
+        if reached != Some(place) {
+            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, place, before: reached });
         }
         if let Some(before) = before.filter(|before| before.spi != spi) {
             self.revocations = self.revocations.wrapping_add(1);

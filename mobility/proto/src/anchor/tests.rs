@@ -6,6 +6,7 @@ use super::*;
 use crate::auth::{Algorithm, VerifyError};
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const ANCHOR_USER_PLANE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x10);
 const NAME: &[u8] = b"vm@example.org";
 const START_NS: u64 = 1_700_000_000_000_000_000;
@@ -17,6 +18,7 @@ fn prefix() -> Ipv6Prefix {
 fn config() -> Config {
     Config {
         address: ANCHOR,
+        user_plane: None,
         max_nodes: 2,
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(2000),
@@ -113,8 +115,11 @@ fn at_ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// What is to be done, but for what is to be taken from where: that has a test of its own.
 fn drain(anchor: &mut Anchor) -> Vec<Output> {
-    std::iter::from_fn(|| anchor.poll_output()).collect()
+    std::iter::from_fn(|| anchor.poll_output())
+        .filter(|output| !matches!(output, Output::TakeFrom { .. }))
+        .collect()
 }
 
 /// What follows from a packet that must be believed.
@@ -125,12 +130,17 @@ fn deliver(anchor: &mut Anchor, ms: u64, packet: &[u8]) -> Vec<Output> {
     [before, drain(anchor)].concat()
 }
 
+fn place(care_of: Ipv6Addr) -> Place {
+    Place { care_of, user_plane: None }
+}
+
 fn switch(gateway: &Gateway) -> Output {
-    Output::SwitchRoute { prefix: prefix(), care_of: gateway.address, before: None }
+    Output::SwitchRoute { prefix: prefix(), place: place(gateway.address), before: None }
 }
 
 fn switch_from(before: &Gateway, gateway: &Gateway) -> Output {
-    Output::SwitchRoute { prefix: prefix(), care_of: gateway.address, before: Some(before.address) }
+    let before = Some(place(before.address));
+    Output::SwitchRoute { prefix: prefix(), place: place(gateway.address), before }
 }
 
 fn acknowledgement(gateway: &Gateway, output: &Output) -> BindingAcknowledgement {
@@ -178,7 +188,7 @@ fn a_route_is_switched_before_it_is_acknowledged_and_ends_with_the_binding() {
 fn what_was_bound_before_a_restart_is_bound_and_older_epochs_stay_refused() {
     let (source, target) = (Gateway::of(1), Gateway::of(2));
     let mut restarted = anchor(3);
-    restarted.restore(at_ms(10), NAME, 2, Some(target.key().spi()));
+    restarted.restore(at_ms(10), NAME, 2, Some(target.key().spi()), None);
     assert_eq!(drain(&mut restarted), [switch(&target)]);
     assert_eq!(
         (restarted.binding(NAME), restarted.deadline()),
@@ -190,7 +200,7 @@ fn what_was_bound_before_a_restart_is_bound_and_older_epochs_stay_refused() {
     );
     // Nobody was bound, but an epoch was reached.
     let mut restarted = anchor(3);
-    restarted.restore(at_ms(10), NAME, 3, None);
+    restarted.restore(at_ms(10), NAME, 3, None, None);
     assert_eq!((drain(&mut restarted), restarted.binding(NAME)), (vec![], None));
     assert_eq!(
         only_status(target, &deliver(&mut restarted, 20, &{ target }.update(300))),
@@ -270,6 +280,54 @@ fn an_aborted_move_leaves_the_source_in_place() {
         Status::TRANSIENT_BINDING_IGNORED
     );
     assert_eq!(anchor.binding(NAME), Some((target.address, 2)));
+}
+
+#[test]
+fn packets_are_taken_from_where_a_node_is_or_will_be_and_sent_where_its_gateway_says() {
+    let (mut anchor, mut source, mut target) = (anchor(2), Gateway::of(1), Gateway::of(2));
+    anchor.config.user_plane = Some(ANCHOR_USER_PLANE);
+    let user_plane = Some(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 1, 2));
+    let all = |anchor: &mut Anchor| std::iter::from_fn(|| anchor.poll_output()).collect::<Vec<_>>();
+    let mut came = |ms: u64, packet: &[u8]| {
+        anchor.handle_timeout(at_ms(ms));
+        let ended = all(&mut anchor);
+        anchor.handle_packet(at_ms(ms), START_NS, packet).unwrap();
+        let outputs = [ended, all(&mut anchor)].concat();
+        let taken = outputs.iter().filter_map(|output| match output {
+            Output::TakeFrom { places, .. } => Some(places.clone()),
+            _ => None,
+        });
+        (taken.collect::<Vec<_>>(), outputs)
+    };
+    let (first, second) = (place(source.address), Place { care_of: target.address, user_plane });
+    let (taken, outputs) = came(0, &source.update(300));
+    assert_eq!(taken, [vec![first]]);
+    let Output::Send(packet) = &outputs[1] else { panic!("{outputs:?}") };
+    let told = MobilityOption::LmaUserPlaneAddress(ANCHOR_USER_PLANE.into());
+    assert!(source.read(packet).options.contains(&told));
+    assert_eq!(came(1, &source.update(300)).0, <[Vec<Place>; 0]>::default());
+
+    let option = |address: Option<Ipv6Addr>| MobilityOption::LmaUserPlaneAddress(address.unwrap().into());
+    let ahead = |target: &mut Gateway| {
+        let lifetime = TransientLifetime::from_ms(1000);
+        let transient = MobilityOption::TransientBinding { late_path_switch: true, lifetime };
+        let repr = target.repr(300, vec![transient, option(user_plane)]);
+        target.packet(&repr)
+    };
+    // A transient binding expires; another is activated.
+    assert_eq!(came(2, &ahead(&mut target)).0, [vec![first, second]]);
+    assert_eq!(came(5000, &ahead(&mut target)).0, [vec![first], vec![first, second]]);
+    let repr = target.repr(300, vec![option(user_plane)]);
+    let (taken, outputs) = came(5001, &target.packet(&repr));
+    assert_eq!(taken, [vec![second]]);
+    let switched = Output::SwitchRoute { prefix: prefix(), place: second, before: Some(first) };
+    assert_eq!(outputs[0], switched);
+    // And its gateway takes them elsewhere from now on, as after a restart with another data plane.
+    let (taken, outputs) = came(5002, &target.update(300));
+    assert_eq!(taken, [vec![place(target.address)]]);
+    let before = Some(second);
+    assert_eq!(outputs[0], Output::SwitchRoute { prefix: prefix(), place: place(target.address), before });
+    assert_eq!(came(5003, &target.update(0)).0, [Vec::<Place>::new()]);
 }
 
 #[test]
@@ -425,7 +483,7 @@ fn a_mobile_node_registers_itself() {
         }
     };
     let outputs = deliver(&mut anchor, 0, &packet(65535, 300, Some(START_NS)));
-    assert_eq!(outputs[0], Output::SwitchRoute { prefix: home, care_of, before: None });
+    assert_eq!(outputs[0], Output::SwitchRoute { prefix: home, place: place(care_of), before: None });
     assert_eq!(told(&outputs[1]), (Status::ACCEPTED, 65535));
     for (sequence, sent_ns, expected) in [
         (65535, Some(START_NS + 1000), (Status::SEQUENCE_OUT_OF_WINDOW, 65535)),
@@ -535,9 +593,9 @@ impl World {
     fn settle(&mut self) {
         for output in drain(&mut self.anchor) {
             match output {
-                Output::SwitchRoute { care_of, .. } => self.route = Some(care_of),
+                Output::SwitchRoute { place, .. } => self.route = Some(place.care_of),
                 Output::RemoveRoute { .. } => self.route = None,
-                Output::Send(_) => {}
+                Output::Send(_) | Output::TakeFrom { .. } => {}
             }
         }
         let binding = self.anchor.binding(NAME);

@@ -2,6 +2,7 @@
 //! (RFC 6275 sections 9.5.1 and 10.3, RFC 5213 section 5.3, RFC 6058 section 4).
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::node::{Grant, Node, Registration};
@@ -59,6 +60,17 @@ impl Came<'_> {
         Freshness { sequence: self.update.sequence, time }
     }
 
+    /// Where a gateway takes tunnelled packets. RFC 7389 has an anchor say so by this option; a gateway says it by the same,
+    /// because an alternate care-of address, which the RFC has it use, would be another sender's to the proof.
+    fn user_plane(&self) -> Option<Ipv6Addr> {
+        self.option(|option| match option {
+            MobilityOption::LmaUserPlaneAddress(IpAddr::V6(address)) if !address.is_unspecified() => {
+                Some(*address)
+            }
+            _ => None,
+        })
+    }
+
     fn transient(&self) -> Option<TransientLifetime> {
         self.option(|option| match option {
             MobilityOption::TransientBinding { lifetime, .. } => Some(*lifetime),
@@ -72,7 +84,9 @@ impl Node {
         let Some(grant) = self.grant(came.spi) else { return };
         let judged = self.judge(came, grant, config);
         let (epoch, lifetime) = (grant.epoch(), came.update.lifetime.min(config.max_lifetime));
-        let registration = |expires| Registration { spi: came.spi, epoch, sender: came.sender, expires };
+        let user_plane = came.user_plane().filter(|_| self.is_gateway(came.spi));
+        let registration =
+            |expires| Registration { spi: came.spi, epoch, sender: came.sender, user_plane, expires };
         let until = came.now + Duration::from_secs(lifetime.as_secs().into());
         let mut status = Status::ACCEPTED;
         match judged {
@@ -97,6 +111,11 @@ impl Node {
         }
         self.acknowledge(came, status, lifetime, config, outputs);
         self.send_revocations(came.now, config, outputs);
+    }
+
+    fn is_gateway(&self, spi: u32) -> bool {
+        let registrant = self.grant(spi).map(|grant| grant.authorization.registrant);
+        matches!(registrant, Some(Registrant::Gateway { .. }))
     }
 
     fn judge(&self, came: &Came<'_>, grant: &Grant, config: &Config) -> Result<Accepted, Status> {
@@ -222,6 +241,8 @@ impl Node {
         let mut options = vec![self.identifier()];
         if is_gateway {
             options.push(MobilityOption::HomeNetworkPrefix(self.prefix));
+            let user_plane = config.user_plane.map(IpAddr::V6);
+            options.extend(user_plane.map(MobilityOption::LmaUserPlaneAddress));
         }
         options.extend(came.options.iter().filter(echoed).cloned());
         if status == Status::ID_MISMATCH {

@@ -1,12 +1,12 @@
 //! One virtual machine at a gateway: where its packets go, and what of them waits.
 
 use std::collections::VecDeque;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::buffer::Buffer;
 use super::registration::{Registration, Wanted};
-use super::{Config, Grant, Happened, Output};
+use super::{Carrier, Config, Grant, Happened, Output};
 use crate::auth::{Covered, SharedKey, VerifyError};
 use crate::wire::*;
 
@@ -49,6 +49,8 @@ pub(super) struct Node {
     /// What was delivered of late, when the machine is about to leave: what it did not read before it stopped goes with it.
     /// Without a time as long as nobody has said that it is out.
     recent: Option<VecDeque<(Option<Duration>, Vec<u8>)>>,
+    /// From which gateway it has come, and until when packets of the old way may still come from there.
+    came_from: Option<(Ipv6Addr, Duration)>,
     handover: Option<Handover>,
     /// The last Handover Initiate that was heeded: an older one, come again, changes nothing.
     heeded: Option<u16>,
@@ -70,7 +72,9 @@ impl Node {
     pub(super) fn new(now: Duration, grant: Grant, place: Place, wanted: Wanted) -> Self {
         let registration = Registration::new(now, wanted);
         let (old_way, new_way) = Default::default();
-        Self { grant, place, registration, old_way, new_way, recent: None, handover: None, heeded: None }
+        let (came_from, handover, heeded) = Default::default();
+        let recent = None;
+        Self { grant, place, registration, old_way, new_way, recent, came_from, handover, heeded }
     }
 
     pub(super) fn name(&self) -> &[u8] {
@@ -130,6 +134,8 @@ impl Node {
                 MobilityOption::AccessTechnologyType(AccessTechnology::ETHERNET),
                 MobilityOption::Timestamp(due.time),
             ];
+            let user_plane = config.user_plane.map(IpAddr::V6);
+            options.extend(user_plane.map(MobilityOption::LmaUserPlaneAddress));
             if let Wanted::Transient(lifetime) = due.wanted {
                 options.push(MobilityOption::TransientBinding { late_path_switch: true, lifetime });
             }
@@ -159,8 +165,23 @@ impl Node {
         matches!(self.place, Place::Here | Place::Settling { .. })
     }
 
+    pub(super) fn carrier(&self) -> Carrier {
+        match self.place {
+            Place::Gone => Carrier::Nobody,
+            Place::Here if self.recent.is_none() => Carrier::Anyone,
+            _ => Carrier::Gateway,
+        }
+    }
+
+    pub(super) fn came_of_late_from(&self, from: Ipv6Addr, now: Duration) -> bool {
+        self.came_from.is_some_and(|(source, until)| source == from && now < until)
+    }
+
     /// The old way has ended.
     pub(super) fn settled(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
+        if let Place::Settling { source, .. } = self.place {
+            self.came_from = Some((source, now + LINGER));
+        }
         self.place = Place::Here;
         for packet in self.new_way.take() {
             self.deliver(now, packet, config, outputs);

@@ -64,19 +64,25 @@ struct World {
     advertised: u32,
     /// Whether the anchor answers, as the gateways said.
     answers: Vec<bool>,
+    anchor_at: Vec<Ipv6Addr>,
     numbered: u32,
 }
 
-/// An anchor that knows every epoch's key and no binding.
-fn anchor(restart_counter: u32) -> Anchor {
-    let mut anchor = Anchor::new(AnchorConfig {
+fn anchor_config() -> AnchorConfig {
+    AnchorConfig {
         address: ANCHOR,
+        user_plane: None,
         max_nodes: 1,
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(10_000),
-        restart_counter,
+        restart_counter: 0,
         started_unix_ns: 0,
-    });
+    }
+}
+
+/// An anchor that knows every epoch's key and no binding.
+fn anchor(config: AnchorConfig) -> Anchor {
+    let mut anchor = Anchor::new(config);
     for epoch in 1..=4 {
         let address = gateway_address((epoch as u16 + 1) % 2);
         let Grant { key, node, prefix } = grant(epoch);
@@ -92,6 +98,7 @@ impl World {
             Gateway::new(Config {
                 address: gateway_address(number),
                 anchor: ANCHOR,
+                user_plane: None,
                 lifetime: BindingLifetime::from_secs(60),
                 transient: TransientLifetime::from_ms(5000),
                 buffer_bytes: 1 << 20,
@@ -100,7 +107,7 @@ impl World {
         };
         Self {
             now: Duration::ZERO,
-            anchor: anchor(0),
+            anchor: anchor(anchor_config()),
             gateways: [gateway(0), gateway(1)],
             under_way: BTreeMap::new(),
             sent: 0,
@@ -111,6 +118,7 @@ impl World {
             events: Vec::new(),
             advertised: 0,
             answers: Vec::new(),
+            anchor_at: Vec::new(),
             numbered: 0,
         }
     }
@@ -144,9 +152,15 @@ impl World {
                     self.put(ANCHOR, to, Wire::Signalling(packet));
                 }
                 AnchorOutput::SwitchRoute { prefix, before: Some(before), .. } => {
-                    self.put(ANCHOR, before, Wire::Tunnelled(ANCHOR, end_marker(ANCHOR, prefix)));
+                    self.put(
+                        ANCHOR,
+                        before.tunnel_end(),
+                        Wire::Tunnelled(ANCHOR, end_marker(ANCHOR, prefix)),
+                    );
                 }
-                AnchorOutput::SwitchRoute { .. } | AnchorOutput::RemoveRoute { .. } => {}
+                AnchorOutput::SwitchRoute { .. }
+                | AnchorOutput::RemoveRoute { .. }
+                | AnchorOutput::TakeFrom { .. } => {}
             }
         }
         for at in 0..2 {
@@ -162,6 +176,7 @@ impl World {
                     Output::Deliver(packet) => self.delivered.push((at, number(&packet))),
                     Output::Advertise { .. } => self.advertised += 1,
                     Output::Anchor { answers } => self.answers.push(answers),
+                    Output::AnchorAt(at) => self.anchor_at.push(at),
                     Output::Event { happened, .. } => self.events.push((at, happened)),
                 }
             }
@@ -387,6 +402,49 @@ fn a_target_that_never_answers_leaves_the_source_in_charge() {
 }
 
 #[test]
+fn only_a_machine_that_is_here_and_settled_may_be_served_without_the_gateway() {
+    let mut world = served(5, 5, vec![]);
+    let carriers = |world: &World| [0, 1].map(|at| world.gateways[at].carrier(NAME));
+    assert_eq!(carriers(&world), [Carrier::Anyone, Carrier::Nobody]);
+    world.with(1, |gateway, now, ns| gateway.expect(now, ns, grant(2), gateway_address(0)));
+    world.with(0, |gateway, now, ns| gateway.remember(now, ns, NAME));
+    assert_eq!(carriers(&world), [Carrier::Gateway, Carrier::Gateway]);
+    world.with(0, |gateway, now, ns| gateway.stay(now, ns, NAME));
+    assert_eq!(carriers(&world), [Carrier::Anyone, Carrier::Gateway]);
+    world.with(0, |gateway, now, ns| gateway.forward(now, ns, grant(2), gateway_address(1), now));
+    world.run(20);
+    world.with(1, |gateway, now, ns| gateway.arrived(now, ns, NAME));
+    assert_eq!(carriers(&world), [Carrier::Gateway, Carrier::Gateway]);
+    world.run(20);
+    assert_eq!(carriers(&world), [Carrier::Gateway, Carrier::Anyone]);
+    // What the end marker has overtaken is delivered all the same, from the source and for a while.
+    let late = || inner(CORRESPONDENT, HOME, u32::MAX);
+    let count = |world: &World| world.delivered.iter().filter(|(_, number)| *number == u32::MAX).count();
+    for (from, delivered) in [(gateway_address(0), 1), (gateway_address(3), 1)] {
+        world.with(1, |gateway, now, _| gateway.handle_tunnelled(now, from, late()));
+        assert_eq!(count(&world), delivered);
+    }
+    world.run(2500);
+    world.with(1, |gateway, now, _| gateway.handle_tunnelled(now, gateway_address(0), late()));
+    assert_eq!((count(&world), carriers(&world)), (1, [Carrier::Nobody, Carrier::Anyone]));
+}
+
+#[test]
+fn a_gateway_learns_where_its_anchor_takes_packets() {
+    let elsewhere = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x5213);
+    let mut world = World::new(5, 5, vec![]);
+    world.anchor = Anchor::new(AnchorConfig { user_plane: Some(elsewhere), ..anchor_config() });
+    let Grant { key, node, prefix } = grant(1);
+    let registrant = Registrant::Gateway { address: gateway_address(0), epoch: 1 };
+    world.anchor.authorize(Authorization { key, node, prefix, registrant }).unwrap();
+    world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
+    world.run(100);
+    world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
+    world.run(100);
+    assert_eq!(world.anchor_at, [elsewhere]);
+}
+
+#[test]
 fn a_lost_end_marker_only_costs_the_settling_time() {
     let mut world = served(20, 5, vec![]);
     world.move_to(1, 2, 10);
@@ -480,7 +538,7 @@ fn an_anchor_that_was_started_anew_is_asked_again_long_before_the_renewal() {
     world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
     world.run(61_000);
     assert_eq!(world.anchor.binding(NAME), Some((gateway_address(0), 1)));
-    world.anchor = anchor(1);
+    world.anchor = anchor(AnchorConfig { restart_counter: 1, ..anchor_config() });
     world.run(60_000);
     assert_eq!(world.anchor.binding(NAME), Some((gateway_address(0), 1)));
     assert_eq!(world.answers, [true]);

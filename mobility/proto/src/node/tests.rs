@@ -36,6 +36,7 @@ fn node() -> MobileNode {
 fn anchor(started_unix_ns: u64) -> Anchor {
     let mut anchor = Anchor::new(AnchorConfig {
         address: ANCHOR,
+        user_plane: None,
         max_nodes: 1,
         max_lifetime: BindingLifetime::from_secs(40),
         max_transient: TransientLifetime::from_ms(1000),

@@ -5,12 +5,12 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mobility::HomeAgent;
 use mobility::access::Grant;
 use mobility::anchor::{Anchor, Authorization, Config, Output, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent;
 use mobility::wire::{BindingLifetime, Ipv6Prefix, MhType, MobilityHeader, TransientLifetime};
+use mobility::{DataPlane, HomeAgent};
 use mobility_lab::Running;
 use mobility_lab::network::{ANCHOR, home_agent_config, join, namespace};
 use mobility_lab::raw::{Raw, SIGNALLING, registration};
@@ -78,6 +78,7 @@ fn switched(bindings: u32) -> impl Iterator<Item = u32> {
 fn in_the_core(bindings: u32) -> Result<Samples> {
     let mut anchor = Anchor::new(Config {
         address: ANCHOR,
+        user_plane: None,
         max_nodes: bindings as usize,
         max_lifetime: BindingLifetime::from_secs(600),
         max_transient: TransientLifetime::from_ms(10_000),
@@ -112,7 +113,7 @@ async fn through_the_socket(bindings: u32) -> Result<Samples> {
     for address in PLATFORMS {
         platform.ip(&format!("address add {address}/64 dev edge nodad"))?;
     }
-    let config = home_agent::Config { max_nodes: bindings as usize, ..home_agent_config() };
+    let config = home_agent::Config { max_nodes: bindings as usize, ..home_agent_config(DataPlane::Tun) };
     let home_agent = Running::start(&anchor, async || HomeAgent::start(config).await)?;
     let (sender, receiver) = (Raw::sender(&platform)?, Raw::open(&platform, SIGNALLING)?);
     let bind = |number, at| -> Result<Duration> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use harness::{Namespace, files};
+use mobility::DataPlane;
 use mobility_lab::{Heard, Network, Roaming, Stream};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
@@ -77,7 +78,9 @@ impl Point {
 /// When the network cannot be made, or a move fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut more = rates::measure(options.runs.min(5))?;
+    let (planes, mut more) = rates::measure(options.runs.min(5))?;
+    let best = planes.first().copied();
+    let plane = options.plane.or(best).context("no data plane works here: is there a /dev/net/tun?")?;
     more.extend(bindings::measure(&runtime, options.quick)?);
     let mut points: Vec<Point> = options
         .points
@@ -86,11 +89,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .collect();
     for run in 1..=options.runs {
         for point in &mut points {
-            measure(&runtime, point)
-                .and_then(|()| measure_node(&runtime, point))
+            measure(&runtime, plane, point)
+                .and_then(|()| measure_node(&runtime, plane, point))
                 .with_context(|| format!("run {run} at {} ms of round trip", point.round_trip_ms))?;
         }
-        println!("run {run} of {}", options.runs);
+        println!("run {run} of {} on data plane {plane}", options.runs);
         // After each run, so that a later failure does not take the earlier figures with it.
         if let Some(file) = &options.json {
             let all: Vec<Figure> = points.iter().flat_map(figures).chain(more.iter().cloned()).collect();
@@ -104,9 +107,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// One run.
-fn measure(runtime: &Runtime, point: &mut Point) -> Result<()> {
+fn measure(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()> {
     let round_trip = Duration::from_millis(point.round_trip_ms.into());
-    let network = Network::start(round_trip)?;
+    let network = Network::start([plane; 3], round_trip)?;
     runtime.block_on(async {
         point.registration.push(ms(network.appear(0, 1).await?));
         let ends = (&network.correspondent, &network.guest);
@@ -127,9 +130,9 @@ fn measure(runtime: &Runtime, point: &mut Point) -> Result<()> {
 }
 
 /// One run of a mobile node.
-fn measure_node(runtime: &Runtime, point: &mut Point) -> Result<()> {
+fn measure_node(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()> {
     let round_trip = Duration::from_millis(point.round_trip_ms.into());
-    let network = Roaming::start(round_trip)?;
+    let network = Roaming::start(plane, round_trip)?;
     runtime.block_on(async {
         point.node_registration.push(ms(network.appear(0).await?));
         let ends = (&network.correspondent, &network.guest);

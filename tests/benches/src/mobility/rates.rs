@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use mobility::DataPlane;
 use mobility_lab::Network;
 use mobility_lab::connections::Connection;
 
@@ -15,21 +16,32 @@ const TUNNEL_RATE: Metric = Metric { name: "tunnel_rate", unit: "Gb/s", better: 
 /// For how long bytes are sent.
 const TIME: Duration = Duration::from_secs(2);
 
-/// By turns through the tunnel and without.
-pub(super) fn measure(runs: u32) -> Result<Vec<Figure>> {
-    let network = Network::direct()?;
+/// On each data plane that this kernel has, by turns through the tunnel and without. Gives those planes too, the best first.
+pub(super) fn measure(runs: u32) -> Result<(Vec<DataPlane>, Vec<Figure>)> {
+    let (mut planes, mut figures) = (Vec::new(), Vec::new());
+    for plane in DataPlane::ALL {
+        match Network::direct([plane; 3]) {
+            Ok(network) => {
+                planes.push(plane);
+                figures.extend(on_plane(plane, &network, runs)?);
+            }
+            Err(error) => println!("tunnel_rate: {plane} is left out: {error:#}"),
+        }
+    }
+    Ok((planes, figures))
+}
+
+fn on_plane(plane: DataPlane, network: &Network, runs: u32) -> Result<Option<Figure>> {
     let plain_address = network.add_plain_way()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(network.appear(0, 1))?;
     let (mut tunnel, mut plain) = (Samples::default(), Samples::default());
     for _ in 0..runs {
-        tunnel.push(rate(&network, Network::target(4001))?);
-        plain.push(rate(&network, (plain_address, 4001).into())?);
+        tunnel.push(rate(network, Network::target(4001))?);
+        plain.push(rate(network, (plain_address, 4001).into())?);
     }
-    println!("tunnel_rate: {} Gb/s by tun, {} Gb/s by plain routing", tunnel.show(), plain.show());
-    Ok(Figure::new("mobility", "tun", TUNNEL_RATE, &tunnel, Some(("plain routing", &plain)))
-        .into_iter()
-        .collect())
+    println!("tunnel_rate: {} Gb/s by {plane}, {} Gb/s by plain routing", tunnel.show(), plain.show());
+    Ok(Figure::new("mobility", plane.name(), TUNNEL_RATE, &tunnel, Some(("plain routing", &plain))))
 }
 
 /// In Gb/s.

@@ -5,19 +5,29 @@ fn words_become_options() {
     let plain = Options::parse(&["store"]).unwrap();
     let entries = 10_000_000;
     let points = vec![0, 25, 50, 100, 200, 300];
-    assert_eq!(plain, Options { bench: Bench::Store, json: None, quick: false, runs: 3, entries, points });
+    let (json, plane) = (None, None);
+    assert_eq!(plain, Options { bench: Bench::Store, json, quick: false, runs: 3, entries, points, plane });
     let all = Options::parse(&["chunking", "--quick", "--json", "f", "--runs", "5"]).unwrap();
     let entries = 500_000;
     let points = vec![0, 100];
     assert_eq!(
         all,
-        Options { bench: Bench::Chunking, json: Some("f".into()), quick: true, runs: 5, entries, points }
+        Options {
+            bench: Bench::Chunking,
+            json: Some("f".into()),
+            quick: true,
+            runs: 5,
+            entries,
+            points,
+            plane
+        }
     );
     assert_eq!(Options::parse(&["store", "--quick"]).unwrap().runs, 1);
     let index = Options::parse(&["index", "--quick", "--entries", "64000000"]).unwrap();
     assert_eq!((index.bench, index.runs, index.entries), (Bench::Index, 1, 64_000_000));
     assert_eq!(Options::parse(&["mobility"]).unwrap().runs, 20);
     assert_eq!(Options::parse(&["mobility", "--points", "0,40"]).unwrap().points, [0, 40]);
+    assert_eq!(Options::parse(&["mobility", "--plane", "tun"]).unwrap().plane, Some(DataPlane::Tun));
 }
 
 #[test]
@@ -34,6 +44,8 @@ fn what_is_wrong_is_named() {
         (&["index", "--entries"], "--entries needs"),
         (&["index", "--points", "0"], "`--points`"),
         (&["mobility", "--points", "0,2001"], "\"0,2001\""),
+        (&["mobility", "--plane", "ip6"], "\"ip6\""),
+        (&["store", "--plane", "tun"], "`--plane`"),
     ] {
         let error = Options::parse(words).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");

@@ -52,6 +52,7 @@ impl World {
     fn new() -> Self {
         let mut anchor = Anchor::new(anchor::Config {
             address: ANCHOR,
+            user_plane: Some(ANCHOR),
             max_nodes: 2,
             max_lifetime: BindingLifetime::from_secs(600),
             max_transient: TransientLifetime::from_ms(10_000),
@@ -68,6 +69,7 @@ impl World {
             Gateway::new(gateway::Config {
                 address: address(number),
                 anchor: ANCHOR,
+                user_plane: None,
                 lifetime: BindingLifetime::from_secs(60),
                 transient: TransientLifetime::from_ms(5000),
                 buffer_bytes: BUFFER_BYTES,

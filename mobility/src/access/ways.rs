@@ -1,0 +1,161 @@
+//! The ways of guests' packets through a gateway's host: what the kernel carries, and what passes through this program. When
+//! which is right stands in [`crate::tunnels`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use mobility_proto::gateway::Carrier;
+use tokio::time::Instant;
+
+use super::Link;
+use crate::agent::AgentError;
+use crate::links::{FROM_ANCHOR, FROM_GUESTS, LinkError, Links, TO_GUESTS, Way, everything};
+use crate::plane::Plane;
+use crate::tunnels::{DataPlane, Own, Peer, Tunnels};
+
+/// For how long no packet may have come to this program before the kernel takes over: many times what it takes to tell it.
+const QUIET: Duration = Duration::from_micros(300);
+/// For how long quiet is waited for.
+const IMPATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for when no packet comes.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Who carries what comes for a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carried {
+    Kernel,
+    Program,
+    /// This program, though the kernel may since then.
+    ProgramSince(Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Ways {
+    links: Links,
+    tunnels: Tunnels,
+    /// The TUN interface.
+    program: (String, u32),
+    carried: BTreeMap<String, Carried>,
+}
+
+impl Ways {
+    /// Leads guests' packets to the home agent at `anchor`. On a data plane of the kernel what a crash has left stays as it is.
+    pub(super) async fn start(
+        links: Links,
+        tunnels: Tunnels,
+        own: &Own,
+        index: u32,
+        anchor: Ipv6Addr,
+    ) -> Result<Self, AgentError> {
+        let program = (own.interface.clone(), index);
+        let mut ways = Self { links, tunnels, program, carried: BTreeMap::new() };
+        if ways.is_in_kernel() {
+            ways.links.route(FROM_ANCHOR, everything(), Way::Nowhere).await?;
+            let peer = Peer { address: anchor, user_plane: anchor };
+            ways.reach(ways.tunnels.before(anchor).unwrap_or(peer)).await?;
+        } else {
+            ways.links.clear_gateway().await?;
+            ways.links.route(FROM_GUESTS, everything(), Way::Interface(index)).await?;
+        }
+        ways.links.look_up(&ways.program.0, TO_GUESTS).await?;
+        Ok(ways)
+    }
+
+    /// Whether the kernel carries packets at all.
+    pub(super) fn is_in_kernel(&self) -> bool {
+        self.plane() != DataPlane::Tun
+    }
+
+    pub(super) fn plane(&self) -> DataPlane {
+        self.tunnels.plane()
+    }
+
+    pub(super) fn taken_twice(&self) -> Vec<Ipv6Addr> {
+        self.tunnels.taken_twice()
+    }
+
+    /// The home agent takes packets there: guests' go there from now on.
+    pub(super) async fn reach(&mut self, anchor: Peer) -> Result<(), LinkError> {
+        let Some((tunnel, name)) = self.tunnels.open(anchor).await? else { return Ok(()) };
+        self.links.look_up(name, FROM_ANCHOR).await?;
+        self.links.route(FROM_GUESTS, everything(), Way::Tunnel(tunnel)).await?;
+        self.tunnels.clear_but(|peer| *peer == anchor).await
+    }
+
+    /// Has what comes for a guest carried by whoever may; `index` is its interface's.
+    pub(super) async fn assign(
+        &mut self,
+        node: &str,
+        link: &Link,
+        index: u32,
+        by: Carrier,
+    ) -> Result<(), LinkError> {
+        let carried = self.carried.get(node).copied();
+        let (way, carried) = match (by, carried) {
+            _ if !self.is_in_kernel() => return Ok(()),
+            (Carrier::Anyone, Some(Carried::Kernel | Carried::ProgramSince(_)))
+            | (Carrier::Gateway, Some(Carried::Program))
+            | (Carrier::Nobody, None) => return Ok(()),
+            (Carrier::Anyone, Some(Carried::Program)) => (None, Carried::ProgramSince(Instant::now())),
+            (Carrier::Gateway, Some(Carried::ProgramSince(_))) => (None, Carried::Program),
+            (Carrier::Anyone, None) => (Some(index), Carried::Kernel),
+            (Carrier::Gateway, _) => (Some(self.program.1), Carried::Program),
+            (Carrier::Nobody, Some(_)) => {
+                self.carried.remove(node);
+                return self.links.unroute(FROM_ANCHOR, link.prefix).await;
+            }
+        };
+        if let Some(index) = way {
+            self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
+        }
+        self.carried.insert(node.to_owned(), carried);
+        Ok(())
+    }
+
+    /// Forgets a guest whose link was taken back.
+    pub(super) fn forget(&mut self, node: &str) {
+        self.carried.remove(node);
+    }
+
+    /// When the kernel may take over from this program.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let waits = self.carried.values().any(|carried| matches!(carried, Carried::ProgramSince(_)));
+        waits.then(|| Instant::now() + LOOK_EVERY)
+    }
+
+    /// The guests that the kernel takes over now, if any.
+    pub(super) fn due(&self, plane: &Plane) -> Vec<String> {
+        let since = |carried: &Carried| match carried {
+            Carried::ProgramSince(since) => Some(*since),
+            _ => None,
+        };
+        let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
+        if first.elapsed() < IMPATIENCE && !plane.is_quiet_for(QUIET) {
+            return Vec::new();
+        }
+        let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
+        due.map(|(node, _)| node.clone()).collect()
+    }
+
+    /// The kernel takes over what comes for a guest.
+    pub(super) async fn take_over(&mut self, node: &str, link: &Link, index: u32) -> Result<(), LinkError> {
+        self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
+        self.carried.insert(node.to_owned(), Carried::Kernel);
+        Ok(())
+    }
+
+    /// Removes what a crash has left for others than the guests at these interfaces.
+    pub(super) async fn keep_only<'a>(&self, guests: impl Iterator<Item = &'a str>) -> Result<(), LinkError> {
+        let mut keep = self.tunnels.names();
+        keep.insert(self.program.0.clone());
+        keep.extend(guests.map(str::to_owned));
+        self.links.clear_guests_but(&keep).await
+    }
+
+    /// Takes everything back.
+    pub(super) async fn end(&mut self) -> Result<(), LinkError> {
+        let ended = self.tunnels.end().await;
+        self.links.clear_gateway().await.and(ended)
+    }
+}

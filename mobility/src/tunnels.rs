@@ -1,0 +1,289 @@
+//! Tunnels of the kernel: what carries packets between home agent and platforms without this program, and goes on while it
+//! does not run. One trait, [`Backend`], and three data planes; which of them a host can have is tried when an
+//! agent starts.
+//!
+//! | plane | a tunnel is | needs |
+//! |---|---|---|
+//! | [`ip6tnl`](ip6tnl) | an interface of that kind (RFC 2473) | the kernel's module `ip6_tunnel` |
+//! | [`seg6`](seg6) | two joined interfaces with routes that encapsulate and decapsulate behind them | `CONFIG_IPV6_SEG6_LWTUNNEL`, and an address for tunnels alone |
+//! | TUN | none: every packet passes through this program | `/dev/net/tun` |
+//!
+//! On the wire all three are IPv6 in IPv6, so the two ends of a tunnel need not be of the same kind. What is routed into a
+//! tunnel's interface goes to its other end; what comes from there comes in by that interface, and by no other: so rules and
+//! routes by interface decide what may come from whom.
+//!
+//! # Who carries what, and when
+//! A virtual machine's packets are carried by the kernel while it runs where it is, and by this program during a move, when
+//! they are remembered, forwarded, held and ordered. Each step below is one route replaced in place: at every moment a packet
+//! finds either the one way or the other.
+//!
+//! ```text
+//! home agent   kernel ......................... route to the source | route to the target, then the end marker
+//! source       kernel | remember: this program ............................ revoked: nothing
+//! target                expect: this program ................................. settled: this program | quiet: kernel
+//! ```
+//!
+//! - *From the kernel to this program*, at the source and at a home agent's fallback: the new way is the slower one. A packet
+//!   that takes it can overtake none that took the old one, which had left before it came.
+//! - *At the home agent* the route changes from one tunnel to another. The end marker is sent from here, by another way through
+//!   the kernel than packets that it is forwarding at that moment on another processor, so it is sent a little later
+//!   (`home_agent::FENCE`). A packet that it overtakes all the same is still delivered: the target takes packets of the source
+//!   for a while after it has settled. What comes to the target meanwhile by the new way waits for the marker.
+//! - *From this program to the kernel*, at the target once it has settled: the new way is the quicker one, so a packet could
+//!   overtake those that still wait here. The route is changed only when none has waited for `access::QUIET`, and what
+//!   comes here afterwards is delivered at once. A stream without any such pause is taken over after `access::IMPATIENCE`
+//!   all the same, since it is one that is better off in the kernel, and may have a few packets reordered once; none is lost.
+//!
+//! What a virtual machine sends is carried by the kernel always: it is paused when its gateway changes.
+//!
+//! # After a crash
+//! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
+//! takes over what fits, and [`Tunnels::clear_but`] removes what does not.
+
+mod ip6tnl;
+mod seg6;
+mod tunnel_source;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::AgentError;
+use crate::links::{LinkError, Links, Remembered, Tunnel};
+
+/// Who carries tunnelled packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPlane {
+    /// The kernel, with `ip6tnl` interfaces.
+    Ip6tnl,
+    /// The kernel, with segment routing: one segment, so that plain IPv6 in IPv6 is on the wire.
+    Seg6,
+    /// This program, with a TUN interface.
+    Tun,
+}
+
+impl DataPlane {
+    /// In the order in which they are tried.
+    pub const ALL: [Self; 3] = [Self::Ip6tnl, Self::Seg6, Self::Tun];
+
+    /// Its name in configuration and status.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ip6tnl => "ip6tnl",
+            Self::Seg6 => "seg6",
+            Self::Tun => "tun",
+        }
+    }
+}
+
+impl fmt::Display for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DataPlane {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|plane| plane.name() == name).ok_or(())
+    }
+}
+
+/// Which data plane an agent is to have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlaneChoice {
+    /// The first of [`DataPlane::ALL`] that works here.
+    #[default]
+    Auto,
+    /// This one, or the agent does not start.
+    #[serde(untagged)]
+    Only(DataPlane),
+}
+
+/// The other end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Peer {
+    /// Its own address, from which its packets come.
+    pub(crate) address: Ipv6Addr,
+    /// Where it takes packets.
+    pub(crate) user_plane: Ipv6Addr,
+}
+
+/// An agent's part in its tunnels.
+#[derive(Debug, Clone)]
+pub(crate) struct Own {
+    /// The agent's address.
+    pub(crate) address: Ipv6Addr,
+    /// Its address for tunnels alone.
+    pub(crate) user_plane: Option<Ipv6Addr>,
+    /// Its TUN interface, with whose name those of its tunnels begin.
+    pub(crate) interface: String,
+}
+
+/// What a data plane does its own way.
+pub(crate) trait Backend: Send + Sync + fmt::Debug {
+    fn plane(&self) -> DataPlane;
+
+    /// Where it takes tunnelled packets, when that is not the agent's own address.
+    fn user_plane(&self) -> Option<Ipv6Addr> {
+        None
+    }
+
+    /// Makes an interface of this name; `false` when there is one.
+    fn make<'a>(&'a self, name: &'a str, peer: Peer) -> BoxFuture<'a, Result<bool, LinkError>>;
+
+    /// Makes the interface the tunnel that it is to be. Done again, it changes nothing, and stops no packet.
+    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>>;
+
+    /// Takes back what is not a tunnel's.
+    fn close(&self) -> BoxFuture<'_, Result<(), LinkError>>;
+}
+
+/// How many tunnels an agent has at most: each is a few rules, and the kernel looks through all rules for a packet. What is
+/// for further peers passes through this program.
+const MAX_TUNNELS: usize = 100;
+/// An interface's name has at most 15 bytes: here room for the number and for the second one of two joined interfaces.
+const STEM_BYTES: usize = 10;
+
+/// The tunnels of one agent.
+#[derive(Debug)]
+pub(crate) struct Tunnels {
+    links: Links,
+    stem: String,
+    /// `None`: every packet passes through this program.
+    backend: Option<Box<dyn Backend>>,
+    open: BTreeMap<Peer, (Tunnel, Remembered)>,
+    /// From before a crash, and not asked for yet.
+    left: BTreeMap<Peer, (Tunnel, Remembered)>,
+}
+
+impl Tunnels {
+    /// Finds the data plane that is asked for, with the tunnels of it that a crash has left; those of another are removed.
+    pub(crate) async fn start(links: &Links, own: &Own, choice: PlaneChoice) -> Result<Self, AgentError> {
+        let backend = choose(links, own, choice).await?;
+        let plane = backend.as_ref().map_or(DataPlane::Tun, |backend| backend.plane());
+        tracing::info!("the data plane at {} is {plane}", own.address);
+        let mut left = BTreeMap::new();
+        for (tunnel, remembered) in links.tunnels().await? {
+            if remembered.plane == plane {
+                left.insert(remembered.peer, (tunnel, remembered));
+            } else {
+                links.remove_tunnel((tunnel, remembered)).await?;
+            }
+        }
+        let stem = own.interface.chars().take(STEM_BYTES).collect();
+        Ok(Self { links: links.clone(), stem, backend, open: BTreeMap::new(), left })
+    }
+
+    pub(crate) fn plane(&self) -> DataPlane {
+        self.backend.as_ref().map_or(DataPlane::Tun, |backend| backend.plane())
+    }
+
+    /// Where the agent takes tunnelled packets, when that is not its own address.
+    pub(crate) fn user_plane(&self) -> Option<Ipv6Addr> {
+        self.backend.as_ref()?.user_plane()
+    }
+
+    /// Where this peer took packets before a crash.
+    pub(crate) fn before(&self, address: Ipv6Addr) -> Option<Peer> {
+        self.left.keys().find(|peer| peer.address == address).copied()
+    }
+
+    /// The tunnel to this peer and its interface's name, made unless there is one. `None` when what is for the peer has to
+    /// pass through this program.
+    pub(crate) async fn open(&mut self, peer: Peer) -> Result<Option<(Tunnel, &str)>, LinkError> {
+        let Some(backend) = &self.backend else { return Ok(None) };
+        if !self.open.contains_key(&peer) {
+            if self.open.len() >= MAX_TUNNELS {
+                return Ok(None);
+            }
+            let remembered = match self.left.remove(&peer) {
+                Some((_, remembered)) => remembered,
+                None => {
+                    let mut number = self.open.len() + self.left.len();
+                    let mut name = format!("{}.{number}", self.stem);
+                    while !backend.make(&name, peer).await? {
+                        number += 1;
+                        name = format!("{}.{number}", self.stem);
+                    }
+                    Remembered { name, plane: backend.plane(), peer }
+                }
+            };
+            let tunnel = backend.fit_out(&remembered).await?;
+            self.open.insert(peer, (tunnel, remembered));
+        }
+        Ok(self.open.get(&peer).map(|(tunnel, remembered)| (*tunnel, remembered.name.as_str())))
+    }
+
+    /// The tunnel to this peer, if it is open.
+    pub(crate) fn get(&self, peer: Peer) -> Option<Tunnel> {
+        self.open.get(&peer).map(|(tunnel, _)| *tunnel)
+    }
+
+    /// The names of all open ones' interfaces.
+    pub(crate) fn names(&self) -> HashSet<String> {
+        let names = self.open.values().map(|(_, remembered)| &remembered.name);
+        names.flat_map(|name| [name.clone(), crate::links::inner_name(name)]).collect()
+    }
+
+    /// The peers whose tunnelled packets come to this program too, though the kernel takes them.
+    pub(crate) fn taken_twice(&self) -> Vec<Ipv6Addr> {
+        match self.plane() {
+            DataPlane::Ip6tnl => self.open.keys().map(|peer| peer.address).collect(),
+            DataPlane::Seg6 | DataPlane::Tun => Vec::new(),
+        }
+    }
+
+    /// Removes the tunnels that are not kept, and all that a crash has left and nobody has asked for.
+    pub(crate) async fn clear_but(&mut self, keeps: impl Fn(&Peer) -> bool) -> Result<(), LinkError> {
+        let dropped: Vec<_> = self.open.keys().filter(|peer| !keeps(peer)).copied().collect();
+        let dropped = dropped.iter().filter_map(|peer| self.open.remove(peer)).collect::<Vec<_>>();
+        for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
+            self.links.remove_tunnel(tunnel).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything back.
+    pub(crate) async fn end(&mut self) -> Result<(), LinkError> {
+        self.clear_but(|_| false).await?;
+        match &self.backend {
+            Some(backend) => backend.close().await,
+            None => Ok(()),
+        }
+    }
+}
+
+async fn choose(
+    links: &Links,
+    own: &Own,
+    choice: PlaneChoice,
+) -> Result<Option<Box<dyn Backend>>, AgentError> {
+    let plane = match choice {
+        PlaneChoice::Only(plane) => return attempt(links, own, plane).await,
+        PlaneChoice::Auto => DataPlane::ALL,
+    };
+    for plane in plane {
+        match attempt(links, own, plane).await {
+            Ok(backend) => return Ok(backend),
+            Err(error) => tracing::debug!("data plane {plane} does not work here: {error}"),
+        }
+    }
+    Ok(None)
+}
+
+async fn attempt(links: &Links, own: &Own, plane: DataPlane) -> Result<Option<Box<dyn Backend>>, AgentError> {
+    Ok(match plane {
+        DataPlane::Ip6tnl => Some(Box::new(ip6tnl::Ip6tnl::open(links, own).await?)),
+        DataPlane::Seg6 => Some(Box::new(seg6::Seg6::open(links, own).await?)),
+        DataPlane::Tun => None,
+    })
+}
