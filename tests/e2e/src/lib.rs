@@ -128,6 +128,21 @@ pub fn wait_for<T>(
     }
 }
 
+/// Waits until no job runs on a platform.
+///
+/// # Errors
+/// When one runs longer than [`JOB`]; the error shows it.
+pub fn settled(platform: &Platform) -> Result<()> {
+    let mut last = Vec::new();
+    wait_for(&format!("the jobs on {} to end", platform.name()), JOB, || {
+        let jobs = platform.cli(&["job", "list"])?;
+        last =
+            jobs.as_array().into_iter().flatten().filter(|job| job["state"] == "running").cloned().collect();
+        Ok(last.is_empty().then_some(()))
+    })
+    .with_context(|| format!("still running: {last:?}"))
+}
+
 /// The status of a VM on a platform as `vm list` tells it; none when it is not listed there.
 ///
 /// # Errors
@@ -246,22 +261,7 @@ impl Scene {
     /// # Errors
     /// When one runs longer than [`JOB`]; the error shows it.
     pub fn settle(&self) -> Result<()> {
-        for site in &self.sites {
-            let start = Instant::now();
-            loop {
-                let jobs = site.cli(&["job", "list"])?;
-                let running: Vec<&Value> =
-                    jobs.as_array().into_iter().flatten().filter(|job| job["state"] == "running").collect();
-                if running.is_empty() {
-                    break;
-                }
-                if start.elapsed() > JOB {
-                    bail!("a job on {} does not end: {running:?}", site.name());
-                }
-                thread::sleep(Duration::from_millis(50));
-            }
-        }
-        Ok(())
+        self.sites.iter().try_for_each(settled)
     }
 
     /// Where the guest runs, after making sure that it runs there and nowhere else.

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::{JOB, PATIENCE, lab, status, turn};
+use e2e::{JOB, PATIENCE, lab, settled, status, turn};
 use harness::verify_records;
 use mobility_lab::sites::{GUEST, VM};
 use mobility_lab::{Ping, Sites};
@@ -95,6 +95,7 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
 
     // The next one succeeds, and the source's daemon may be killed and started: it has nothing to do with it any more.
     sites.platforms[1].start()?;
+    settled(&sites.platforms[1]).context("the destination's recovery")?;
     migrate(&sites, 0, 1)?;
     sites.platforms[0].restart()?;
     sites.collector.wait_progress(8, PATIENCE)?;
