@@ -36,7 +36,7 @@ use crate::inner::{Inner, end_marker};
 use crate::received::{Received, Refusal};
 use crate::wire::*;
 use heartbeat::{Beat, Heard, Heartbeat};
-use node::{Node, Place};
+use node::{LINGER, Node, Place};
 use registration::{Answered, Wanted};
 
 /// What the gateway is told once.
@@ -202,9 +202,9 @@ impl Gateway {
         stopped: Duration,
     ) {
         let name = grant.node.clone();
-        self.change(&name, now, unix_ns, |node, _, outputs| {
+        self.change(&name, now, unix_ns, |node, config, outputs| {
             if node.is_here() {
-                node.forward(now, stopped, grant.key, target, outputs);
+                node.forward(now, stopped, grant.key, target, config, outputs);
             }
         });
     }
@@ -222,7 +222,7 @@ impl Gateway {
 
     /// The virtual machine runs on here: the move was given up.
     pub fn stay(&mut self, now: Duration, unix_ns: u64, name: &[u8]) {
-        self.change(name, now, unix_ns, |node, _, _| node.stay(now));
+        self.change(name, now, unix_ns, |node, _, outputs| node.stay(now, outputs));
     }
 
     /// The virtual machine does not run here any more, or does not come. Its binding here ends, if it has one.
@@ -310,9 +310,7 @@ impl Gateway {
         let outputs = &mut self.outputs;
         match node.place {
             Place::Here if from == config.anchor => node.deliver(now, packet, &config, outputs),
-            Place::Leaving { target, .. } if from == config.anchor => {
-                outputs.push_back(Output::Tunnel { to: target, packet });
-            }
+            Place::Leaving { .. } if from == config.anchor => node.send_on(packet, &config, outputs),
             Place::Coming { source } if from == source => {
                 self.dropped.overflow += node.hold_old(packet, config.buffer_bytes);
             }
@@ -327,7 +325,14 @@ impl Gateway {
                 self.dropped.overflow += node.hold_new(packet, config.buffer_bytes);
             }
             // The end of the old way was given up too early, or has overtaken what came before it.
-            Place::Here if node.came_of_late_from(from, now) => node.deliver(now, packet, &config, outputs),
+            Place::Here if node.came_of_late_from(from, now) => {
+                if packet == end_marker(config.anchor, node.grant.prefix) {
+                    node.came_from = None;
+                } else {
+                    node.came_from = Some((from, now + LINGER));
+                    node.deliver(now, packet, &config, outputs);
+                }
+            }
             _ => self.dropped.foreign += 1,
         }
     }

@@ -8,6 +8,7 @@ use super::buffer::Buffer;
 use super::registration::{Registration, Wanted};
 use super::{Carrier, Config, Grant, Happened, Output};
 use crate::auth::{Covered, SharedKey, VerifyError};
+use crate::inner::end_marker;
 use crate::wire::*;
 
 /// After how long a Handover Initiate is sent again, the first time; each further time doubles it. RFC 5949 section 5
@@ -15,7 +16,7 @@ use crate::wire::*;
 const HANDOVER_RETRY: Duration = Duration::from_millis(100);
 const HANDOVER_SENDS: u32 = 6;
 /// For how long a gateway goes on to forward what was under way to it when its binding was revoked.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// For how long a delivered packet is remembered: a hypervisor that has stopped a machine says so sooner.
 const REMEMBERED: Duration = Duration::from_secs(1);
@@ -46,11 +47,13 @@ pub(super) struct Node {
     pub(super) registration: Registration,
     pub(super) old_way: Buffer,
     new_way: Buffer,
+    /// Copies of what was sent on to the target, which lets go of it when the move is given up.
+    sent_on: Buffer,
     /// What was delivered of late, when the machine is about to leave: what it did not read before it stopped goes with it.
     /// Without a time as long as nobody has said that it is out.
     recent: Option<VecDeque<(Option<Duration>, Vec<u8>)>>,
     /// From which gateway it has come, and until when packets of the old way may still come from there.
-    came_from: Option<(Ipv6Addr, Duration)>,
+    pub(super) came_from: Option<(Ipv6Addr, Duration)>,
     handover: Option<Handover>,
     /// The last Handover Initiate that was heeded: an older one, come again, changes nothing.
     heeded: Option<u16>,
@@ -71,10 +74,10 @@ struct Handover {
 impl Node {
     pub(super) fn new(now: Duration, grant: Grant, place: Place, wanted: Wanted) -> Self {
         let registration = Registration::new(now, wanted);
-        let (old_way, new_way) = Default::default();
+        let (old_way, new_way, sent_on) = Default::default();
         let (came_from, handover, heeded) = Default::default();
         let recent = None;
-        Self { grant, place, registration, old_way, new_way, recent, came_from, handover, heeded }
+        Self { grant, place, registration, old_way, new_way, sent_on, recent, came_from, handover, heeded }
     }
 
     pub(super) fn name(&self) -> &[u8] {
@@ -227,6 +230,7 @@ impl Node {
         stopped: Duration,
         key: SharedKey,
         target: Ipv6Addr,
+        config: &Config,
         outputs: &mut VecDeque<Output>,
     ) {
         self.place = Place::Leaving { target, until: None };
@@ -237,15 +241,32 @@ impl Node {
             .flatten()
             .filter(|(at, _)| at.is_none_or(|at| at + UNREAD >= stopped));
         // What was held for it here, when it goes on before its last move has settled, comes behind that.
-        let packets = unread.map(|(_, packet)| packet).chain(self.new_way.take());
-        outputs.extend(packets.map(|packet| Output::Tunnel { to: target, packet }));
+        outputs.extend(unread.map(|(_, packet)| Output::Tunnel { to: target, packet }));
+        for packet in self.new_way.take() {
+            self.send_on(packet, config, outputs);
+        }
         self.hand_over(now, key, target, HandoverInitiateCode::START);
     }
 
-    pub(super) fn stay(&mut self, now: Duration) {
+    /// Takes a packet that came for the machine while it is on its way.
+    pub(super) fn send_on(&mut self, packet: Vec<u8>, config: &Config, outputs: &mut VecDeque<Output>) {
+        let Place::Leaving { target, until } = self.place else { return };
+        if packet == end_marker(config.anchor, self.grant.prefix) {
+            // It has arrived there.
+            self.sent_on.take();
+        } else if until.is_none() {
+            self.sent_on.push(packet.clone(), config.buffer_bytes);
+        }
+        outputs.push_back(Output::Tunnel { to: target, packet });
+    }
+
+    /// The move was given up. What has come since the machine stopped is for it all the same; what it was given before that,
+    /// it still has.
+    pub(super) fn stay(&mut self, now: Duration, outputs: &mut VecDeque<Output>) {
         self.recent = None;
         let Place::Leaving { target, until: None } = self.place else { return };
         self.place = Place::Here;
+        outputs.extend(self.sent_on.take().into_iter().map(Output::Deliver));
         if let Some(key) = self.handover.as_ref().map(|handover| handover.key.clone()) {
             self.hand_over(now, key, target, HandoverInitiateCode::FORWARDING_COMPLETE);
         }
@@ -258,6 +279,7 @@ impl Node {
             // Who had the machine come sooner than it was let go is not known here.
             _ => Place::Gone,
         };
+        self.sent_on.take();
         self.registration.over();
         let happened = Happened::Revoked;
         outputs.push_back(Output::Event { node: self.name().to_vec(), happened });

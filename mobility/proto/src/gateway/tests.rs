@@ -378,6 +378,8 @@ fn a_move_that_is_given_up_leaves_everything_where_it_was() {
     world.run(500);
     assert_eq!(world.anchor.binding(NAME), Some((source, 1)));
     assert!(world.count(0) >= before + 499 && world.count(1) == 0);
+    // What came meanwhile too, and in its order.
+    assert_whole(&world);
     assert!(world.gateways[1].nodes.is_empty() && world.gateways[1].prefixes.is_empty());
     // The next one succeeds.
     world.move_to(1, 4, 20);
@@ -399,6 +401,7 @@ fn a_target_that_never_answers_leaves_the_source_in_charge() {
     let before = world.count(0);
     world.run(1000);
     assert!(world.count(0) >= before + 999);
+    assert_whole(&world);
 }
 
 #[test]
