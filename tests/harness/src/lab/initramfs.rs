@@ -13,7 +13,7 @@ use crate::{files, shell};
 
 /// What a guest needs beyond what Debian's kernel has built in. A name that is no module there is built in.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "ext4"];
-const BUSYBOX: &str = "/bin/busybox";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The initramfs for `kernel` with the current sources' `/init`.
@@ -69,7 +69,7 @@ fn assemble(init: &[u8], busybox: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>>
 }
 
 /// The modules' files, each after those it depends on.
-fn load_order(modules: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+pub(super) fn load_order(modules: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let mut found = HashMap::new();
     collect(modules, &mut found)?;
     let mut order = Vec::new();

@@ -9,6 +9,7 @@ mod base;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod trial;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use anyhow::Result;
 
 use crate::files;
 pub use base::{Age, BaseImage};
+pub use trial::Trial;
 
 /// The built lab.
 #[derive(Debug, Clone)]

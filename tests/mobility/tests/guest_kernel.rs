@@ -1,0 +1,50 @@
+//! The data plane that this machine's kernel may not have, `ip6tnl`, under Debian's kernel in a guest: the tests of the other
+//! files that are ignored here, run there.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::lab::{Trial, workspace};
+use harness::shell;
+use serde_json::Value;
+
+/// Which tests of which file. A guest is slow, so not all.
+const TESTS: [(&str, &str); 4] = [
+    ("moves", "ip6tnl::a_guest_that_was_expected_moves_and_loses_nothing"),
+    ("persistence", "ip6tnl"),
+    ("traces", "ip6tnl::a_gateway_that_ends_leaves_nothing_behind"),
+    ("hostile", "ip6tnl::tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses"),
+];
+/// Many times what it takes.
+const PATIENCE: Duration = Duration::from_secs(480);
+
+#[test]
+fn ip6tnl_carries_what_the_other_data_planes_do() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["test", "--no-run", "--quiet", "--package", "mobility-lab", "--message-format", "json"]);
+    let built = shell::run(build.current_dir(workspace())).context("building the tests for the guest")?;
+    let program = |name: &str| -> Result<PathBuf> {
+        let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut programs = messages.filter(|message| message["target"]["name"] == name);
+        let found = programs.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+        found.with_context(|| format!("the test program {name} was not built"))
+    };
+    let mut trial = Trial {
+        modules: vec!["bridge", "veth", "tun", "ip6_tunnel"],
+        tools: vec!["ip", "bridge"],
+        programs: Vec::new(),
+    };
+    for (name, filter) in TESTS {
+        let arguments = ["--ignored", "--test-threads=1", filter].map(str::to_owned);
+        trial.programs.push((program(name)?, arguments.to_vec()));
+    }
+    for ((name, filter), ended) in TESTS.iter().zip(trial.run(PATIENCE)?) {
+        println!("{name} {filter}: {}", ended.output);
+        let passed = ended.status == Some(0) && !ended.output.contains(" 0 passed");
+        ensure!(passed, "{name} {filter}: {:?}\n{}", ended.status, ended.output);
+    }
+    Ok(())
+}
