@@ -359,6 +359,7 @@ impl Agent {
 
     async fn attach(&mut self, node: String, link: Link) -> Result<(), AgentError> {
         let index = self.links.attach_guest(&link.interface, link.prefix).await?;
+        self.ways.close_doorway(index, self.anchor).await?;
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
         self.refuse_from(&refused)?;
         let what = format!("a socket for router advertisements on {}", link.interface);

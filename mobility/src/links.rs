@@ -4,6 +4,7 @@
 
 mod care_of;
 mod carrier;
+mod doorway;
 mod segments;
 mod tunnel;
 
@@ -255,6 +256,7 @@ impl Links {
         for link in links.into_iter().filter(of) {
             let Some((address, alias)) = remembered(&link) else { continue };
             let index = link.header.index;
+            self.open_doorway(index).await;
             let change = LinkUnspec::new_with_index(index)
                 .address(address.to_vec())
                 .append_extra_attribute(LinkAttribute::IfAlias(alias))

@@ -75,6 +75,14 @@ impl Ways {
         self.tunnels.taken_twice()
     }
 
+    /// No guest speaks for the home agent: where the kernel would take its word for it, its link is filtered.
+    pub(super) async fn close_doorway(&self, index: u32, anchor: Ipv6Addr) -> Result<(), LinkError> {
+        match self.plane() {
+            DataPlane::Ip6tnl => self.links.close_doorway(index, anchor).await,
+            DataPlane::Seg6 | DataPlane::Tun => Ok(()),
+        }
+    }
+
     /// The home agent takes packets there: guests' go there from now on.
     pub(super) async fn reach(&mut self, anchor: Peer) -> Result<(), LinkError> {
         let Some((tunnel, name)) = self.tunnels.open(anchor).await? else { return Ok(()) };

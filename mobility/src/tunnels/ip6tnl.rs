@@ -1,5 +1,6 @@
 //! Tunnels that are interfaces of the kernel's `ip6tnl` (RFC 2473), one for each peer. Between own addresses: what comes from
-//! a peer comes to this program's socket as well, which leaves it to the kernel.
+//! a peer comes to this program's socket as well, which leaves it to the kernel. And since the kernel takes it by its addresses
+//! alone, guests' links have to be filtered, for which it needs `cls_u32` and `act_gact` too.
 
 use std::net::Ipv6Addr;
 
@@ -30,7 +31,8 @@ impl Ip6tnl {
         ip6tnl.interface(&name, peer).await?;
         let trial = Remembered { name, plane: DataPlane::Ip6tnl, peer };
         let tunnel = links.set_tunnel(&trial).await?;
-        links.remove_tunnel((tunnel, trial)).await?;
+        let filtered = links.close_doorway(tunnel.index, NOBODY).await;
+        links.remove_tunnel((tunnel, trial)).await.and(filtered)?;
         Ok(ip6tnl)
     }
 

@@ -3,7 +3,8 @@
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use harness::{DelayLine, Namespace, Way};
@@ -283,7 +284,15 @@ pub(crate) fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<
     let state = if forwards { forwarding } else { disabled };
     // What `ip link set PORT type bridge_slave state` says is undone by the kernel at once.
     let mut command = Command::new("bridge");
-    guest.run(command.args(["link", "set", "dev", port, "state", &state.to_string()])).map(drop)
+    command.args(["link", "set", "dev", port, "state", &state.to_string()]);
+    // A link that has just been set up at its other end is not up at once.
+    let start = Instant::now();
+    loop {
+        match guest.run(&mut command) {
+            Err(_) if start.elapsed() < Duration::from_secs(2) => sleep(Duration::from_millis(5)),
+            done => return done.map(drop),
+        }
+    }
 }
 
 /// How a gateway of the lab is set up.

@@ -6,12 +6,14 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use mobility::DataPlane;
 use mobility::access::Grant;
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::wire::*;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, HOME, NODE, grant, prefix};
 use mobility_lab::raw::{ICMPV6, SIGNALLING, TUNNEL, packet, registration, udp};
+use mobility_lab::wires::user_plane;
 use mobility_lab::{Network, Planes, Raw, Stream};
 use tokio::runtime::Runtime;
 
@@ -185,15 +187,22 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         let foreign = udp(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 9, 0, 0, 0, 1), CORRESPONDENT, 4004, b"foreign");
         let anchors_own = udp(ANCHOR, CORRESPONDENT, 4004, b"the anchor's");
 
-        from_b.send(&packet(b, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
-        from_correspondent.send(&packet(CORRESPONDENT, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
-        from_a.send(&packet(a, ANCHOR, TUNNEL, &foreign)).unwrap();
-        from_a.send(&packet(a, ANCHOR, TUNNEL, &anchors_own)).unwrap();
-        from_a.send(&packet(a, ANCHOR, TUNNEL, &to_correspondent[..39])).unwrap();
-        from_a.send(&packet(a, ANCHOR, TUNNEL, &[])).unwrap();
-        from_correspondent.send(&packet(CORRESPONDENT, a, TUNNEL, &to_guest)).unwrap();
-        from_b.send(&packet(b, a, TUNNEL, &to_guest)).unwrap();
-        from_correspondent.send(&packet(CORRESPONDENT, b, TUNNEL, &to_guest)).unwrap();
+        // Whether or not it takes packets there.
+        let ends = |own| [own, user_plane(own)];
+        for end in ends(ANCHOR) {
+            from_b.send(&packet(b, end, TUNNEL, &to_correspondent)).unwrap();
+            from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_correspondent)).unwrap();
+            for inner in [&foreign, &anchors_own, &to_correspondent[..39], &[]] {
+                from_a.send(&packet(a, end, TUNNEL, inner)).unwrap();
+            }
+        }
+        for end in ends(a) {
+            from_b.send(&packet(b, end, TUNNEL, &to_guest)).unwrap();
+            from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_guest)).unwrap();
+        }
+        for end in ends(b) {
+            from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_guest)).unwrap();
+        }
         let mut buffer = [0; 64];
         for socket in [&at_guest, &at_correspondent] {
             assert!(socket.recv_from(&mut buffer).is_err(), "{}", String::from_utf8_lossy(&buffer));
@@ -202,15 +211,23 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
 
         // A guest that claims to be the home agent: by its own link nobody speaks for a tunnel, or for the end of a way.
         let from_guest = Raw::sender(&network.guest).unwrap();
-        from_guest.send(&packet(ANCHOR, a, TUNNEL, &to_guest)).unwrap();
-        from_guest.send(&packet(b, a, TUNNEL, &to_guest)).unwrap();
+        for end in ends(a) {
+            from_guest.send(&packet(ANCHOR, end, TUNNEL, &to_guest)).unwrap();
+            from_guest.send(&packet(b, end, TUNNEL, &to_guest)).unwrap();
+        }
         assert!(at_guest.recv_from(&mut buffer).is_err(), "{}", String::from_utf8_lossy(&buffer));
 
         // The same is delivered from where it may come.
-        from_a.send(&packet(a, ANCHOR, TUNNEL, &to_correspondent)).unwrap();
-        assert_eq!(at_correspondent.recv_from(&mut buffer).unwrap().0, b"from the guest".len());
-        Raw::sender(&network.anchor).unwrap().send(&packet(ANCHOR, a, TUNNEL, &to_guest)).unwrap();
-        assert_eq!(at_guest.recv_from(&mut buffer).unwrap().0, b"to the guest".len());
+        let taken = |plane, own| if plane == DataPlane::Seg6 { ends(own).to_vec() } else { vec![own] };
+        for end in taken(planes[0], ANCHOR) {
+            from_a.send(&packet(a, end, TUNNEL, &to_correspondent)).unwrap();
+            assert_eq!(at_correspondent.recv_from(&mut buffer).unwrap().0, b"from the guest".len());
+        }
+        for end in taken(planes[1], a) {
+            Raw::sender(&network.anchor).unwrap().send(&packet(ANCHOR, end, TUNNEL, &to_guest)).unwrap();
+            assert_eq!(at_guest.recv_from(&mut buffer).unwrap().0, b"to the guest".len());
+        }
+        assert!(at_guest.recv_from(&mut buffer).is_err(), "it came twice");
         drop(at_guest);
 
         let target = Network::target(4000);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
@@ -30,8 +31,9 @@ const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 2);
 fn shown(host: &Namespace) -> BTreeSet<String> {
     let words = ["-6 rule", "-6 route show table all", "-details address", "-6 neighbour show proxy"];
     let look = || -> BTreeSet<String> {
+        let filters = host.run(Command::new("tc").arg("qdisc")).unwrap();
         let texts = words.map(|words| host.ip(words).unwrap());
-        let lines = texts.iter().flat_map(|text| text.lines());
+        let lines = texts.iter().chain([&filters]).flat_map(|text| text.lines());
         // What the kernel makes up anew for each tunnel interface.
         lines
             .filter(|line| !line.contains("stable-privacy") && !line.contains("dev lh-mag table local"))

@@ -86,7 +86,9 @@ impl Trial {
             let within = format!("/bin/trial-{number}");
             content.program(Path::new(&within), program)?;
             let words = arguments.iter().map(|word| format!(" '{word}'")).collect::<String>();
-            init += &format!("echo; echo BEGIN-{number}; {within}{words} 2>&1; echo; echo END-{number} $?\n");
+            init += &format!(
+                "echo; echo BEGIN-{number}; {within}{words} 2>&1; status=$?; echo; echo END-{number} $status\n"
+            );
         }
         init += "poweroff -f\n";
         for path in load_order(&kernel.modules, &self.modules)? {
