@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobility_proto::gateway::{self, Dropped, Gateway, Output};
+use mobility_proto::gateway::{self, Carrier, Dropped, Gateway, Output};
 use mobility_proto::inner::Inner;
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -360,6 +360,9 @@ impl Agent {
     async fn attach(&mut self, node: String, link: Link) -> Result<(), AgentError> {
         let index = self.links.attach_guest(&link.interface, link.prefix).await?;
         self.ways.close_doorway(index, self.anchor).await?;
+        if self.guests.get(&node).is_some_and(|guest| guest.index != index) {
+            self.ways.detach(&node).await?;
+        }
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
         self.refuse_from(&refused)?;
         let what = format!("a socket for router advertisements on {}", link.interface);
@@ -373,7 +376,9 @@ impl Agent {
 
     async fn detach(&mut self, node: &str) {
         let Some(guest) = self.guests.remove(node) else { return };
-        self.ways.forget(node);
+        if let Err(error) = self.ways.detach(node).await {
+            tracing::warn!("{error}");
+        }
         let Link { interface, prefix, .. } = &guest.link;
         self.neighbours.retain(|address| !prefix.contains(*address));
         if let Err(error) = self.links.detach_guest(interface, *prefix).await {
@@ -485,6 +490,12 @@ impl Agent {
         for (node, guest) in &self.guests {
             let by = self.gateway.carrier(node.as_bytes());
             log(node, self.ways.assign(node, &guest.link, guest.index, by).await);
+        }
+        for node in self.ways.nodes() {
+            // It has left, and all that was to be forwarded has been.
+            if !self.guests.contains_key(&node) && self.gateway.carrier(node.as_bytes()) == Carrier::Nobody {
+                log(&node, self.ways.release(&node).await);
+            }
         }
         for node in self.ways.due(&self.plane) {
             if let Some(guest) = self.guests.get(&node) {

@@ -178,7 +178,6 @@ impl Links {
     /// Takes back what [`attach_guest`](Self::attach_guest) did; the interface may be gone already.
     pub(crate) async fn detach_guest(&self, name: &str, prefix: Ipv6Prefix) -> Result<()> {
         self.remove_rules(|rule| is_from(rule, name)).await?;
-        let _ = self.unroute(FROM_ANCHOR, prefix).await;
         let Ok(index) = self.index(name).await else { return Ok(()) };
         let _ = self.unroute(TO_GUESTS, prefix).await;
         self.remove_gateway_address(|other| other == index).await?;

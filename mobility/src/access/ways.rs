@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use mobility_proto::gateway::Carrier;
+use mobility_proto::wire::Ipv6Prefix;
 use tokio::time::Instant;
 
 use super::Link;
@@ -36,7 +37,7 @@ pub(super) struct Ways {
     tunnels: Tunnels,
     /// The TUN interface.
     program: (String, u32),
-    carried: BTreeMap<String, Carried>,
+    carried: BTreeMap<String, (Ipv6Prefix, Carried)>,
 }
 
 impl Ways {
@@ -99,7 +100,7 @@ impl Ways {
         index: u32,
         by: Carrier,
     ) -> Result<(), LinkError> {
-        let carried = self.carried.get(node).copied();
+        let carried = self.carried.get(node).map(|(_, carried)| *carried);
         let (way, carried) = match (by, carried) {
             _ if !self.is_in_kernel() => return Ok(()),
             (Carrier::Anyone, Some(Carried::Kernel | Carried::ProgramSince(_)))
@@ -109,32 +110,45 @@ impl Ways {
             (Carrier::Gateway, Some(Carried::ProgramSince(_))) => (None, Carried::Program),
             (Carrier::Anyone, None) => (Some(index), Carried::Kernel),
             (Carrier::Gateway, _) => (Some(self.program.1), Carried::Program),
-            (Carrier::Nobody, Some(_)) => {
-                self.carried.remove(node);
-                return self.links.unroute(FROM_ANCHOR, link.prefix).await;
-            }
+            (Carrier::Nobody, Some(_)) => return self.release(node).await,
         };
         if let Some(index) = way {
             self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
         }
-        self.carried.insert(node.to_owned(), carried);
+        self.carried.insert(node.to_owned(), (link.prefix, carried));
         Ok(())
     }
 
-    /// Forgets a guest whose link was taken back.
-    pub(super) fn forget(&mut self, node: &str) {
-        self.carried.remove(node);
+    /// What comes for a guest, if anything is done with it, is carried by nobody from now on.
+    pub(super) async fn release(&mut self, node: &str) -> Result<(), LinkError> {
+        match self.carried.remove(node) {
+            Some((prefix, _)) => self.links.unroute(FROM_ANCHOR, prefix).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A guest's link is taken back, or is another from now on. What this program has to do with its packets, it still does.
+    pub(super) async fn detach(&mut self, node: &str) -> Result<(), LinkError> {
+        match self.carried.get(node) {
+            Some((_, Carried::Program)) => Ok(()),
+            _ => self.release(node).await,
+        }
+    }
+
+    /// All whose packets are carried.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        self.carried.keys().cloned().collect()
     }
 
     /// When the kernel may take over from this program.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let waits = self.carried.values().any(|carried| matches!(carried, Carried::ProgramSince(_)));
+        let waits = self.carried.values().any(|(_, carried)| matches!(carried, Carried::ProgramSince(_)));
         waits.then(|| Instant::now() + LOOK_EVERY)
     }
 
     /// The guests that the kernel takes over now, if any.
     pub(super) fn due(&self, plane: &Plane) -> Vec<String> {
-        let since = |carried: &Carried| match carried {
+        let since = |(_, carried): &(Ipv6Prefix, Carried)| match carried {
             Carried::ProgramSince(since) => Some(*since),
             _ => None,
         };
@@ -149,7 +163,7 @@ impl Ways {
     /// The kernel takes over what comes for a guest.
     pub(super) async fn take_over(&mut self, node: &str, link: &Link, index: u32) -> Result<(), LinkError> {
         self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
-        self.carried.insert(node.to_owned(), Carried::Kernel);
+        self.carried.insert(node.to_owned(), (link.prefix, Carried::Kernel));
         Ok(())
     }
 

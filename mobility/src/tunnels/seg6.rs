@@ -43,9 +43,9 @@ impl Seg6 {
         if !before.is_unspecified() && before != own.address {
             return Err(AgentError::TunnelSource(before));
         }
-        source.set(own.address).map_err(opening("the source address of segment routing"))?;
         links.try_segments(own.address, user_plane).await?;
         links.add_tunnel_address(own.address, user_plane).await?;
+        source.set(own.address).map_err(opening("the source address of segment routing"))?;
         Ok(Self { links: links.clone(), own: own.address, user_plane })
     }
 }

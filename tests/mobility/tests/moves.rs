@@ -8,11 +8,13 @@ use std::time::Duration;
 use harness::Direction;
 use mobility::access::Happened;
 use mobility_lab::connections::Connection;
+use mobility_lab::network::NODE;
 use mobility_lab::{Network, Planes, Stream};
 use tokio::runtime::Runtime;
 
 mobility_lab::on_each_plane!(
     a_guest_that_was_expected_moves_and_loses_nothing,
+    a_source_that_has_taken_its_link_back_forwards_what_was_under_way,
     what_waits_of_a_fast_stream_comes_all_at_once,
     a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way,
     connections_survive_ten_moves_on_a_short_way,
@@ -55,6 +57,29 @@ fn a_guest_that_was_expected_moves_and_loses_nothing(planes: Planes) {
 /// More than a thousand packets wait, and come all at once.
 fn what_waits_of_a_fast_stream_comes_all_at_once(planes: Planes) {
     an_expected_guest_loses_nothing(planes, Duration::from_micros(200), Duration::from_millis(250));
+}
+
+/// As a platform does once the guest runs elsewhere.
+fn a_source_that_has_taken_its_link_back_forwards_what_was_under_way(planes: Planes) {
+    let network = Network::start(planes, Duration::from_millis(60)).unwrap();
+    runtime().block_on(async {
+        network.appear(0, 1).await.unwrap();
+        let (mut at_first, mut at_second) = (network.watch(0), network.watch(1));
+        let stream = stream(&network, Duration::from_millis(2));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        network.prepare(1, 2).await.unwrap();
+        network.leave(1, 2).await.unwrap();
+        network.platforms[0].gateway.handle.detach(NODE).await.unwrap();
+        tokio::time::sleep(PAUSE).await;
+        network.arrive(1).await.unwrap();
+        at_second.until(Happened::Registered).await.unwrap();
+        at_first.until(Happened::Revoked).await.unwrap();
+        at_first.until(Happened::Forgotten).await.unwrap();
+        let heard = stream.finish(Duration::from_millis(200)).unwrap();
+        assert_eq!((heard.lost(), heard.reordered), (0, 0), "{heard:?}");
+        let routes = network.platforms[0].namespace.ip("-6 route show table all").unwrap();
+        assert!(!routes.contains("2001:db8:f:1::/64"), "{routes}");
+    });
 }
 
 fn a_guest_that_was_not_expected_moves_in_order_and_loses_what_was_under_way(planes: Planes) {
