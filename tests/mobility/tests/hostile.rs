@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv6Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use harness::Namespace;
 use mobility::DataPlane;
 use mobility::access::Grant;
 use mobility::auth::{Algorithm, SharedKey};
@@ -240,14 +241,26 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
     });
 }
 
+/// Its first; a guest's comes with an advertisement.
+async fn default_route(namespace: &Namespace) -> String {
+    let start = Instant::now();
+    loop {
+        let routes = namespace.ip("-6 route show default").unwrap();
+        if let Some(first) = routes.lines().next() {
+            return first.to_owned();
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no default route");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The kernel hands over up to 64 KiB at a time, to be cut by the agent: here into many hundreds.
 fn packets_cut_very_small_pass_and_end_no_agent(planes: Planes) {
     let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         for namespace in [&network.guest, &network.correspondent] {
-            let routes = namespace.ip("-6 route show default").unwrap();
-            let default = routes.lines().next().unwrap().replace("pref medium", "");
+            let default = default_route(namespace).await.replace("pref medium", "");
             namespace.ip(&format!("-6 route change {default} advmss 60")).unwrap();
         }
         for (from, to, target) in [
