@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use harness::Namespace;
 use mobility::DataPlane;
 use mobility::access::Grant;
-use mobility::auth::{Algorithm, SharedKey};
+use mobility::auth::{Algorithm, Covered, SharedKey};
 use mobility::wire::*;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, HOME, NODE, grant, prefix};
@@ -21,6 +22,7 @@ use tokio::runtime::Runtime;
 mobility_lab::on_each_plane!(
     forged_and_malformed_signalling_is_neither_believed_nor_answered,
     replayed_and_stale_signalling_changes_nothing,
+    no_gateway_forwards_because_of_signalling_that_is_forged_or_played_back,
     tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses,
     packets_cut_very_small_pass_and_end_no_agent,
 );
@@ -164,6 +166,67 @@ fn replayed_and_stale_signalling_changes_nothing(planes: Planes) {
         tokio::time::sleep(SILENCE).await;
         assert_still_at(&network, 1, 2).await;
         network.move_proactive(0, 3, ROUND_TRIP).await.unwrap();
+        assert_still_at(&network, 0, 3).await;
+    });
+}
+
+/// What one gateway asks another, proved with the key of `grant`.
+fn handover(grant: &Grant, from: Ipv6Addr, to: Ipv6Addr, code: HandoverInitiateCode) -> Vec<u8> {
+    let flags = HandoverInitiateFlags::PROXY | HandoverInitiateFlags::FORWARD;
+    let message = Message::HandoverInitiate { sequence: 900, flags, code };
+    let options = vec![
+        MobilityOption::MobileNodeIdentifier { kind: IdentifierType::NAI, identifier: grant.node.clone() },
+        MobilityOption::HomeNetworkPrefix(grant.prefix),
+    ];
+    let addresses = Addresses::direct(from, to);
+    let covered = Covered { care_of: from, peer: grant.prefix.address() };
+    let message = grant.key.emit(&Repr { message, options }, addresses.endpoints(), covered).unwrap();
+    addresses.emit(MobilityHeader::new_checked(&message).unwrap())
+}
+
+fn no_gateway_forwards_because_of_signalling_that_is_forged_or_played_back(planes: Planes) {
+    let network = Network::start(planes, ROUND_TRIP).unwrap();
+    runtime().block_on(async {
+        let [a, b] = [network.platforms[0].address, network.platforms[1].address];
+        let ears = [0, 1].map(|at| Raw::open(&network.platforms[at].namespace, SIGNALLING).unwrap());
+        network.appear(0, 1).await.unwrap();
+        network.move_proactive(1, 2, ROUND_TRIP).await.unwrap();
+        network.until_owned_by(1).await.unwrap();
+        network.move_proactive(0, 3, ROUND_TRIP).await.unwrap();
+        network.until_owned_by(0).await.unwrap();
+        // Acknowledgements, revocations and both sides' handovers, word for word.
+        let (mut heard, mut kinds) = (Vec::new(), BTreeSet::new());
+        for (ear, to) in ears.iter().zip([a, b]) {
+            while let Some((from, message)) = ear.hear(SILENCE).unwrap() {
+                kinds.insert(message[2]);
+                heard.push(packet(from, to, SIGNALLING, &message));
+            }
+        }
+        assert!([6, 14, 15, 16].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+
+        let stream = Stream::start(
+            &network.correspondent,
+            &network.guest,
+            Network::target(4000),
+            Duration::from_millis(5),
+        )
+        .unwrap();
+        for namespace in [&network.correspondent, &network.platforms[1].namespace] {
+            let sender = Raw::sender(namespace).unwrap();
+            for packet in heard.iter().chain(&heard) {
+                sender.send(packet).unwrap();
+            }
+            for (from, to) in [(b, a), (CORRESPONDENT, a), (a, b), (ANCHOR, a)] {
+                for grant in [forged(2), forged(3), grant(2), grant(3)] {
+                    for code in [HandoverInitiateCode::START, HandoverInitiateCode::FORWARDING_COMPLETE] {
+                        sender.send(&handover(&grant, from, to, code)).unwrap();
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(SILENCE).await;
+        let heard = stream.finish(SILENCE).unwrap();
+        assert_eq!((heard.lost(), heard.reordered, heard.duplicates), (0, 0, 0), "{heard:?}");
         assert_still_at(&network, 0, 3).await;
     });
 }
