@@ -32,7 +32,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::auth::{Covered, SharedKey};
-use crate::inner::{Inner, end_marker};
+use crate::inner::{Inner, is_end_marker};
 use crate::received::{Received, Refusal};
 use crate::wire::*;
 use heartbeat::{Beat, Heard, Heartbeat};
@@ -315,7 +315,7 @@ impl Gateway {
                 self.dropped.overflow += node.hold_old(packet, config.buffer_bytes);
             }
             Place::Settling { source, .. } if from == source => {
-                if packet == end_marker(config.anchor, node.grant.prefix) {
+                if is_end_marker(&packet, config.anchor, node.grant.prefix) {
                     node.settled(now, &config, outputs);
                 } else {
                     node.deliver(now, packet, &config, outputs);

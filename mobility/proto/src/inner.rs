@@ -38,3 +38,32 @@ pub fn end_marker(anchor: Ipv6Addr, prefix: Ipv6Prefix) -> Vec<u8> {
     packet.extend(prefix.address().octets());
     packet
 }
+
+/// Whether this is that packet. Each router on its way has taken one from its hop limit.
+#[must_use]
+pub fn is_end_marker(packet: &[u8], anchor: Ipv6Addr, prefix: Ipv6Prefix) -> bool {
+    const HOP_LIMIT_AT: usize = 7;
+    let marker = end_marker(anchor, prefix);
+    packet.len() == marker.len()
+        && packet[..HOP_LIMIT_AT] == marker[..HOP_LIMIT_AT]
+        && packet[HOP_LIMIT_AT + 1..] == marker[HOP_LIMIT_AT + 1..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_marker_is_one_after_some_routers_and_nothing_else_is() {
+        let anchor = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        let prefix = Ipv6Prefix::new(Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0), 64).unwrap();
+        let mut marker = end_marker(anchor, prefix);
+        assert!(is_end_marker(&marker, anchor, prefix));
+        marker[7] -= 2;
+        assert!(is_end_marker(&marker, anchor, prefix));
+        assert!(!is_end_marker(&marker[..39], anchor, prefix) && !is_end_marker(&[], anchor, prefix));
+        assert!(!is_end_marker(&marker, Ipv6Addr::LOCALHOST, prefix));
+        marker[6] = 17;
+        assert!(!is_end_marker(&marker, anchor, prefix));
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use mobility_proto::wire::Ipv6Prefix;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, CacheInfo,
 };
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::tunnel::Table;
 use super::{Links, MAIN, NO_SUCH_ROUTE, PRIORITY, Result, Tunnel, errno, failed};
+use crate::raw::ICMPV6;
 
 /// SEG6_IPTUN_MODE_ENCAP_RED.
 const ENCAPSULATE_REDUCED: Seg6Mode = Seg6Mode::Other(3);
@@ -27,6 +29,8 @@ const LOCAL: u32 = 255;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// For trials.
 const TRIAL: u32 = 0x5213_0000;
+/// What is asked of the address for tunnels.
+const ASKED: u32 = TRIAL + 1;
 
 impl Links {
     /// What is for `prefix` is encapsulated to `to`; `inner` is the interface behind which that is done.
@@ -130,10 +134,23 @@ impl Links {
                 }
             }
         }
-        let to_it = |rule: RuleAddRequest<Ipv6Addr>| {
-            rule.destination_prefix(user_plane, 128).action(RuleAction::Blackhole)
+        // But neighbours ask for it, also at the address itself (RFC 4861 section 7.3.3).
+        let index = self.index_of_address(user_plane).await?;
+        let local = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(user_plane, 128)
+            .output_interface(index)
+            .protocol(self.protocol)
+            .table_id(ASKED)
+            .kind(RouteType::Local);
+        self.set_route(local.build(), || format!("a route for questions to {user_plane}")).await?;
+        let to_it = |rule: RuleAddRequest<Ipv6Addr>| rule.destination_prefix(user_plane, 128);
+        let asked = |rule| {
+            let mut rule = to_it(rule).table_id(ASKED).action(RuleAction::ToTable);
+            rule.message_mut().attributes.push(RuleAttribute::IpProtocol(IpProtocol::Other(ICMPV6 as i32)));
+            rule
         };
-        self.rule(to_it, BEHIND_GUESTS + 2).await
+        self.rule(asked, BEHIND_GUESTS + 2).await?;
+        self.rule(|rule| to_it(rule).action(RuleAction::Blackhole), BEHIND_GUESTS + 3).await
     }
 
     async fn remove_local(&self, address: Ipv6Addr) -> std::result::Result<(), rtnetlink::Error> {
@@ -150,6 +167,7 @@ impl Links {
     pub(crate) async fn remove_tunnel_address(&self, user_plane: Ipv6Addr) -> Result<()> {
         let to = RuleAttribute::Destination(user_plane.into());
         self.remove_rules(|rule| rule.attributes.contains(&to)).await?;
+        self.unroute(ASKED, Ipv6Prefix::new(user_plane, 128).expect("128 is a length")).await?;
         let Some(found) = self.find_address(user_plane).await? else { return Ok(()) };
         let index = found.header.index;
         let message = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(user_plane, 128).build();

@@ -46,6 +46,8 @@ fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Du
         let lines =
             [Direction::Forth, Direction::Back].map(|way| network.line.as_ref().map(|line| line.counts(way)));
         assert_eq!(heard.lost(), 0, "{heard:?}; of the line: {lines:?}");
+        // The end of the old way was recognized: it is waited for half a second otherwise.
+        assert!(heard.longest_gap < pause + Duration::from_millis(350), "{heard:?}");
         network.until_owned_by(1).await.unwrap();
     });
 }

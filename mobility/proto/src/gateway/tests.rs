@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::anchor::{Anchor, Authorization, Config as AnchorConfig, Output as AnchorOutput, Registrant};
 use crate::auth::{Algorithm, VerifyError};
+use crate::inner::end_marker;
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x10);
