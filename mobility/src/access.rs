@@ -426,6 +426,7 @@ impl Agent {
             Side::Kernel(count) => {
                 let Self { plane, gateway, anchor, ways, .. } = self;
                 let in_kernel = ways.is_in_kernel();
+                ways.came();
                 for packet in plane.taken(count) {
                     // What guests send does not come here when the kernel carries it; what the home agent sends does.
                     if in_kernel {
@@ -464,6 +465,7 @@ impl Agent {
                     "the home agent does not answer any more: see that it runs and is reached; until then no address can move"
                 ),
                 Output::AnchorAt(user_plane) => {
+                    self.plane.announce(user_plane);
                     let peer = Peer { address: self.anchor, user_plane };
                     if let Err(error) = self.ways.reach(peer).await {
                         tracing::warn!("the way to the home agent stays as it was: {error}");

@@ -357,6 +357,7 @@ impl Agent {
                     self.ways.remove(prefix).await
                 }
                 Output::TakeFrom { prefix, places } => {
+                    places.iter().for_each(|place| self.plane.announce(place.tunnel_end()));
                     let done = self.ways.take_from(prefix, &places).await;
                     // What the kernel takes as well is the kernel's.
                     if let Err(error) = self.plane.refuse_from(&[], &self.ways.taken_twice()) {

@@ -4,7 +4,6 @@
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{
@@ -77,14 +76,13 @@ impl Plane {
         self.outer.refuse_from(interfaces, sources)
     }
 
-    /// Waits, and keeps the thread waiting, for as long as `patience`: whether the kernel has had nothing for the tunnels.
-    pub(crate) fn is_quiet_for(&self, patience: Duration) -> bool {
+    /// Whether the kernel has nothing for the tunnels.
+    pub(crate) fn is_quiet(&self) -> bool {
         // SAFETY: the descriptor is the interface's, which lives as long as `self`, and this borrow does not outlive the call.
         #[allow(unsafe_code)]
         let tun = unsafe { BorrowedFd::borrow_raw(self.tun.as_raw_fd()) };
         let mut wanted = [PollFd::from_borrowed_fd(tun, PollFlags::IN)];
-        let patience = Timespec::try_from(patience).unwrap_or_default();
-        matches!(poll(&mut wanted, Some(&patience)), Ok(0))
+        matches!(poll(&mut wanted, Some(&Timespec::default())), Ok(0))
     }
 
     /// Waits until a packet can be taken from either side.
@@ -140,6 +138,12 @@ impl Plane {
         if let Err(error) = self.outer.send(packet, to, 0) {
             tracing::debug!("a packet for {to} was lost: {error}");
         }
+    }
+
+    /// Sends an empty tunnelled packet, which nobody takes: so the routers on the way know their neighbours before packets are
+    /// in a hurry. While a router asks for a neighbour it keeps few packets.
+    pub(crate) fn announce(&self, to: Ipv6Addr) {
+        self.send(to, &[]);
     }
 
     /// Gives a packet to the kernel, with the next [`flush`](Self::flush).

@@ -16,7 +16,7 @@ use crate::plane::Plane;
 use crate::tunnels::{DataPlane, Own, Peer, Tunnels};
 
 /// For how long no packet may have come to this program before the kernel takes over: many times what it takes to tell it.
-const QUIET: Duration = Duration::from_micros(300);
+const QUIET: Duration = Duration::from_millis(2);
 /// For how long quiet is waited for.
 const IMPATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked for when no packet comes.
@@ -38,6 +38,8 @@ pub(super) struct Ways {
     /// The TUN interface.
     program: (String, u32),
     carried: BTreeMap<String, (Ipv6Prefix, Carried)>,
+    /// When a packet came last to this program.
+    last: Instant,
 }
 
 impl Ways {
@@ -50,7 +52,7 @@ impl Ways {
         anchor: Ipv6Addr,
     ) -> Result<Self, AgentError> {
         let program = (own.interface.clone(), index);
-        let mut ways = Self { links, tunnels, program, carried: BTreeMap::new() };
+        let mut ways = Self { links, tunnels, program, carried: BTreeMap::new(), last: Instant::now() };
         if ways.is_in_kernel() {
             ways.links.route(FROM_ANCHOR, everything(), Way::Nowhere).await?;
             let peer = Peer { address: anchor, user_plane: anchor };
@@ -140,6 +142,11 @@ impl Ways {
         self.carried.keys().cloned().collect()
     }
 
+    /// Packets have come to this program.
+    pub(super) fn came(&mut self) {
+        self.last = Instant::now();
+    }
+
     /// When the kernel may take over from this program.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let waits = self.carried.values().any(|(_, carried)| matches!(carried, Carried::ProgramSince(_)));
@@ -153,7 +160,8 @@ impl Ways {
             _ => None,
         };
         let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
-        if first.elapsed() < IMPATIENCE && !plane.is_quiet_for(QUIET) {
+        let is_quiet = self.last.elapsed() >= QUIET && plane.is_quiet();
+        if first.elapsed() < IMPATIENCE && !is_quiet {
             return Vec::new();
         }
         let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
