@@ -2,7 +2,8 @@
 //!
 //! [`wire`] is the codec of the Mobility Header, [`auth`] the proofs inside it, [`anchor`] the binding cache of a home agent
 //! and local mobility anchor, [`gateway`] a mobile access gateway, [`node`] a mobile node, [`movement`] where it is, by what
-//! it hears of routers ([`discovery`]), [`inner`] what the tunnels between them carry, [`received`] what they are sent,
+//! it hears of routers ([`discovery`]), [`routability`] what lets a node and its correspondent do without a home agent,
+//! [`inner`] what the tunnels between them carry, [`received`] what they are sent,
 //! [`probe`] the measurement of reachability: the probe packet and the statistics of a stream of
 //! them. The crate never reads the time (it is an argument), never sends or receives a byte, and makes no random numbers.
 
@@ -15,4 +16,5 @@ pub mod movement;
 pub mod node;
 pub mod probe;
 pub mod received;
+pub mod routability;
 pub mod wire;

@@ -12,6 +12,8 @@ use crate::wire::*;
 
 /// After how long a revocation is sent again; twice that, then four times (RFC 5846 section 7.4).
 const REVOCATION_RETRY: Duration = Duration::from_secs(1);
+/// How many times to come are remembered for one key: a mobile node sets its clock after the first refusal.
+const MAX_REFUSED: usize = 64;
 /// How often a revocation is sent at most.
 const REVOCATION_SENDS: u32 = 4;
 
@@ -35,6 +37,9 @@ pub(super) struct Grant {
     pub(super) authorization: Authorization,
     /// Of the last update that was accepted from it.
     pub(super) last: Option<Freshness>,
+    /// Times to come with which updates were refused, the oldest first: else such an update could be replayed when its
+    /// time has come.
+    pub(super) refused: VecDeque<u64>,
     revocation: Option<Revocation>,
 }
 
@@ -65,7 +70,7 @@ struct Revocation {
 
 impl Grant {
     pub(super) fn new(authorization: Authorization) -> Self {
-        Self { authorization, last: None, revocation: None }
+        Self { authorization, last: None, refused: VecDeque::new(), revocation: None }
     }
 
     /// The ownership epoch of the key; 0 for a mobile node's own.
@@ -73,6 +78,18 @@ impl Grant {
         match self.authorization.registrant {
             Registrant::Gateway { epoch, .. } => epoch,
             Registrant::MobileNode => 0,
+        }
+    }
+}
+
+impl Grant {
+    /// An update with this time was refused for it.
+    pub(super) fn refuse(&mut self, time: u64) {
+        if !self.refused.contains(&time) {
+            self.refused.push_back(time);
+        }
+        if self.refused.len() > MAX_REFUSED {
+            self.refused.pop_front();
         }
     }
 }

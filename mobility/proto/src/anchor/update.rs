@@ -104,10 +104,12 @@ impl Node {
                 self.transient = Some(registration(until));
             }
         }
-        if status.is_accepted()
-            && let Some(grant) = self.grant_mut(came.spi)
-        {
-            grant.last = Some(came.freshness());
+        if let Some(grant) = self.grant_mut(came.spi) {
+            match came.freshness() {
+                fresh if status.is_accepted() => grant.last = Some(fresh),
+                Freshness { time: Some(time), .. } if status == Status::ID_MISMATCH => grant.refuse(time),
+                _ => {}
+            }
         }
         self.acknowledge(came, status, lifetime, config, outputs);
         self.send_revocations(came.now, config, outputs);
@@ -121,7 +123,7 @@ impl Node {
     fn judge(&self, came: &Came<'_>, grant: &Grant, config: &Config) -> Result<Accepted, Status> {
         match grant.authorization.registrant {
             Registrant::Gateway { .. } => self.judge_gateway(came)?,
-            Registrant::MobileNode => self.judge_mobile_node(came, config)?,
+            Registrant::MobileNode => self.judge_mobile_node(came, grant, config)?,
         }
         let epoch = grant.epoch();
         let other = |registration: &Registration| registration.spi != came.spi;
@@ -168,7 +170,7 @@ impl Node {
     }
 
     /// RFC 6275 section 10.3.1, RFC 4285 sections 5 and 6.
-    fn judge_mobile_node(&self, came: &Came<'_>, config: &Config) -> Result<(), Status> {
+    fn judge_mobile_node(&self, came: &Came<'_>, grant: &Grant, config: &Config) -> Result<(), Status> {
         let sent = came.option(|option| match option {
             MobilityOption::MessageIdentification(time) => Some(time.0),
             _ => None,
@@ -176,7 +178,8 @@ impl Node {
         let window = |sent: u64| {
             let ours = NtpTimestamp::from_unix_ns(came.unix_ns).0;
             let started = NtpTimestamp::from_unix_ns(config.started_unix_ns).0;
-            sent >= started && sent.abs_diff(ours) <= (REPLAY_WINDOW_NS / 1_000_000_000) << 32
+            let is_known = grant.refused.contains(&sent);
+            !is_known && sent >= started && sent.abs_diff(ours) <= (REPLAY_WINDOW_NS / 1_000_000_000) << 32
         };
         if came.update.flags.contains(BindingUpdateFlags::PROXY) {
             return Err(Status::MAG_NOT_AUTHORIZED);

@@ -14,6 +14,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(32);
 /// How often an end is asked for; the binding's lifetime ends it otherwise.
 const END_SENDS: u32 = 4;
+/// How far a time that a home agent has accepted can be ahead of its clock (RFC 4285 section 6.2 leaves it open), in units of
+/// 1/2^32 second.
+const WINDOW: u64 = 7 << 32;
 /// No more than so many updates in [`RATE_TIME`] (MAX_UPDATE_RATE).
 const RATE_UPDATES: usize = 3;
 const RATE_TIME: Duration = Duration::from_secs(1);
@@ -52,8 +55,9 @@ pub(super) struct Registration {
     lifetime: BindingLifetime,
     wanted: Wanted,
     sequence: SequenceNumber,
-    /// Of the last update.
+    /// Of the last update, and of the first one that is not answered yet.
     time: NtpTimestamp,
+    since: NtpTimestamp,
     /// Of the last one that was accepted.
     accepted: NtpTimestamp,
     /// How far the home agent's clock is ahead of ours, in units of 1/2^32 second.
@@ -79,6 +83,7 @@ impl Registration {
             wanted: Wanted::Nothing,
             sequence: SequenceNumber::default(),
             time: NtpTimestamp(0),
+            since: NtpTimestamp(0),
             accepted: NtpTimestamp(0),
             ahead: 0,
             sends: 0,
@@ -148,6 +153,9 @@ impl Registration {
         self.sequence = self.sequence.next();
         let clock = NtpTimestamp::from_unix_ns(unix_ns).0.wrapping_add_signed(self.ahead);
         self.time = NtpTimestamp(clock.max(self.time.0.saturating_add(1)));
+        if self.sends == 0 {
+            self.since = self.time;
+        }
         let first = if self.was_bound { FIRST_RETRY } else { FIRST_RETRY_EVER };
         self.next = Some(now + (first * (1 << self.sends.min(16))).min(LONGEST_RETRY));
         self.sends += 1;
@@ -166,7 +174,13 @@ impl Registration {
         told: &BindingAcknowledgement,
         options: &[MobilityOption],
     ) -> Answered {
-        if self.is_answered {
+        let time = options.iter().find_map(|option| match option {
+            MobilityOption::MessageIdentification(time) => Some(*time),
+            _ => None,
+        });
+        // What is echoed must be of those that wait, or the answer is to somebody who was here before.
+        let is_of_another = time.is_some_and(|time| !(self.since..=self.time).contains(&time));
+        if self.is_answered || (told.status != Status::ID_MISMATCH && is_of_another) {
             return Answered::Nothing;
         }
         // Of the updates that ask for this, any may be the one that arrived.
@@ -180,14 +194,11 @@ impl Registration {
             Status::SEQUENCE_OUT_OF_WINDOW => Answered::Nothing,
             _ if !is_ours => Answered::Nothing,
             Status::ID_MISMATCH => {
-                let clock = options.iter().find_map(|option| match option {
-                    MobilityOption::MessageIdentification(clock) => Some(clock.0),
-                    _ => None,
-                });
-                let Some(clock) = clock else { return self.refused(now, told.status) };
-                self.ahead = clock.wrapping_sub(NtpTimestamp::from_unix_ns(unix_ns).0) as i64;
-                // What was refused need not be followed.
-                self.time = self.accepted;
+                let Some(clock) = time else { return self.refused(now, told.status) };
+                self.ahead = clock.0.wrapping_sub(NtpTimestamp::from_unix_ns(unix_ns).0) as i64;
+                // What was refused need not be followed, nor what cannot have been accepted.
+                let possible = self.accepted.0 <= clock.0.saturating_add(WINDOW);
+                self.time = if possible { self.accepted } else { NtpTimestamp(0) };
                 self.correct(now)
             }
             status if !status.is_accepted() => self.refused(now, status),

@@ -262,6 +262,37 @@ fn a_number_that_was_forgotten_is_learned_again() {
     assert_eq!((world.bound(), world.updates.len()), (Some(care_of(7)), 7));
 }
 
+/// Answers to a node that was here before, with another clock, are none.
+#[test]
+fn a_node_that_starts_anew_is_not_misled_by_answers_to_the_one_before() {
+    let mut world = World::new(ms(36), 500_000, vec![]);
+    world.attach(0);
+    world.run(ms(100));
+    world.node = node();
+    world.attach(0);
+    world.node = node();
+    world.attach(0);
+    world.run(ms(6000));
+    world.attach(1);
+    world.run(ms(10_000));
+    assert_eq!(world.bound(), Some(care_of(1)));
+}
+
+/// An update that was refused because its time was to come is not accepted when that has come.
+#[test]
+fn a_time_to_come_is_never_accepted() {
+    let mut world = World::new(ms(10), 30_000, vec![]);
+    world.attach(0);
+    let early = world.seen[0].1.clone();
+    world.run(ms(100));
+    world.attach(1);
+    for _ in 0..100 {
+        world.run(ms(500));
+        let _ = world.arrive(true, &early);
+        assert_eq!(world.bound(), Some(care_of(1)));
+    }
+}
+
 #[test]
 fn a_home_agent_that_was_restarted_takes_nothing_that_it_may_have_taken_before() {
     let mut world = World::new(ms(20), -100, vec![]);
@@ -458,7 +489,9 @@ proptest! {
     fn the_address_ends_up_where_the_node_is(
         steps in steps(),
         fates in prop::collection::vec(0_u8..3, 0..60),
-        skew_ms in prop_oneof![-3000_i64..3000, -100_000_i64..100_000],
+        // Not far ahead: what was sent with a time to come and never arrived can be held back until then (RFC 4285 section 6
+        // has no remedy). What arrived is remembered.
+        skew_ms in prop_oneof![-3000_i64..3000, -100_000_i64..3000],
         delay_ms in 0_u64..300,
     ) {
         let mut world = World::new(ms(delay_ms), skew_ms, fates);
