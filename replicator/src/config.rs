@@ -7,6 +7,8 @@ use longhaul_proto::wire::MAX_NAME_BYTES;
 use mobility::PlaneChoice;
 use serde::Deserialize;
 
+use crate::mobile_node::{MobileNodeConfig, NodeConfig};
+
 /// A unix socket's path has room for 107 bytes; the longest name below the run directory is that of a VM's socket.
 const LONGEST_SOCKET_BELOW_RUN: usize = "/vm/".len() + 64 + "/mem.sock".len();
 const UNIX_PATH_BYTES: usize = 107;
@@ -165,6 +167,8 @@ pub struct Config {
     pub mobility: Option<MobilityConfig>,
     /// Set on the host that is the home agent.
     pub home_agent: Option<HomeAgentConfig>,
+    /// Set in a guest that looks after its address itself, for `longhaul mobile-node`.
+    pub mobile_node: Option<MobileNodeConfig>,
 }
 
 /// This platform as a mobile access gateway.
@@ -208,6 +212,9 @@ pub struct HomeAgentConfig {
     /// How many VMs it serves at most.
     #[serde(default = "max_machines")]
     pub max_machines: usize,
+    /// Guests on hosts that are not ours, which register themselves.
+    #[serde(default)]
+    pub nodes: Vec<NodeConfig>,
 }
 
 fn gateway_interface() -> String {
@@ -245,6 +252,7 @@ impl Default for Config {
             qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
             mobility: None,
             home_agent: None,
+            mobile_node: None,
         }
     }
 }
@@ -284,6 +292,11 @@ impl Config {
         ];
         if let Some(name) = interfaces.into_iter().flatten().find(|name| !(1..=15).contains(&name.len())) {
             let what = format!("interface = {name:?} has not 1 to 15 bytes");
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
+        let nodes = config.home_agent.iter().flat_map(|home_agent| &home_agent.nodes).map(NodeConfig::check);
+        let own = config.mobile_node.iter().map(MobileNodeConfig::check);
+        if let Some(what) = nodes.chain(own).find_map(Result::err) {
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
         if !(1..=600).contains(&config.idle_timeout_s) {

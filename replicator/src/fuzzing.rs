@@ -77,7 +77,13 @@ pub fn plans() -> Vec<Vec<u8>> {
 pub fn configs() -> Vec<Vec<u8>> {
     let used = "name = \"a\"\nlisten = \"[::]:1\"\ncompression_level = 3\ncongestion = \"bbr\"\n\
                 window_bytes = 1048576\nidle_timeout_s = 9\nqemu_binaries = [\"q\"]\n";
-    vec![EXAMPLE.into(), used.into()]
+    let key = format!("spi = 256\nkey = \"{}\"\nproof = \"hmac-sha1-96\"\n", "a1".repeat(16));
+    let node = format!("home_address = \"2001:db8::1\"\nname = \"n\"\n{key}");
+    let nodes = format!(
+        "[home_agent]\naddress = \"::1\"\nprefixes = []\n[[home_agent.nodes]]\n{node}\
+         [mobile_node]\nhome_agent = \"::1\"\nlink = \"eth0\"\n{node}"
+    );
+    vec![EXAMPLE.into(), used.into(), nodes.into()]
 }
 
 /// Two peers.

@@ -1,6 +1,8 @@
 //! The home agent's part of a daemon: who owns which VM's prefix, and so whose gateway may register it. Each VM's state is a
 //! file, so that a restart knows it again. It never decides where a VM runs: an owner names its successor.
 
+mod nodes;
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
@@ -19,9 +21,8 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::config::{ConfigError, HomeAgentConfig};
 use crate::files;
 use crate::identity::Fingerprint;
-
-/// Those up to 255 are reserved (RFC 4285 section 5).
-const FIRST_SPI: u32 = 256;
+use crate::mobile_node::FIRST_SPI;
+use nodes::Nodes;
 
 /// Who may register a VM in one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,7 @@ pub struct Home {
     prefixes: Vec<Ipv6Prefix>,
     dir: PathBuf,
     machines: Mutex<BTreeMap<String, Machine>>,
+    nodes: Nodes,
 }
 
 impl Home {
@@ -81,7 +83,7 @@ impl Home {
             interface: config.interface.clone(),
             plane: config.plane,
             user_plane: config.user_plane,
-            max_nodes: config.max_machines,
+            max_nodes: config.max_machines.saturating_add(config.nodes.len()),
             restart_counter: count_start(dir)?,
         })
         .await?;
@@ -92,8 +94,11 @@ impl Home {
             let active = machine.permits.iter().find(|permit| machine.bound && permit.epoch == machine.epoch);
             agent.restore(vm, machine.epoch, active.map(|permit| permit.spi), machine.user_plane).await?;
         }
+        let nodes = Nodes::start(config.nodes.clone(), &agent, &prefixes, dir.join("nodes")).await?;
+        // Behind all that is restored.
         agent.keep_only().await?;
-        let home = Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines: Mutex::new(machines) });
+        let machines = Mutex::new(machines);
+        let home = Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines, nodes });
         tokio::spawn(home.clone().keep());
         Ok(home)
     }
@@ -155,6 +160,9 @@ impl Home {
                 Err(RecvError::Lagged(_)) => None,
                 Err(RecvError::Closed) => return,
             };
+            if self.nodes.keep(&self.agent, prefix).await.is_err() {
+                return;
+            }
             let mut machines = self.machines.lock().await;
             for (vm, machine) in machines.iter_mut() {
                 let concerns = |prefix: Ipv6Prefix| (prefix.address(), prefix.len()) == machine.prefix;
@@ -182,9 +190,9 @@ impl Home {
         self.agent.end().await;
     }
 
-    /// All VMs, with where they are reached.
+    /// All VMs and mobile nodes, with where they are reached.
     pub async fn list(&self) -> Vec<serde_json::Value> {
-        let mut list = Vec::new();
+        let mut list = self.nodes.list(&self.agent).await;
         for (vm, machine) in &*self.machines.lock().await {
             let binding = self.agent.binding(vm).await.ok().flatten();
             let (address, len) = machine.prefix;

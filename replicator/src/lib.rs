@@ -22,6 +22,7 @@ pub mod incoming;
 pub mod jobs;
 pub mod journal;
 pub mod migrate;
+pub mod mobile_node;
 pub mod net;
 pub mod outgoing;
 pub mod peers;

@@ -2,6 +2,7 @@
 //! answer shown. Everything it can do can be done with `curl` on the control socket as well.
 
 mod client;
+mod mobile_node;
 mod probe;
 mod show;
 
@@ -48,6 +49,8 @@ enum Command {
     Daemon,
     /// Run the service on the host that is the home agent: the anchor of VMs' addresses
     HomeAgent,
+    /// Keep this guest's own address on a host that is not ours; in longhaul.toml or by these flags. Needs no daemon
+    MobileNode(mobile_node::MobileNodeArgs),
     /// Which VMs' addresses this platform has to do with, and where they are reached
     Addresses,
     /// Show who this platform is; makes its key when there is none
@@ -354,9 +357,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
     match cli.command {
         command @ (Command::Daemon | Command::HomeAgent) => {
-            let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            log();
             daemon::run(layout, matches!(command, Command::HomeAgent))?;
             Ok(EXIT_DONE)
         }
@@ -378,11 +379,23 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
                     let done = probe::run(probe, json).await?;
                     return Ok(if done { EXIT_DONE } else { EXIT_FAILED });
                 }
+                if let Command::MobileNode(node) = command {
+                    log();
+                    mobile_node::run(node, &layout.config(), json).await?;
+                    return Ok(EXIT_DONE);
+                }
                 let mut client = Client::connect(&layout.control_socket()).await?;
                 talk(&mut client, command, json).await
             })
         }
     }
+}
+
+/// To standard error; how much of it, LONGHAUL_LOG says.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Result<u8> {
@@ -533,6 +546,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         }
         Command::Daemon
         | Command::HomeAgent
+        | Command::MobileNode(_)
         | Command::Identity
         | Command::ExampleConfig
         | Command::Probe(_) => {

@@ -111,7 +111,7 @@ pub(super) async fn run(command: ProbeCommand, json: bool) -> anyhow::Result<boo
 }
 
 /// Resolves when the user or a script wants the report.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     let end = async {
         // Without a handler the process ends as it would without us: by the signal.
         match signal(SignalKind::terminate()) {

@@ -1,14 +1,20 @@
 //! A real guest moves between two platforms and keeps its IPv6 address: real daemons in network namespaces, a home agent, a
-//! correspondent that talks with the guest all the while.
+//! correspondent that talks with the guest all the while. And one that keeps its address itself, on hosts that know nothing
+//! of it.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::{JOB, PATIENCE, lab, settled, status, turn};
-use harness::verify_records;
+use harness::platform::binary;
+use harness::{Platform, verify_records};
+use mobility_lab::network::{ANCHOR, HOME};
+use mobility_lab::roaming::LINK;
 use mobility_lab::sites::{GUEST, VM};
-use mobility_lab::{Ping, Sites};
+use mobility_lab::{ForeignLinks, Ping, Sites};
 use serde_json::Value;
 
 fn migrate(sites: &Sites, from: usize, to: usize) -> Result<Value> {
@@ -115,4 +121,69 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
     assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
     assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
     Ok(())
+}
+
+/// The command line of both ends: a home agent's configuration, and `longhaul mobile-node` with flags in the guest.
+#[test]
+fn a_mobile_node_keeps_its_address_where_the_hosts_know_nothing_of_it() -> Result<()> {
+    let turn = turn("a_mobile_node_keeps_its_address_where_the_hosts_know_nothing_of_it");
+    let links = ForeignLinks::lay(Duration::from_millis(20))?;
+    let key = "5a".repeat(32);
+    let config = format!(
+        "[home_agent]\naddress = \"{ANCHOR}\"\nprefixes = [\"2001:db8:f::/48\"]\n[[home_agent.nodes]]\n\
+         name = \"node@example.org\"\nhome_address = \"{HOME}\"\nspi = 4096\nkey = \"{key}\"\n"
+    );
+    let mut home = Platform::within(&links.anchor, (ANCHOR, 7200).into(), "home", &config)?;
+    home.start()?;
+    let dir = tempfile::tempdir()?;
+    let key_file = dir.path().join("key");
+    std::fs::write(&key_file, &key)?;
+    let mut command = Command::new(binary()?);
+    command.args(["--json", "--root"]).arg(dir.path()).args(["mobile-node", "--link", LINK, "--spi", "4096"]);
+    command.args(["--home-address", &HOME.to_string(), "--home-agent", &ANCHOR.to_string()]);
+    command.args(["--name", "node@example.org", "--key-file"]).arg(&key_file).stdout(Stdio::piped());
+    let mut node = links.guest.spawn(&mut command)?;
+    let mut events = BufReader::new(node.stdout.take().context("its output")?).lines();
+    let mut registered = |site| -> Result<()> {
+        for line in events.by_ref() {
+            let event: Value = serde_json::from_str(&line?)?;
+            let care_of = event["care_of"].as_str().and_then(|text| text.parse().ok());
+            if care_of.is_some_and(|care_of| links.is_at(care_of, site)) {
+                assert_eq!(care_of.map(|care_of| care_of.to_string()), Some(care_of_node(&home)?));
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the mobile node has ended")
+    };
+    links.plug(0)?;
+    registered(0)?;
+    let ping = Ping::start(&links.correspondent, HOME, Duration::from_millis(20))?;
+    sleep(Duration::from_millis(300));
+    links.unplug(0)?;
+    links.plug(1)?;
+    registered(1)?;
+    sleep(Duration::from_millis(500));
+    let answers = ping.finish()?;
+    turn.say(&format!("longest gap {:?}, {} lost", answers.longest_gap(), answers.lost()));
+    assert!(answers.answered.len() > 20, "{answers:?}");
+
+    // The home agent is killed, and knows the node when it starts again: it was told before.
+    home.kill9()?;
+    home.start()?;
+    let ping = Ping::start(&links.correspondent, HOME, Duration::from_millis(20))?;
+    sleep(Duration::from_millis(500));
+    assert!(!ping.finish()?.answered.is_empty());
+
+    // Told to end, it says farewell.
+    let pid = rustix::process::Pid::from_child(&node);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    assert!(node.wait()?.success());
+    assert_eq!(care_of_node(&home)?, "null");
+    Ok(())
+}
+
+fn care_of_node(home: &Platform) -> Result<String> {
+    let addresses = home.cli(&["addresses"])?;
+    let care_of = &addresses["home_agent"][0]["care_of"];
+    Ok(care_of.as_str().map_or_else(|| care_of.to_string(), str::to_owned))
 }

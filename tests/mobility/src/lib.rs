@@ -26,7 +26,7 @@ pub use moves::Watch;
 pub use network::{Network, Planes, Platform};
 pub use ping::{Answers, Ping};
 pub use raw::Raw;
-pub use roaming::Roaming;
+pub use roaming::{ForeignLinks, Roaming};
 pub use sites::Sites;
 pub use stream::{Heard, Stream};
 pub use wires::Wires;

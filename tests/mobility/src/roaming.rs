@@ -7,6 +7,7 @@
 //! ```
 
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +27,12 @@ use tokio::time::{sleep, timeout};
 use crate::Running;
 use crate::network::{HOME, home_agent_config, set_port};
 use crate::raw::{ICMPV6, Raw};
-use crate::wires::{ANCHOR, Wires, join};
+use crate::wires::{ANCHOR, Host, Wires, join};
 
 /// The node's name.
 pub const NAI: &str = "node@example.org";
 /// The guest's interface, a bridge of which one port at a time is connected: it has a carrier where it is plugged in.
-const LINK: &str = "eth0";
+pub const LINK: &str = "eth0";
 const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Longer than anything takes here, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,9 +56,9 @@ impl Drop for Site {
     }
 }
 
-/// The lab.
+/// The network without anybody in it.
 #[derive(Debug)]
-pub struct Roaming {
+pub struct ForeignLinks {
     /// The guest's namespace.
     pub guest: Arc<Namespace>,
     /// The correspondent's namespace.
@@ -66,13 +67,28 @@ pub struct Roaming {
     pub anchor: Arc<Namespace>,
     /// The line between home agent and platforms.
     pub line: Option<DelayLine>,
-    plane: DataPlane,
+    sites: [Site; 2],
+    _edge: Arc<Namespace>,
+}
+
+/// The lab: the network, with a home agent and a node.
+#[derive(Debug)]
+pub struct Roaming {
     /// The home agent.
     pub home_agent: Running<HomeAgent>,
     /// The node, in the guest.
     pub node: Running<MobileNode>,
-    sites: [Site; 2],
-    _edge: Arc<Namespace>,
+    plane: DataPlane,
+    /// The network.
+    pub links: ForeignLinks,
+}
+
+impl Deref for Roaming {
+    type Target = ForeignLinks;
+
+    fn deref(&self) -> &ForeignLinks {
+        &self.links
+    }
 }
 
 /// The key that node and home agent share.
@@ -91,13 +107,12 @@ pub fn authorization() -> Authorization {
     Authorization { key: key(), node: NAI.into(), prefix, registrant: Registrant::MobileNode }
 }
 
-impl Roaming {
-    /// Makes the network and starts the agents; the guest is plugged in nowhere. From a platform to the home agent and back
-    /// takes `round_trip`.
+impl ForeignLinks {
+    /// Makes it; the guest is plugged in nowhere. From a platform to the home agent and back takes `round_trip`.
     ///
     /// # Errors
-    /// What the kernel or an agent says.
-    pub fn start(plane: DataPlane, round_trip: Duration) -> Result<Self> {
+    /// What the kernel or a router says.
+    pub fn lay(round_trip: Duration) -> Result<Self> {
         apt::install(ROUTER)?;
         let wires = Wires::lay(Some(1))?;
         wires.set_round_trip(round_trip);
@@ -105,24 +120,15 @@ impl Roaming {
         let guest = Arc::new(Namespace::new()?);
         guest.ip(&format!("link add {LINK} type bridge mcast_snooping 0 ageing_time 0"))?;
         guest.ip(&format!("link set {LINK} address 02:00:00:00:00:10 up"))?;
-        let sites = [
-            site(&a.namespace, &edge, a.address, &guest, "port-a")?,
-            site(&b.namespace, &edge, b.address, &guest, "port-b")?,
-        ];
-        let home_agent = Running::start(&anchor.namespace, async move || {
-            let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
-            home_agent.authorize(authorization()).await??;
-            anyhow::Ok(home_agent)
-        })?;
+        let sites = [site(&a, &edge, &guest, "port-a")?, site(&b, &edge, &guest, "port-b")?];
         for platform in [&a, &b] {
             // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
             let _ = platform
                 .namespace
                 .enter(|| TcpStream::connect_timeout(&(ANCHOR, 1).into(), Duration::from_secs(5)))?;
         }
-        let node = start_node(&guest)?;
         let (anchor, correspondent) = (anchor.namespace, correspondent.namespace);
-        Ok(Self { guest, correspondent, anchor, line, plane, home_agent, node, sites, _edge: edge })
+        Ok(Self { guest, correspondent, anchor, line, sites, _edge: edge })
     }
 
     /// Changes the line, both ways.
@@ -146,6 +152,25 @@ impl Roaming {
     /// What the kernel says.
     pub fn plug(&self, site: usize) -> Result<()> {
         set_port(&self.guest, self.sites[site].port, true)
+    }
+
+    /// Whether this address is of a site's link.
+    #[must_use]
+    pub fn is_at(&self, care_of: Ipv6Addr, site: usize) -> bool {
+        self.sites[site].prefix.contains(care_of)
+    }
+}
+
+impl Roaming {
+    /// Makes the network and starts the agents, the home agent's packets on `plane`.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn start(plane: DataPlane, round_trip: Duration) -> Result<Self> {
+        let links = ForeignLinks::lay(round_trip)?;
+        let home_agent = start_home_agent(&links.anchor, plane, None)?;
+        let node = start_node(&links.guest)?;
+        Ok(Self { home_agent, node, plane, links })
     }
 
     /// The guest appears at `site`: how long until it is registered.
@@ -191,12 +216,6 @@ impl Roaming {
         Ok(self.home_agent.handle.binding(NAI).await?.map(|binding| binding.care_of))
     }
 
-    /// Whether this address is of a site's link.
-    #[must_use]
-    pub fn is_at(&self, care_of: Ipv6Addr, site: usize) -> bool {
-        self.sites[site].prefix.contains(care_of)
-    }
-
     /// Where the correspondent sends to.
     #[must_use]
     pub fn target(port: u16) -> SocketAddr {
@@ -210,15 +229,7 @@ impl Roaming {
     pub async fn restart_home_agent(&mut self) -> Result<()> {
         let care_of = self.care_of().await?;
         self.home_agent.kill();
-        let plane = self.plane;
-        self.home_agent = Running::start(&self.anchor, async move || {
-            let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
-            home_agent.authorize(authorization()).await??;
-            if let Some(care_of) = care_of {
-                home_agent.restore_mobile_node(NAI, care_of).await?;
-            }
-            anyhow::Ok(home_agent)
-        })?;
+        self.home_agent = start_home_agent(&self.links.anchor, self.plane, care_of)?;
         Ok(())
     }
 
@@ -228,7 +239,7 @@ impl Roaming {
     /// What the agent says.
     pub fn restart_node(&mut self) -> Result<()> {
         self.node.kill();
-        self.node = start_node(&self.guest)?;
+        self.node = start_node(&self.links.guest)?;
         Ok(())
     }
 
@@ -250,6 +261,18 @@ impl Roaming {
     }
 }
 
+/// A home agent that lets the node register, and knows where it was.
+fn start_home_agent(anchor: &Arc<Namespace>, plane: DataPlane, care_of: Option<Ipv6Addr>) -> Result<Running<HomeAgent>> {
+    Running::start(anchor, async move || {
+        let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
+        home_agent.authorize(authorization()).await??;
+        if let Some(care_of) = care_of {
+            home_agent.restore_mobile_node(NAI, care_of).await?;
+        }
+        anyhow::Ok(home_agent)
+    })
+}
+
 fn start_node(guest: &Arc<Namespace>) -> Result<Running<MobileNode>> {
     Running::start(guest, async || {
         MobileNode::start(Config {
@@ -265,13 +288,8 @@ fn start_node(guest: &Arc<Namespace>) -> Result<Running<MobileNode>> {
 }
 
 /// A link at a platform, with a router that advertises as often as the paper's.
-fn site(
-    namespace: &Arc<Namespace>,
-    edge: &Namespace,
-    platform: Ipv6Addr,
-    guest: &Namespace,
-    port: &'static str,
-) -> Result<Site> {
+fn site(host: &Host, edge: &Namespace, guest: &Namespace, port: &'static str) -> Result<Site> {
+    let Host { namespace, address: platform } = host;
     let mut segments = platform.segments();
     (segments[3], segments[7]) = (1, 0);
     let prefix = Ipv6Prefix::new(segments.into(), 64).context("64 is a length")?;
