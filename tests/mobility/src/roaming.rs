@@ -262,7 +262,11 @@ impl Roaming {
 }
 
 /// A home agent that lets the node register, and knows where it was.
-fn start_home_agent(anchor: &Arc<Namespace>, plane: DataPlane, care_of: Option<Ipv6Addr>) -> Result<Running<HomeAgent>> {
+fn start_home_agent(
+    anchor: &Arc<Namespace>,
+    plane: DataPlane,
+    care_of: Option<Ipv6Addr>,
+) -> Result<Running<HomeAgent>> {
     Running::start(anchor, async move || {
         let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
         home_agent.authorize(authorization()).await??;

@@ -9,6 +9,7 @@ mod base;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod peer;
 pub mod trial;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub use trial::Trial;
 pub struct Lab {
     dir: PathBuf,
     kernel: PathBuf,
+    /// The directory under which its modules lie.
+    modules: PathBuf,
     initrd: PathBuf,
 }
 
@@ -38,7 +41,7 @@ impl Lab {
         let _lock = files::lock(&dir.join("lock"))?;
         let kernel = kernel::fetch(&dir)?;
         let initrd = initramfs::build(&dir, &kernel, &workspace())?;
-        Ok(Self { dir, kernel: kernel.image, initrd })
+        Ok(Self { dir, kernel: kernel.image, modules: kernel.modules, initrd })
     }
 
     /// The kernel.

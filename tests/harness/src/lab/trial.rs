@@ -19,7 +19,7 @@ use crate::{files, shell};
 const MEMORY_MIB: &str = "768";
 const CPUS: &str = "2";
 /// `/init`: what has to be there before a program runs.
-const PREPARE: &str = "#!/bin/busybox sh
+pub(super) const PREPARE: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin RUST_BACKTRACE=0
 mount -t proc proc /proc
@@ -81,7 +81,7 @@ impl Trial {
                 shell::run(Command::new("which").arg(tool)).with_context(|| format!("looking for {tool}"))?;
             content.program(&Path::new("/bin").join(tool), &fs::canonicalize(found.trim())?)?;
         }
-        let (mut init, mut order) = (PREPARE.to_owned(), String::new());
+        let mut init = PREPARE.to_owned();
         for (number, (program, arguments)) in self.programs.iter().enumerate() {
             let within = format!("/bin/trial-{number}");
             content.program(Path::new(&within), program)?;
@@ -91,26 +91,21 @@ impl Trial {
             );
         }
         init += "poweroff -f\n";
-        for path in load_order(&kernel.modules, &self.modules)? {
-            let name = path.file_name().context("a module's file name")?.to_string_lossy().into_owned();
-            order += &format!("{name}\n");
-            content.files.push((Path::new("/lib/modules").join(name), fs::read(path)?));
-        }
-        content.files.push((PathBuf::from("/lib/modules/order"), order.into_bytes()));
+        content.modules(&kernel.modules, &self.modules)?;
         content.finish(init.as_bytes())
     }
 }
 
 /// What is in the archive, by its place there.
 #[derive(Default)]
-struct Content {
-    programs: Vec<(PathBuf, PathBuf)>,
-    files: Vec<(PathBuf, Vec<u8>)>,
+pub(super) struct Content {
+    pub(super) programs: Vec<(PathBuf, PathBuf)>,
+    pub(super) files: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Content {
     /// Adds a program with the libraries that it is linked with.
-    fn program(&mut self, within: &Path, program: &Path) -> Result<()> {
+    pub(super) fn program(&mut self, within: &Path, program: &Path) -> Result<()> {
         self.programs.push((within.to_owned(), program.to_owned()));
         let linked = shell::run(Command::new("ldd").arg(program))?;
         let libraries = linked.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
@@ -122,7 +117,19 @@ impl Content {
         Ok(())
     }
 
-    fn finish(self, init: &[u8]) -> Result<Vec<u8>> {
+    /// Adds modules, in the order in which they are to be loaded.
+    pub(super) fn modules(&mut self, all: &Path, wanted: &[&str]) -> Result<()> {
+        let mut order = String::new();
+        for path in load_order(all, wanted)? {
+            let name = path.file_name().context("a module's file name")?.to_string_lossy().into_owned();
+            order += &format!("{name}\n");
+            self.files.push((Path::new("/lib/modules").join(name), fs::read(path)?));
+        }
+        self.files.push((PathBuf::from("/lib/modules/order"), order.into_bytes()));
+        Ok(())
+    }
+
+    pub(super) fn finish(self, init: &[u8]) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
         let fixed = ["/bin", "/dev", "/proc", "/sys", "/tmp", "/etc", "/run"].map(PathBuf::from);
         let places =
