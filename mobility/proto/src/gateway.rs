@@ -326,7 +326,7 @@ impl Gateway {
             }
             // The end of the old way was given up too early, or has overtaken what came before it.
             Place::Here if node.came_of_late_from(from, now) => {
-                if packet == end_marker(config.anchor, node.grant.prefix) {
+                if is_end_marker(&packet, config.anchor, node.grant.prefix) {
                     node.came_from = None;
                 } else {
                     node.came_from = Some((from, now + LINGER));

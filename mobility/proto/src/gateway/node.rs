@@ -8,7 +8,7 @@ use super::buffer::Buffer;
 use super::registration::{Registration, Wanted};
 use super::{Carrier, Config, Grant, Happened, Output};
 use crate::auth::{Covered, SharedKey, VerifyError};
-use crate::inner::end_marker;
+use crate::inner::is_end_marker;
 use crate::wire::*;
 
 /// After how long a Handover Initiate is sent again, the first time; each further time doubles it. RFC 5949 section 5
@@ -251,7 +251,7 @@ impl Node {
     /// Takes a packet that came for the machine while it is on its way.
     pub(super) fn send_on(&mut self, packet: Vec<u8>, config: &Config, outputs: &mut VecDeque<Output>) {
         let Place::Leaving { target, until } = self.place else { return };
-        if packet == end_marker(config.anchor, self.grant.prefix) {
+        if is_end_marker(&packet, config.anchor, self.grant.prefix) {
             // It has arrived there.
             self.sent_on.take();
         } else if until.is_none() {

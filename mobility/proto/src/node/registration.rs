@@ -199,6 +199,7 @@ impl Registration {
                 // What was refused need not be followed, nor what cannot have been accepted.
                 let possible = self.accepted.0 <= clock.0.saturating_add(WINDOW);
                 self.time = if possible { self.accepted } else { NtpTimestamp(0) };
+                self.since = self.time;
                 self.correct(now)
             }
             status if !status.is_accepted() => self.refused(now, status),
