@@ -1,18 +1,20 @@
-//! Where a VM runs: starting QEMU, moving its memory, and letting it push its disk writes to us.
+//! Where a VM runs: starting it, moving its memory, and letting it push its disk writes to us.
 //!
 //! * [`definition`]: what a VM is (a small TOML file), parsed once and valid from then on.
 //! * [`hypervisor`]: the [`Hypervisor`] trait, the only thing the service above knows about a hypervisor.
 //! * [`qemu`]: the QEMU adapter, over [`qmp`].
+//! * [`xen`]: the Xen adapter, over xl and the [`qmp`] of the domains' disks.
 //! * [`nbd`]: the server a hypervisor pushes guest writes into, and the overlay they land in.
 //!
 //! This crate never opens a network socket (unix sockets and files only), never decides whether a guest may run
-//! (the hand-off does), and never ends a QEMU process unless it is told to: guests outlive the daemon.
+//! (the hand-off does), and never ends a guest unless it is told to: guests outlive the daemon.
 
 pub mod definition;
 pub mod hypervisor;
 pub mod nbd;
 pub mod qemu;
 pub mod qmp;
+pub mod xen;
 
 /// The decoders of this crate that are not public, for the fuzz targets: each reads bytes and panics when what it read
 /// breaks a promise.
@@ -27,8 +29,9 @@ pub mod fuzzing {
 }
 
 pub use definition::{
-    CacheMode, DefinitionError, DiskDefinition, NameError, NetworkDefinition, QemuDefinition, VmDefinition,
-    VmName,
+    CacheMode, DefinitionError, DiskDefinition, DomainType, NameError, NetworkDefinition, NicDefinition,
+    QemuDefinition, VmDefinition, VmName, XenDefinition,
 };
 pub use hypervisor::{DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind};
 pub use qemu::Qemu;
+pub use xen::Xen;

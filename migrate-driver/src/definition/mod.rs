@@ -3,6 +3,8 @@
 //! A [`VmDefinition`] that exists is valid: TOML and wire forms pass through the same check. Nothing here touches
 //! the file system; whether a disk is there shows when the VM starts.
 
+mod xen;
+
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use xen::{DomainType, NicDefinition, XenDefinition};
 
 /// Longest disk name: QEMU bounds node names at 31 bytes and ours carry a prefix and a suffix.
 pub const MAX_DISK_NAME_BYTES: usize = 16;
@@ -200,6 +204,9 @@ pub struct VmDefinition {
     pub network: Option<NetworkDefinition>,
     /// QEMU settings.
     pub qemu: QemuDefinition,
+    /// Xen settings; with them it is a Xen domain, and the QEMU settings mean nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xen: Option<XenDefinition>,
 }
 
 #[derive(Deserialize)]
@@ -215,6 +222,8 @@ struct RawDefinition {
     network: Option<NetworkDefinition>,
     #[serde(default)]
     qemu: QemuDefinition,
+    #[serde(default)]
+    xen: Option<XenDefinition>,
 }
 
 fn one() -> u32 {
@@ -281,6 +290,8 @@ enum FieldError {
     NeedsKernel(&'static str),
     #[error("qemu.args: {0:?} is longhaul's own to set; remove it")]
     ReservedArgument(String),
+    #[error("xen.{0}: {1:?} is not allowed: give what xl takes, without quotes, backslashes and line ends")]
+    Xen(&'static str, String),
     #[error("a text of the definition has a NUL byte")]
     Nul,
 }
@@ -305,6 +316,15 @@ impl VmDefinition {
             .map_err(|source| DefinitionError::Write { name: self.name.clone(), source: Box::new(source) })
     }
 
+    /// The files of the host that it boots from: kernel and initial RAM disk.
+    pub fn boot_files(&self) -> impl Iterator<Item = &Path> {
+        let files = match &self.xen {
+            Some(xen) => [&xen.kernel, &xen.ramdisk],
+            None => [&self.qemu.kernel, &self.qemu.initrd],
+        };
+        files.into_iter().flatten().map(PathBuf::as_path)
+    }
+
     /// The disk of that name.
     pub fn disk(&self, name: &str) -> Option<&DiskDefinition> {
         self.disks.iter().find(|disk| disk.name == name)
@@ -315,13 +335,14 @@ impl TryFrom<RawDefinition> for VmDefinition {
     type Error = String;
 
     fn try_from(raw: RawDefinition) -> Result<VmDefinition, String> {
-        let RawDefinition { name, memory_mib, vcpus, disks, network, qemu } = raw;
+        let RawDefinition { name, memory_mib, vcpus, disks, network, qemu, xen } = raw;
         check_size(memory_mib, vcpus)
             .and_then(|()| check_disks(&disks))
             .and_then(|()| network.as_ref().map_or(Ok(()), check_network))
             .and_then(|()| check_qemu(&qemu))
+            .and_then(|()| xen.as_ref().map_or(Ok(()), xen::check))
             .map_err(|error| error.to_string())?;
-        Ok(VmDefinition { name, memory_mib, vcpus, disks, network, qemu })
+        Ok(VmDefinition { name, memory_mib, vcpus, disks, network, qemu, xen })
     }
 }
 

@@ -16,6 +16,7 @@ pub mod platform;
 pub mod relay;
 pub mod shell;
 pub mod verify;
+pub mod xen;
 
 pub use block_device::BlockDevice;
 pub use collector::Collector;
@@ -27,3 +28,4 @@ pub use plain::PlainGuest;
 pub use platform::{Platform, pair, pair_over};
 pub use relay::{LinkSettings, Relay};
 pub use verify::{RecordReport, verify_records};
+pub use xen::{XenHost, XenPair};

@@ -5,6 +5,7 @@ mod demo;
 mod fuzz;
 mod tasks;
 mod tidy;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,8 @@ cargo xtask TASK
              figures against the real programs (store), of the ways to cut (chunking), of the database behind the
              store's index beside another one (index, with --entries N), or of guests that move (mobility, with --points
              MS,MS; needs root); installs what it needs; --quick: a small image, index or choice, and one run
+  lab xen [--smoke]
+             two real Xen hosts in emulators, and a guest that moves between them; builds what it needs, as root
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]
@@ -43,6 +46,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     match words.as_slice() {
         ["demo", rest @ ..] => demo::run(&demo::Options::parse(rest)?),
         ["bench", rest @ ..] => tasks::bench(rest),
+        ["lab", "xen", rest @ ..] => xen::run(&xen::Options::parse(rest)?),
         ["test"] => tasks::test(),
         ["ci"] => tasks::ci(),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),

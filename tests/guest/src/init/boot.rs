@@ -15,7 +15,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Where the image's root file system is mounted.
 pub(crate) const ROOT: &str = "/disk";
-const DISK: &str = "/dev/vda";
+/// The first disk: virtio's, or Xen's.
+const DISKS: [&str; 2] = ["/dev/vda", "/dev/xvda"];
 const DEVICE_WAIT: Duration = Duration::from_secs(20);
 
 /// Why the guest did not come up.
@@ -29,7 +30,7 @@ pub(crate) enum BootError {
     Workload(String),
     /// A device did not appear.
     #[error("{0} did not appear: is the device in the machine and its driver in the initramfs?")]
-    NoDevice(&'static str),
+    NoDevice(String),
     /// A helper program failed.
     #[error("`busybox {0}` failed: {1}")]
     Helper(String, String),
@@ -54,7 +55,8 @@ pub(crate) fn modules() -> Result<(), BootError> {
         let path = Path::new(MODULES_LIST).with_file_name(name);
         let file = during(path.display().to_string(), File::open(&path))?;
         match finit_module(&file, c"", 0) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            // A driver of the other hypervisor finds nothing to drive.
+            Ok(()) | Err(Errno::EXIST | Errno::NODEV) => {}
             Err(error) => return Err(BootError::Io(format!("load module {name}"), error.into())),
         }
     }
@@ -67,7 +69,7 @@ pub(crate) fn network(workload: &Workload) -> Result<(), BootError> {
     if workload.port == 0 {
         return Ok(());
     }
-    wait_for("/sys/class/net/eth0")?;
+    wait_for(&["/sys/class/net/eth0"])?;
     if workload.host.is_ipv6() {
         return busybox("ip link set eth0 up");
     }
@@ -78,8 +80,8 @@ pub(crate) fn network(workload: &Workload) -> Result<(), BootError> {
 
 /// Mounts the disk's root file system and runs a program of it, to show that it is one.
 pub(crate) fn disk() -> Result<(), BootError> {
-    wait_for(DISK)?;
-    during(format!("mount {DISK}"), mount(DISK, ROOT, "ext4", MountFlags::NOATIME, None))?;
+    let disk = wait_for(&DISKS)?;
+    during(format!("mount {disk}"), mount(disk, ROOT, "ext4", MountFlags::NOATIME, None))?;
     let cat = Command::new("/bin/busybox").args(["chroot", ROOT, "/bin/cat", "/etc/debian_version"]).output();
     match cat {
         Ok(out) if out.status.success() => {
@@ -111,15 +113,18 @@ pub(crate) fn power_off() {
     }
 }
 
-fn wait_for(path: &'static str) -> Result<(), BootError> {
+/// The first of these that appears.
+fn wait_for(paths: &[&'static str]) -> Result<&'static str, BootError> {
     let start = Instant::now();
-    while !Path::new(path).exists() {
+    loop {
+        if let Some(path) = paths.iter().find(|path| Path::new(path).exists()) {
+            return Ok(path);
+        }
         if start.elapsed() > DEVICE_WAIT {
-            return Err(BootError::NoDevice(path));
+            return Err(BootError::NoDevice(paths.join(" or ")));
         }
         thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
 }
 
 fn busybox(command: &str) -> Result<(), BootError> {

@@ -76,7 +76,7 @@ impl BaseImage {
         Self { age: Age::Released, ..self }
     }
 
-    fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         let age = if self.age == Age::Released { " released" } else { "" };
         let recipe = format!("{RECIPE} {} {:?}{age}", self.disk_mib, self.packages);
         blake3::hash(recipe.as_bytes()).to_hex()[..8].to_owned()
@@ -92,12 +92,6 @@ impl BaseImage {
     }
 
     fn make(&self, lab: &Path, image: &Path) -> Result<()> {
-        if !apt::is_root() {
-            bail!(
-                "this needs root once: the files of a Debian root file system belong to root and other users, and only \
-                 root can unpack them so; run the command with sudo, or point LONGHAUL_LAB to a lab built before"
-            );
-        }
         let tree = lab.join(format!("{}.tree", self.name));
         files::remove(&tree)?;
         let made = self.unpack(&tree).and_then(|()| self.format(&tree, image));
@@ -105,7 +99,13 @@ impl BaseImage {
         made
     }
 
-    fn unpack(&self, tree: &Path) -> Result<()> {
+    pub(super) fn unpack(&self, tree: &Path) -> Result<()> {
+        if !apt::is_root() {
+            bail!(
+                "this needs root once: the files of a Debian root file system belong to root and other users, and only \
+                 root can unpack them so; run the command with sudo, or point LONGHAUL_LAB to a lab built before"
+            );
+        }
         let (suite, mut sources) = apt::sources()?;
         if self.age == Age::Released {
             sources.retain(|line| line.contains(&format!(" {suite} ")));
@@ -127,7 +127,7 @@ impl BaseImage {
         Ok(())
     }
 
-    fn format(&self, tree: &Path, image: &Path) -> Result<()> {
+    pub(super) fn format(&self, tree: &Path, image: &Path) -> Result<()> {
         // Nothing lazy: a guest would spend its first minutes writing the tables that mke2fs left out.
         let extended = format!("lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed={UUID}");
         shell::run(

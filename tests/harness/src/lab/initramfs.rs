@@ -12,7 +12,7 @@ use super::kernel::Kernel;
 use crate::{files, shell};
 
 /// What a guest needs beyond what Debian's kernel has built in. A name that is no module there is built in.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "ext4"];
+const MODULES: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_net", "xen_blkfront", "xen_netfront", "ext4"];
 pub(super) const BUSYBOX: &str = "/bin/busybox";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -1,11 +1,12 @@
 //! Debian's cloud kernel out of its package: downloaded by apt, unpacked in the cache. Nothing is installed
 //! on the host.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{apt, say};
 use crate::{files, shell};
@@ -28,6 +29,46 @@ pub(super) fn fetch(lab: &Path) -> Result<Kernel> {
     let dir = lab.join(format!("kernel-{RECIPE}"));
     files::build_once(&dir, |partial| unpack(partial).context("preparing the guest's kernel"))?;
     Ok(Kernel { image: dir.join("vmlinuz"), modules: dir.join("lib/modules") })
+}
+
+/// Takes the kernel proper out of its compressed image, without symbols. An emulated machine would take seconds to
+/// unpack it.
+pub(super) fn extract(image: &Path, out: &Path) -> Result<()> {
+    const WAYS: [(&[u8], &str); 4] = [
+        (b"\x02\x21\x4c\x18", "lz4"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\x1f\x8b\x08", "gzip"),
+    ];
+    let bytes = fs::read(image).with_context(|| format!("reading {}", image.display()))?;
+    for (magic, program) in WAYS {
+        let starts = bytes.windows(magic.len()).enumerate().filter(|(_, window)| *window == magic);
+        for (start, _) in starts {
+            decompress(program, &bytes[start..], out)?;
+            if fs::read(out)?.starts_with(b"\x7fELF") {
+                return shell::run(Command::new("strip").arg("-s").arg(out)).map(drop);
+            }
+        }
+    }
+    bail!("{} holds no kernel that lz4, xz, zstd or gzip can unpack", image.display())
+}
+
+/// Whatever comes out: what follows the kernel in its image makes every program complain at the end.
+pub(super) fn decompress(program: &str, bytes: &[u8], out: &Path) -> Result<()> {
+    let to = File::create(out).with_context(|| format!("creating {}", out.display()))?;
+    let mut child = Command::new(program)
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(to)
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let mut input = child.stdin.take().context("the program's input")?;
+    // It closes its input as soon as it does not understand it.
+    let _ = input.write_all(bytes);
+    drop(input);
+    child.wait().with_context(|| format!("waiting for {program}"))?;
+    Ok(())
 }
 
 fn unpack(dir: &Path) -> Result<()> {
@@ -67,10 +108,10 @@ fn download(dir: &Path, package: &str) -> Result<()> {
     shell::run(Command::new("apt-get").args(["download", "-q", package]).current_dir(dir)).map(drop)
 }
 
-fn find(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
+pub(super) fn find(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
     fs::read_dir(dir)
         .with_context(|| format!("reading {}", dir.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.file_name().is_some_and(|name| wanted(&name.to_string_lossy())))
-        .with_context(|| format!("what the package {META_PACKAGE} brought is not in {}", dir.display()))
+        .with_context(|| format!("what a kernel's package brings is not in {}", dir.display()))
 }

@@ -11,6 +11,7 @@ mod initramfs;
 mod kernel;
 pub mod peer;
 pub mod trial;
+mod xen;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use anyhow::Result;
 use crate::files;
 pub use base::{Age, BaseImage};
 pub use trial::Trial;
+pub use xen::XenFiles;
 
 /// The built lab.
 #[derive(Debug, Clone)]
@@ -71,6 +73,15 @@ impl Lab {
     /// As for [`Lab::base`].
     pub fn small_base(&self) -> Result<PathBuf> {
         self.image(&BaseImage::small())
+    }
+
+    /// What a Xen host boots from. Built on first use, which needs root.
+    ///
+    /// # Errors
+    /// As for [`Lab::base`].
+    pub fn xen(&self) -> Result<XenFiles> {
+        let _lock = files::lock(&self.dir.join("lock"))?;
+        xen::build(&self.dir, &self.kernel)
     }
 
     /// Any other image of this kind.

@@ -1,0 +1,211 @@
+//! A domain's configuration: the file that `xl create` takes, the JSON that xl keeps and sends, and how that is adapted
+//! to the host it comes to. Pure.
+//!
+//! What comes from another host names files and programs of this one. Only what a definition may name as well gets
+//! through; everything else is refused.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::definition::{DiskDefinition, DomainType, NicDefinition, VmDefinition, VmName, XenDefinition};
+
+/// What a configuration must not name: programs that xl would run, files that it would load, devices of the host.
+const REFUSED: [(&str, &[&str]); 3] = [
+    ("b_info", &["device_model", "bootloader", "bootloader_args", "device_tree", "acpi_firmware"]),
+    ("c_info", &["driver_domain", "pool_name"]),
+    ("", &["pcidevs", "usbdevs", "usbctrls", "vtpms", "vfbs", "rdms", "dtdevs", "p9s", "pvcallsifs"]),
+];
+
+/// How an incoming domain's configuration is adapted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rules {
+    /// Each disk's image here, by the name of the guest's device.
+    pub(crate) disks: BTreeMap<String, PathBuf>,
+    /// Bridges of other hosts, and which of ours stands for them.
+    pub(crate) bridges: BTreeMap<String, String>,
+}
+
+impl Rules {
+    /// For a domain whose definition is already the one of this host.
+    pub(crate) fn of(def: &VmDefinition, bridges: &BTreeMap<String, String>) -> Rules {
+        let disks = def.disks.iter().map(|disk| (disk.name.clone(), disk.path.clone()));
+        Rules { disks: disks.collect(), bridges: bridges.clone() }
+    }
+
+    /// The bridge here that stands for another host's.
+    pub(crate) fn bridge<'a>(&'a self, theirs: &'a str) -> &'a str {
+        self.bridges.get(theirs).map_or(theirs, String::as_str)
+    }
+
+    /// The configuration as it is to be on this host, or why it cannot be taken.
+    pub(crate) fn adapt(&self, text: &str) -> Result<String, String> {
+        let mut configuration: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        for (part, names) in REFUSED {
+            let object = if part.is_empty() { Some(&configuration) } else { configuration.get(part) };
+            if let Some(name) =
+                names.iter().find(|name| object.is_some_and(|object| object.get(name).is_some_and(is_something)))
+            {
+                return Err(format!("it has {name:?}, which another host may not decide here"));
+            }
+        }
+        let no_disks = Value::Array(Vec::new());
+        if configuration.get("disks").unwrap_or(&no_disks).as_array().map_or(0, Vec::len) != self.disks.len() {
+            return Err(format!("it has not the {} disks of the definition", self.disks.len()));
+        }
+        for disk in items(&mut configuration, "disks") {
+            self.adapt_disk(disk)?;
+        }
+        for nic in items(&mut configuration, "nics") {
+            let theirs = nic.get("bridge").and_then(Value::as_str).unwrap_or_default().to_owned();
+            nic["bridge"] = self.bridge(&theirs).into();
+            let script = nic.get("script").and_then(Value::as_str).unwrap_or_default();
+            if !matches!(script, "" | "vif-bridge" | "/etc/xen/scripts/vif-bridge") {
+                return Err(format!("a network interface wants the script {script:?}; only vif-bridge is run here"));
+            }
+        }
+        Ok(configuration.to_string())
+    }
+
+    fn adapt_disk(&self, disk: &mut Value) -> Result<(), String> {
+        let vdev = disk.get("vdev").and_then(Value::as_str).unwrap_or_default();
+        let path = self.disks.get(vdev).ok_or_else(|| format!("it has a disk {vdev:?} that was not announced"))?;
+        disk["pdev_path"] = path.to_str().ok_or("a path here is not UTF-8")?.into();
+        disk["backend"] = "qdisk".into();
+        // The images that come here are raw, whatever the source's are.
+        disk["format"] = "raw".into();
+        if disk.get("script").is_some_and(is_something) {
+            return Err(format!("the disk {vdev:?} wants a script of its own"));
+        }
+        Ok(())
+    }
+}
+
+fn is_something(value: &Value) -> bool {
+    !matches!(value, Value::Null) && value != "" && value.as_array().is_none_or(|list| !list.is_empty())
+}
+
+fn items<'a>(configuration: &'a mut Value, name: &str) -> impl Iterator<Item = &'a mut Value> {
+    configuration.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// The file that `xl create` takes.
+pub(crate) fn for_create(def: &VmDefinition, xen: &XenDefinition, rules: &Rules) -> Result<String, String> {
+    let quoted = |path: &PathBuf| match path.to_str() {
+        Some(path) if !path.contains(['"', '\\', '\n']) => Ok(path.to_owned()),
+        _ => Err(format!("the path {} has characters that xl's configuration cannot hold", path.display())),
+    };
+    let kind = match xen.kind {
+        DomainType::Pvh => "pvh",
+        DomainType::Hvm => "hvm",
+        DomainType::Pv => "pv",
+    };
+    let mut lines = vec![
+        format!("name = \"{}\"", def.name),
+        format!("type = \"{kind}\""),
+        format!("memory = {}", def.memory_mib),
+        format!("vcpus = {}", def.vcpus),
+    ];
+    for (key, path) in [("kernel", &xen.kernel), ("ramdisk", &xen.ramdisk)] {
+        if let Some(path) = path {
+            lines.push(format!("{key} = \"{}\"", quoted(path)?));
+        }
+    }
+    lines.extend(xen.extra.iter().map(|extra| format!("extra = \"{extra}\"")));
+    let mut disks = Vec::new();
+    for DiskDefinition { name, path } in &def.disks {
+        disks.push(format!(
+            "\"format=raw,vdev={name},access=rw,backendtype=qdisk,target={}\"",
+            quoted(path)?
+        ));
+    }
+    lines.push(format!("disk = [ {} ]", disks.join(", ")));
+    let nics = xen.nics.iter().map(|nic| {
+        format!("\"mac={},bridge={},script=vif-bridge\"", nic.mac, rules.bridge(&nic.bridge))
+    });
+    lines.push(format!("vif = [ {} ]\n", nics.collect::<Vec<_>>().join(", ")));
+    Ok(lines.join("\n"))
+}
+
+/// What `xl list -l NAME` tells of a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) definition: VmDefinition,
+    /// Why it cannot move alive, if so.
+    pub(crate) obstacle: Option<String>,
+}
+
+/// Reads a domain out of `xl list -l`.
+pub(crate) fn found(vm: &VmName, text: &str) -> Result<Found, String> {
+    let list: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let domain = if list.is_array() { &list[0] } else { &list };
+    let configuration = &domain["config"];
+    let (create, build) = (&configuration["c_info"], &configuration["b_info"]);
+    let mut obstacle = None;
+    let kind = match create["type"].as_str() {
+        Some("pvh") => DomainType::Pvh,
+        Some("hvm") => DomainType::Hvm,
+        Some("pv") => {
+            let why = "Xen migrates paravirtual domains alive only where it was built with shadow paging, which \
+                       Debian's is not; stop it and let it run as PVH";
+            obstacle = Some(why.to_owned());
+            DomainType::Pv
+        }
+        other => return Err(format!("its type is {other:?}")),
+    };
+    let mut disks = Vec::new();
+    for disk in configuration["disks"].as_array().into_iter().flatten() {
+        let name = disk["vdev"].as_str().ok_or("a disk has no vdev")?;
+        let path = disk["pdev_path"].as_str().ok_or("a disk has no path")?;
+        obstacle = obstacle.or_else(|| disk_obstacle(name, disk));
+        disks.push(DiskDefinition { name: name.to_owned(), path: path.into() });
+    }
+    let mut nics = Vec::new();
+    for nic in configuration["nics"].as_array().into_iter().flatten() {
+        let text = |key: &str| nic[key].as_str().unwrap_or_default().to_owned();
+        nics.push(NicDefinition { mac: text("mac"), bridge: text("bridge") });
+    }
+    let text = |key: &str| build[key].as_str().map(str::to_owned);
+    let xen = XenDefinition {
+        kind,
+        kernel: text("kernel").map(PathBuf::from),
+        ramdisk: text("ramdisk").map(PathBuf::from),
+        extra: text("cmdline"),
+        nics,
+    };
+    let definition = serde_json::json!({
+        "name": vm,
+        "memory_mib": build["max_memkb"].as_u64().unwrap_or(0) / 1024,
+        "vcpus": build["max_vcpus"].as_u64().unwrap_or(1),
+        "disks": disks,
+        "xen": xen,
+    });
+    let definition = serde_json::from_value(definition).map_err(|error| error.to_string())?;
+    Ok(Found { definition, obstacle })
+}
+
+/// Why a disk's writes cannot be followed.
+fn disk_obstacle(name: &str, disk: &Value) -> Option<String> {
+    match disk["backend"].as_str() {
+        Some("qdisk") => {}
+        other => {
+            return Some(format!(
+                "its disk {name} is served by {}, whose writes nobody can follow; start it with \
+                 backendtype=qdisk in the disk's line",
+                other.unwrap_or("an unknown back end")
+            ));
+        }
+    }
+    match disk["format"].as_str() {
+        Some("raw") => None,
+        other => Some(format!(
+            "its disk {name} has the format {}; only raw images and block devices can be moved",
+            other.unwrap_or("unknown")
+        )),
+    }
+}

@@ -1,0 +1,107 @@
+//! Two Xen hosts in emulators, a bridge between them, and this process on it: for what can only be shown on Xen itself.
+//!
+//! Everything is in a network namespace and in one temporary directory, and is gone with the value. It never touches
+//! the host's own network and never installs anything.
+
+mod host;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::{Lab, Namespace, files, shell};
+pub use host::XenHost;
+
+/// This process's address on the hosts' network.
+pub const OURS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
+/// The guest's.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
+/// Large packets halve what a byte costs an emulated network card.
+const MTU: u32 = 60_000;
+/// The size of the file system on which a host keeps what is its own.
+const OWN_MIB: u32 = 2048;
+
+/// Two hosts, `a` and `b`.
+#[derive(Debug)]
+pub struct XenPair {
+    /// 10.77.0.1
+    pub a: XenHost,
+    /// 10.77.0.2
+    pub b: XenHost,
+    namespace: Arc<Namespace>,
+    dir: TempDir,
+}
+
+impl XenPair {
+    /// Boots both and waits until xl works on both. The files of `own_a` and `own_b` (directories) are on each under
+    /// `/lab`; both see `shared` as `/dev/vdc`.
+    ///
+    /// # Errors
+    /// When a host does not come up; the error holds the end of its console.
+    pub fn boot(lab: &Lab, own_a: &Path, own_b: &Path, shared: &Path) -> Result<Self> {
+        let files = lab.xen()?;
+        let dir = tempfile::Builder::new().prefix("lh-xen-").tempdir().context("the hosts' directory")?;
+        let namespace = Arc::new(Namespace::new()?);
+        namespace.ip("link add br0 type bridge")?;
+        namespace.ip(&format!("addr add {OURS}/24 dev br0"))?;
+        let host = |name: &str, number: u8, own: &Path| -> Result<XenHost> {
+            let disk = own_disk(dir.path(), name, own)?;
+            let tap = format!("tap-{name}");
+            namespace.ip(&format!("tuntap add {tap} mode tap"))?;
+            namespace.ip(&format!("link set {tap} mtu {MTU} master br0 up"))?;
+            XenHost::boot(&files, &namespace, dir.path(), name, number, [&disk, shared])
+        };
+        let (mut a, mut b) = (host("a", 1, own_a)?, host("b", 2, own_b)?);
+        namespace.ip(&format!("link set br0 mtu {MTU} up"))?;
+        a.wait_ready()?;
+        b.wait_ready()?;
+        Ok(Self { a, b, namespace, dir })
+    }
+
+    /// The network they are on.
+    #[must_use]
+    pub fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    /// A collector of the guest's packets.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub fn collector(&self) -> Result<crate::Collector> {
+        crate::Collector::within(&self.namespace, IpAddr::V4(OURS))
+    }
+
+    /// Stops both and takes a file below `/lab` of one of them: `host` is `a` or `b`.
+    ///
+    /// # Errors
+    /// When a host cannot be stopped or there is no such file.
+    pub fn into_file(self, host: &str, path: &str) -> Result<(TempDir, PathBuf)> {
+        let Self { a, b, dir, .. } = self;
+        a.power_off()?;
+        b.power_off()?;
+        let out = dir.path().join("taken");
+        let own = dir.path().join(format!("{host}.own.raw"));
+        shell::run(
+            Command::new("debugfs").arg("-R").arg(format!("dump {path} {}", out.display())).arg(&own),
+        )?;
+        if !out.exists() {
+            anyhow::bail!("host {host} has no {path} below /lab");
+        }
+        Ok((dir, out))
+    }
+}
+
+/// A file system with what a host gets of its own.
+fn own_disk(dir: &Path, name: &str, own: &Path) -> Result<PathBuf> {
+    let image = dir.join(format!("{name}.own.raw"));
+    files::remove(&image)?;
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0", "-d"]);
+    shell::run(mke2fs.arg(own).arg(&image).arg(format!("{OWN_MIB}M")))?;
+    Ok(image)
+}

@@ -1,0 +1,60 @@
+//! What Xen does by itself, to compare with: the paper's Experiment 1, `xl migrate` with a disk that both hosts see.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::{Collector, XenPair};
+
+use super::machine::{Machine, VM};
+use super::{indent, step};
+
+const BOOT: Duration = Duration::from_secs(90);
+const MIGRATE: Duration = Duration::from_secs(240);
+/// How long the guest writes before it moves, and after.
+const WRITING: Duration = Duration::from_secs(4);
+
+/// The receiver: xl itself, on a port of the lab's network. The shell keeps socat from ending it early.
+const RECEIVER: &str =
+    "nohup socat -t 600 TCP-LISTEN:8002,reuseaddr EXEC:'xl migrate-receive' >/tmp/receiver.log 2>&1 &";
+
+/// Boots the guest on a's view of the shared disk and moves it to b. How long it was not heard.
+pub(super) fn live(pair: &XenPair, _machine: &Machine) -> Result<Duration> {
+    step("Experiment 1: xl migrate with a disk that both hosts see");
+    let collector = pair.collector()?;
+    boot(pair, &collector, "/dev/vdc")?;
+    pair.b.run(RECEIVER)?;
+    collector.mark();
+    let started = Instant::now();
+    let transport = format!("socat -t 600 - TCP:{}:8002", pair.b.address());
+    let said = pair.a.run_within(&format!("xl migrate -s '' {VM} '{transport}' 2>&1"), MIGRATE)?;
+    println!("{}\n    {:.1} s", indent(&said), started.elapsed().as_secs_f64());
+    collector.wait_progress(1, BOOT).context("the guest on b")?;
+    thread::sleep(WRITING);
+    let gap = collector.longest_since_mark();
+    println!(
+        "    not heard for {:.0} ms; {} records acknowledged",
+        gap.as_secs_f64() * 1e3,
+        collector.acked()
+    );
+    println!("{}", indent(&pair.b.run("xl list")?));
+    ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
+    pair.b.run(&format!("xl destroy {VM}"))?;
+    Ok(gap)
+}
+
+/// Boots the guest on a and lets it write for a while.
+pub(super) fn boot(pair: &XenPair, collector: &Collector, disk: &str) -> Result<()> {
+    let configuration = Machine::xl_configuration(collector.port(), disk);
+    let started = Instant::now();
+    pair.a.run(&format!("cat > /tmp/{VM}.cfg <<'END'\n{configuration}END\nxl create -q /tmp/{VM}.cfg"))?;
+    println!("    created after {:.1} s", started.elapsed().as_secs_f64());
+    collector.wait_acked(1, BOOT).with_context(|| {
+        let log =
+            pair.a.run("tail -n 30 /var/log/xen/console/guest-u1.log /var/log/xen/*.log").unwrap_or_default();
+        format!("the guest on a; its console:\n{log}")
+    })?;
+    println!("    first record after {:.1} s", started.elapsed().as_secs_f64());
+    thread::sleep(WRITING);
+    Ok(())
+}
