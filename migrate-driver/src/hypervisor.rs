@@ -114,12 +114,16 @@ pub trait Hypervisor: Send + Sync {
     async fn incoming_loaded(&self, vm: &VmName) -> Result<(), DriverError>;
     /// Starts to send the memory; the caller reads it from the stream. The guest runs on.
     async fn send_memory(&self, vm: &VmName, params: &MemoryParams) -> Result<UnixStream, DriverError>;
-    /// Waits until nearly all memory is sent and the guest is stopped, its disks still ours. Gives the moment in which it
-    /// stopped, as far as it is known: not before that, and hardly later.
+    /// How many bytes of its stream the hypervisor may take for sent although they are still under way, whatever the way,
+    /// without harm to its judgement of when to stop the guest.
+    fn memory_floor_bytes(&self) -> u64;
+    /// Waits until nearly all memory is sent, or all of it, and the guest is stopped, its disks still ours. Gives the moment
+    /// in which it stopped, as far as it is known: not before that, and hardly later.
     async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError>;
     /// How far the memory is.
     async fn memory_progress(&self, vm: &VmName) -> Result<MemoryProgress, DriverError>;
-    /// From [`GuestStatus::PreSwitchover`]: sends the rest and gives up the disks; then [`GuestStatus::PostMigrate`].
+    /// From [`GuestStatus::PreSwitchover`]: sends the rest and gives up the guest; then [`GuestStatus::PostMigrate`], from
+    /// where nothing but `resume` or `rollback` brings it back, however processes end.
     async fn finish_memory(&self, vm: &VmName) -> Result<(), DriverError>;
     /// Lets the guest run: after a pause, an incoming migration that is loaded, or (taking its disks back) from
     /// [`GuestStatus::PostMigrate`]. Nothing to do when it runs. The caller must own the VM.
@@ -129,6 +133,11 @@ pub trait Hypervisor: Send + Sync {
     /// Whatever a crash left: ends an outgoing migration, removes all taps, lets the guest run, says where it stands.
     /// A VM that came in and was never resumed here is never resumed by this. Idempotent. Bitmaps of warm passes stay.
     async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
+    /// Whether a VM of this definition can run here and, if it runs now, move alive; else an error that says why not.
+    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError>;
+    /// The definition of a guest that runs here and was not started by us; `None` where the hypervisor knows none of that
+    /// name.
+    async fn discover(&self, vm: &VmName) -> Result<Option<VmDefinition>, DriverError>;
     /// Where the guest stands.
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
     /// Ends the VM's process and waits until it is gone. Nothing to do when it is.
@@ -192,16 +201,16 @@ pub enum DriverError {
         /// The longest that works, in bytes.
         max: usize,
     },
-    /// QEMU refused to start.
-    #[error("VM {vm}: QEMU did not start: {message}")]
+    /// The hypervisor refused to start it.
+    #[error("VM {vm} did not start: {message}")]
     Start {
         /// The VM.
         vm: VmName,
-        /// What QEMU said.
+        /// What it said.
         message: String,
     },
     /// The process ended while we used it.
-    #[error("VM {vm}: QEMU ended while we were to {doing}; its last words: {log}")]
+    #[error("VM {vm}: the hypervisor's process ended while we were to {doing}; its last words: {log}")]
     Died {
         /// The VM.
         vm: VmName,
@@ -209,6 +218,24 @@ pub enum DriverError {
         doing: &'static str,
         /// The end of its log.
         log: String,
+    },
+    /// xl refused, or could not be run.
+    #[error("VM {vm}: cannot {doing}: xl says: {message}")]
+    Xl {
+        /// The VM.
+        vm: VmName,
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// The end of what it said.
+        message: String,
+    },
+    /// This VM cannot move, or not alive.
+    #[error("VM {vm} cannot move alive: {why}")]
+    NotMovable {
+        /// The VM.
+        vm: VmName,
+        /// Why not, and what to do.
+        why: String,
     },
     /// A monitor command failed.
     #[error("VM {vm}: cannot {doing}: {source}")]

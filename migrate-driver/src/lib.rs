@@ -12,6 +12,7 @@
 pub mod definition;
 pub mod hypervisor;
 pub mod nbd;
+mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod xen;

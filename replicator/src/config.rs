@@ -1,5 +1,6 @@
 //! Where a platform keeps its things, and the configuration file. Reads files; opens no socket.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -163,6 +164,10 @@ pub struct Config {
     pub idle_timeout_s: u64,
     /// The programs that a peer's VM may be run with here: a definition names its QEMU, and must not name just anything.
     pub qemu_binaries: Vec<String>,
+    /// What runs this platform's VMs.
+    pub hypervisor: HypervisorKind,
+    /// Xen: bridges of other platforms, and which of this one's stands for each.
+    pub bridges: BTreeMap<String, String>,
     /// How VMs' addresses follow them; without it they do not.
     pub mobility: Option<MobilityConfig>,
     /// Set on the host that is the home agent.
@@ -229,6 +234,17 @@ fn max_machines() -> usize {
     100_000
 }
 
+/// What runs VMs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorKind {
+    /// QEMU, of which the platform starts one for each VM.
+    #[default]
+    Qemu,
+    /// Xen, of whose first domain the platform is a program.
+    Xen,
+}
+
 /// A QUIC congestion controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -250,6 +266,8 @@ impl Default for Config {
             window_bytes: 64 << 20,
             idle_timeout_s: 10,
             qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
+            hypervisor: HypervisorKind::Qemu,
+            bridges: BTreeMap::new(),
             mobility: None,
             home_agent: None,
             mobile_node: None,
@@ -371,6 +389,7 @@ mod tests {
         assert_eq!(example.store_level, default.store_level);
         assert_eq!(example.idle_timeout_s, default.idle_timeout_s);
         assert_eq!(example.qemu_binaries, default.qemu_binaries);
+        assert_eq!((example.hypervisor, example.bridges), (default.hypervisor, default.bridges));
     }
 
     #[test]

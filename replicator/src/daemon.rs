@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use chunkstore::{Seeds, Store};
-use migrate_driver::Qemu;
+use migrate_driver::{Hypervisor, Qemu, Xen};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::address::Addresses;
-use crate::config::{Config, Layout};
+use crate::config::{Config, HypervisorKind, Layout};
 use crate::home_agent::Home;
 use crate::identity::Identity;
 use crate::jobs::Jobs;
@@ -57,8 +57,16 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         None => None,
     };
     let (network, dialled) = Network::open(&config, identity.clone(), peers.clone())?;
+    let vms_run = layout.run().join("vm");
+    let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
+        HypervisorKind::Qemu => Arc::new(Qemu::new(vms_run)),
+        HypervisorKind::Xen => {
+            let program = std::env::current_exe().context("finding this program, which xl is to run")?;
+            Arc::new(Xen::new(vms_run, program, config.bridges.clone()))
+        }
+    };
     let platform = Arc::new(Platform {
-        hypervisor: Arc::new(Qemu::new(layout.run().join("vm"))),
+        hypervisor,
         holdings: Holdings { store: Arc::new(store), seeds },
         handoffs: Handoffs::default(),
         warm: WarmStates::default(),

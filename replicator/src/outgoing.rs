@@ -1,8 +1,10 @@
 //! The outgoing side of a migration's data: taps on the guest's disks, the transfers, the memory relay. Each method is one
 //! action of the hand-off; what follows from its outcome is the hand-off's to say.
 
+use std::fs::DirBuilder;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::{ImageTree, RawImage, ReadImage};
@@ -92,6 +94,7 @@ pub struct Outgoing {
     limits: Limits,
     open: tokio::sync::Mutex<Vec<Disk>>,
     server: Mutex<Option<NbdServer>>,
+    stopped: OnceLock<Instant>,
 }
 
 impl Outgoing {
@@ -108,8 +111,13 @@ impl Outgoing {
             let paths = plan.definition.disks.iter().map(|disk| disk.path.clone());
             plan.disks.iter().cloned().zip(paths).collect()
         });
-        let (open, server) = Default::default();
-        Outgoing { platform, handle, vm, link, disks, plan: plan.cloned(), limits, open, server }
+        let (open, server, stopped) = Default::default();
+        Outgoing { platform, handle, vm, link, disks, plan: plan.cloned(), limits, open, server, stopped }
+    }
+
+    /// Since when the guest has stood still, once it does.
+    pub fn stopped(&self) -> Option<Instant> {
+        self.stopped.get().copied()
     }
 
     /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
@@ -156,7 +164,14 @@ impl Outgoing {
             })?;
             exports.push((disk.name.clone(), Arc::new(overlay)));
         }
-        let socket = self.platform.layout.run().join("vm").join(self.vm.as_str()).join("nbd.sock");
+        let dir = self.platform.layout.run().join("vm").join(self.vm.as_str());
+        // A guest that was adopted has none yet.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| OutgoingError::Io { what: format!("creating {}", dir.display()), source })?;
+        let socket = dir.join("nbd.sock");
         let server = NbdServer::start(&socket, exports.clone()).map_err(|source| OutgoingError::Io {
             what: format!("NBD server on {}", socket.display()),
             source,
@@ -198,9 +213,12 @@ impl Outgoing {
         let (mut send, recv) = connection.open_bi().await.map_err(NetError::from)?;
         net::send(&mut send, &Open::Memory { job: self.handle.id() }).await?;
         let handle = self.handle.clone();
+        let floor = self.platform.hypervisor.memory_floor_bytes();
         // Ends by itself: with the hypervisor's stream, or with the connection, of which the link tells.
         tokio::spawn(async move {
-            if let Err(error) = memory::send(memory, send, recv, |bytes| handle.add_memory(bytes)).await {
+            if let Err(error) =
+                memory::send(memory, send, recv, floor, |bytes| handle.add_memory(bytes)).await
+            {
                 tracing::warn!(job = %handle.id(), "{error}");
             }
         });
@@ -208,6 +226,7 @@ impl Outgoing {
             address::leaves_soon(&self.platform, plan).await;
         }
         let stopped = self.platform.hypervisor.wait_paused(&self.vm).await?;
+        let _ = self.stopped.set(stopped);
         if let Some(plan) = &self.plan {
             address::leaving(&self.platform, plan, stopped).await;
         }

@@ -18,25 +18,25 @@ use crate::qmp::{Events, QmpError};
 /// Prefix of all our nodes and jobs.
 const PREFIX: &str = "longhaul-";
 /// The bitmap that collects while a pass is under way, see `warm.rs`.
-pub(super) const NEXT_BITMAP: &str = "longhaul-next";
+pub(crate) const NEXT_BITMAP: &str = "longhaul-next";
 /// A cancelled job drains its requests in flight; a node is busy for the moment after its job.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Names of ours for one disk. A disk's name has no dot, so no two disks share one.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
-    pub(super) disk: String,
+pub(crate) struct Names {
+    pub(crate) disk: String,
     /// The NBD client, and the job that writes to it.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// The copy-before-write filter.
-    pub(super) filter: String,
+    pub(crate) filter: String,
     /// The view of the disk as it was when the filter went in.
-    pub(super) snapshot: String,
+    pub(crate) snapshot: String,
 }
 
 impl Names {
-    pub(super) fn of(disk: &str) -> Names {
+    pub(crate) fn of(disk: &str) -> Names {
         Names {
             disk: disk.into(),
             target: format!("{PREFIX}{disk}"),
@@ -46,16 +46,16 @@ impl Names {
     }
 
     /// Where the guest's device says which node it uses.
-    pub(super) fn device_path(&self) -> String {
+    pub(crate) fn device_path(&self) -> String {
         format!("/machine/peripheral/{}/virtio-backend", device_id(&self.disk))
     }
 }
 
 /// QEMU's block nodes at one moment.
-pub(super) struct Nodes(Vec<Value>);
+pub(crate) struct Nodes(Vec<Value>);
 
 impl Nodes {
-    pub(super) async fn query(s: &Session) -> Result<Nodes, DriverError> {
+    pub(crate) async fn query(s: &Session) -> Result<Nodes, DriverError> {
         let answer = s.run("query-named-block-nodes", json!({"flat": true})).await?;
         Ok(Nodes(answer.as_array().cloned().unwrap_or_default()))
     }
@@ -64,7 +64,7 @@ impl Nodes {
         self.0.iter().filter_map(|node| text(node, "node-name"))
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.names().any(|node| node == name)
     }
 
@@ -74,17 +74,17 @@ impl Nodes {
     }
 
     /// The names of a node's bitmaps.
-    pub(super) fn bitmap_names(&self, node: &str) -> impl Iterator<Item = &str> {
+    pub(crate) fn bitmap_names(&self, node: &str) -> impl Iterator<Item = &str> {
         self.bitmaps(node).iter().filter_map(|bitmap| text(bitmap, "name"))
     }
 
     /// A bitmap of a node.
-    pub(super) fn bitmap(&self, node: &str, name: &str) -> Option<&Value> {
+    pub(crate) fn bitmap(&self, node: &str, name: &str) -> Option<&Value> {
         self.bitmaps(node).iter().find(|bitmap| text(bitmap, "name") == Some(name))
     }
 
     /// The disks that have a node of ours or a bitmap of a pass under way.
-    pub(super) fn tapped_disks(&self) -> BTreeSet<String> {
+    pub(crate) fn tapped_disks(&self) -> BTreeSet<String> {
         let ours = self.names().filter_map(|name| name.strip_prefix(PREFIX)).map(|rest| {
             let end = rest.find('.').unwrap_or(rest.len());
             rest[..end].to_owned()
@@ -99,7 +99,7 @@ fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
 }
 
 /// Fails unless the VM has this disk and no tap is on it.
-pub(super) async fn check_free(s: &Session, names: &Names) -> Result<Nodes, DriverError> {
+pub(crate) async fn check_free(s: &Session, names: &Names) -> Result<Nodes, DriverError> {
     let nodes = Nodes::query(s).await?;
     check_disk(s, &nodes, &names.disk)?;
     if nodes.tapped_disks().contains(&names.disk) {
@@ -109,14 +109,14 @@ pub(super) async fn check_free(s: &Session, names: &Names) -> Result<Nodes, Driv
 }
 
 /// Fails unless the VM has this disk.
-pub(super) fn check_disk(s: &Session, nodes: &Nodes, disk: &str) -> Result<(), DriverError> {
+pub(crate) fn check_disk(s: &Session, nodes: &Nodes, disk: &str) -> Result<(), DriverError> {
     // The format node of a disk is the one with a file node beside it.
     let known = crate::definition::check_disk_name(disk).is_ok() && nodes.has(disk);
     if known { Ok(()) } else { Err(DriverError::UnknownDisk { vm: s.vm.name.clone(), disk: disk.into() }) }
 }
 
 /// Connects QEMU to our NBD export.
-pub(super) async fn add_target(
+pub(crate) async fn add_target(
     s: &Session,
     names: &Names,
     socket: &Path,
@@ -146,7 +146,7 @@ pub(super) async fn add_target(
 
 /// A block job of ours at one moment. Ours are not dismissed by QEMU itself, so that a result can always be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Job {
+pub(crate) enum Job {
     /// There is none.
     Absent,
     /// At work.
@@ -159,7 +159,7 @@ pub(super) enum Job {
 
 impl Job {
     /// The job as QEMU lists it now.
-    pub(super) async fn query(s: &Session, id: &str) -> Result<Job, DriverError> {
+    pub(crate) async fn query(s: &Session, id: &str) -> Result<Job, DriverError> {
         let answer = s.query("query-jobs").await?;
         let jobs = answer.as_array().map(Vec::as_slice).unwrap_or_default();
         let Some(job) = jobs.iter().find(|job| text(job, "id") == Some(id)) else {
@@ -173,7 +173,7 @@ impl Job {
     }
 
     /// For errors, when the job should have been in another state.
-    pub(super) fn describe(&self, id: &str) -> String {
+    pub(crate) fn describe(&self, id: &str) -> String {
         match self {
             Job::Absent => format!("there is no job {id}"),
             Job::Active => format!("the job {id} is not ready"),
@@ -187,7 +187,7 @@ impl Job {
 }
 
 /// Waits until the job is over, or ready when `or_ready`. `events` must be older than the job's last known state.
-pub(super) async fn wait_job(
+pub(crate) async fn wait_job(
     s: &Session,
     events: &mut Events,
     id: &str,
@@ -216,7 +216,7 @@ pub(super) async fn wait_job(
 }
 
 /// Removes a job that is over from QEMU's list.
-pub(super) async fn dismiss_job(s: &Session, id: &str) -> Result<(), DriverError> {
+pub(crate) async fn dismiss_job(s: &Session, id: &str) -> Result<(), DriverError> {
     s.run("job-dismiss", json!({"id": id})).await.map(drop)
 }
 
@@ -248,7 +248,7 @@ async fn cancel_job(s: &Session, id: &str) -> Result<(), DriverError> {
 }
 
 /// Removes a node. It may be in use for a moment after the job that used it.
-pub(super) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverError> {
+pub(crate) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverError> {
     let deadline = Instant::now() + DELETE_TIMEOUT;
     loop {
         match s.try_run("blockdev-del", json!({"node-name": node})).await {
@@ -266,7 +266,7 @@ pub(super) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverErr
 }
 
 /// Whatever is left of any tap on this disk: ends it and removes all of it.
-pub(super) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverError> {
+pub(crate) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverError> {
     cancel_job(s, &names.target).await?;
     let nodes = Nodes::query(s).await?;
     if nodes.has(&names.snapshot) {
@@ -288,18 +288,18 @@ pub(super) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverE
 }
 
 /// Changes the node a guest's device works on; QEMU finishes the guest's requests first.
-pub(super) async fn set_device_node(s: &Session, names: &Names, node: &str) -> Result<(), DriverError> {
+pub(crate) async fn set_device_node(s: &Session, names: &Names, node: &str) -> Result<(), DriverError> {
     let set = json!({"path": names.device_path(), "property": "drive", "value": node});
     s.run("qom-set", set).await.map(drop)
 }
 
 /// Removes a bitmap that exists.
-pub(super) async fn remove_bitmap(s: &Session, node: &str, name: &str) -> Result<(), DriverError> {
+pub(crate) async fn remove_bitmap(s: &Session, node: &str, name: &str) -> Result<(), DriverError> {
     s.run("block-dirty-bitmap-remove", json!({"node": node, "name": name})).await.map(drop)
 }
 
 /// Passes a result on; after a failure removes what was begun. The error that counts is the first one.
-pub(super) async fn undo_on_error(
+pub(crate) async fn undo_on_error(
     s: &Session,
     names: &Names,
     result: Result<(), DriverError>,

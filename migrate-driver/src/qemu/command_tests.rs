@@ -11,7 +11,7 @@ fn definition(disk: &str) -> VmDefinition {
 }
 
 fn line(def: &VmDefinition, dir: &str, purpose: Purpose) -> Vec<String> {
-    let paths = VmPaths { dir: dir.into() };
+    let paths = VmPaths::within(dir.into());
     let is_device = |path: &Path| path.starts_with("/dev");
     arguments(def, &paths, purpose, is_device).into_iter().map(|arg| arg.into_string().unwrap()).collect()
 }

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use super::process::io_error;
 use super::session::Session;
 use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress};
+use crate::process::io_error;
 use crate::qmp::Event;
 
 /// QEMU connects to our socket at once or never.

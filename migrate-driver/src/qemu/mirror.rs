@@ -20,7 +20,7 @@ const GRANULARITY_BYTES: u32 = 4096;
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Starts the mirror; returns when every write from now on is tracked.
-pub(super) async fn start(s: &Session, disk: &str, socket: &Path, export: &str) -> Result<(), DriverError> {
+pub(crate) async fn start(s: &Session, disk: &str, socket: &Path, export: &str) -> Result<(), DriverError> {
     let names = Names::of(disk);
     blocks::check_free(s, &names).await?;
     let result = async {
@@ -56,7 +56,7 @@ async fn launch(s: &Session, names: &Names) -> Result<(), DriverError> {
 }
 
 /// Ends the mirror once everything has arrived. Unbounded: the guest's dirt may take long, the caller may drop this.
-pub(super) async fn drain(s: &Session, disk: &str) -> Result<(), DriverError> {
+pub(crate) async fn drain(s: &Session, disk: &str) -> Result<(), DriverError> {
     let names = Names::of(disk);
     let id = names.target.as_str();
     let mut events = s.events();

@@ -5,13 +5,13 @@
 //! VM and everything it had begun. QEMU is daemonized and outlives us; under systemd the daemon's unit needs
 //! `KillMode=process`.
 
-mod blocks;
+pub(crate) mod blocks;
 mod command;
 mod migration;
-mod mirror;
-mod paths;
+pub(crate) mod mirror;
+pub(crate) mod paths;
 mod process;
-mod session;
+pub(crate) mod session;
 mod warm;
 
 use std::collections::HashMap;
@@ -27,9 +27,9 @@ use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::{
     DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind,
 };
+use crate::process::{Process, io_error};
 use command::Purpose;
 use paths::VmPaths;
-use process::{Process, io_error};
 use session::{Session, Vm};
 
 /// QEMU on this host.
@@ -120,6 +120,11 @@ impl Hypervisor for Qemu {
         migration::send_memory(&self.session(vm, "send its memory").await?, params).await
     }
 
+    /// QEMU stops the guest when the rest would take no longer than it may at the rate so far.
+    fn memory_floor_bytes(&self) -> u64 {
+        128 << 10
+    }
+
     async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError> {
         migration::wait_paused(&self.session(vm, "send its memory").await?).await
     }
@@ -147,6 +152,20 @@ impl Hypervisor for Qemu {
         }
     }
 
+    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError> {
+        match def.xen {
+            None => Ok(()),
+            Some(_) => Err(DriverError::NotMovable {
+                vm: def.name.clone(),
+                why: "it is defined as a Xen domain, and this platform runs QEMU".into(),
+            }),
+        }
+    }
+
+    async fn discover(&self, _: &VmName) -> Result<Option<VmDefinition>, DriverError> {
+        Ok(None)
+    }
+
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
         let session = match self.session(vm, "ask for its status").await {
             Err(DriverError::NotRunning { .. }) => return Ok(GuestStatus::Stopped),
@@ -162,9 +181,9 @@ impl Hypervisor for Qemu {
     async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError> {
         let vm = self.vm(vm)?;
         let _lifecycle = vm.lifecycle.lock().await;
-        if let Some(process) = Process::find(&vm.name, &vm.paths)? {
+        if let Some(process) = Process::find(&vm.name, &vm.paths.pid(), &vm.paths.pid())? {
             match how {
-                StopHow::Kill => process.kill(&vm.name, &vm.paths).await?,
+                StopHow::Kill => process.kill(&vm.name, &vm.paths.pid()).await?,
                 StopHow::Powerdown(bound) => power_down(&vm, &process, bound).await?,
             }
         } else if process::is_listening(&vm.paths).await {

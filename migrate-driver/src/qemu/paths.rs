@@ -14,17 +14,29 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 #[derive(Debug, Clone)]
 pub(crate) struct VmPaths {
     pub(crate) dir: PathBuf,
+    qmp: PathBuf,
+    log: PathBuf,
 }
 
 impl VmPaths {
     /// Makes the paths absolute: QEMU changes its directory when it daemonizes.
     pub(crate) fn new(run_dir: &Path, vm: &VmName) -> io::Result<VmPaths> {
-        Ok(VmPaths { dir: std::path::absolute(run_dir)?.join(vm.as_str()) })
+        Ok(VmPaths::within(std::path::absolute(run_dir)?.join(vm.as_str())))
+    }
+
+    /// Those in this directory.
+    pub(crate) fn within(dir: PathBuf) -> VmPaths {
+        VmPaths { qmp: dir.join("qmp.sock"), log: dir.join("qemu.log"), dir }
+    }
+
+    /// Those of a QEMU that somebody else has started.
+    pub(crate) fn foreign(dir: PathBuf, qmp: PathBuf, log: PathBuf) -> VmPaths {
+        VmPaths { dir, qmp, log }
     }
 
     /// The monitor.
     pub(crate) fn qmp(&self) -> PathBuf {
-        self.dir.join("qmp.sock")
+        self.qmp.clone()
     }
 
     /// The memory stream, while one is being set up.
@@ -44,7 +56,7 @@ impl VmPaths {
 
     /// What QEMU says.
     pub(crate) fn log(&self) -> PathBuf {
-        self.dir.join("qemu.log")
+        self.log.clone()
     }
 
     /// Exists from before an incoming QEMU starts until its guest is resumed: this host must not run it on its own.

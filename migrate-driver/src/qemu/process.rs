@@ -1,19 +1,12 @@
-//! One QEMU process: starting it daemonized, finding it again by its files, ending it.
-//!
-//! Signals only a process that a pidfd and its command line prove to be this VM's. Never ends one on its own account.
+//! One QEMU process: starting it daemonized, and what it leaves when it ends. Never ends one on its own account.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -21,12 +14,10 @@ use super::command::{Purpose, arguments};
 use super::paths::VmPaths;
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::DriverError;
+use crate::process::io_error;
 
-/// How long QEMU may take to set itself up, and to be gone after SIGKILL.
+/// How long QEMU may take to set itself up.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A dropped wait leaves its thread busy for no longer than this.
-const EXIT_SLICE: Duration = Duration::from_millis(200);
 /// How much of QEMU's log an error quotes.
 const LOG_TAIL_BYTES: usize = 2000;
 
@@ -114,89 +105,12 @@ fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 
-pub(crate) fn io_error(
-    vm: &VmName,
-    doing: &'static str,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> DriverError {
-    let (vm, path) = (vm.clone(), path.to_owned());
-    move |source| DriverError::Io { vm, doing, path, source }
-}
-
 /// The end of QEMU's log, on one line.
 pub(crate) fn log_tail(paths: &VmPaths) -> String {
     let log = fs::read(paths.log()).unwrap_or_default();
     let tail =
         String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]).trim().replace('\n', " | ");
     if tail.is_empty() { format!("nothing (see {})", paths.log().display()) } else { tail }
-}
-
-/// A handle that cannot point to another process, however pids are reused.
-pub(crate) struct Process(Arc<OwnedFd>);
-
-impl Process {
-    /// The VM's process, if there is one.
-    pub(crate) fn find(vm: &VmName, paths: &VmPaths) -> Result<Option<Process>, DriverError> {
-        let pid_path = paths.pid();
-        let text = match fs::read_to_string(&pid_path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error(vm, "read", &pid_path)(error)),
-        };
-        let Some(pid) = text.trim().parse().ok().filter(|&pid| pid > 1).and_then(Pid::from_raw) else {
-            return Ok(None);
-        };
-        let fd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(error) => return Err(io_error(vm, "open the process of", &pid_path)(error.into())),
-        };
-        // After the pidfd: while that process lives, /proc/PID is it.
-        let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        if !command.split(|&byte| byte == 0).any(|arg| arg == pid_path.as_os_str().as_bytes()) {
-            return Ok(None);
-        }
-        Ok(Some(Process(Arc::new(fd))))
-    }
-
-    /// Waits until it has ended, for at most `bound`; false when it has not.
-    pub(crate) async fn ended(&self, bound: Duration) -> bool {
-        let deadline = Instant::now() + bound;
-        loop {
-            let fd = self.0.clone();
-            let slice = deadline.saturating_duration_since(Instant::now()).min(EXIT_SLICE);
-            if tokio::task::spawn_blocking(move || is_readable(&fd, slice)).await.unwrap_or(false) {
-                return true;
-            }
-            if Instant::now() >= deadline {
-                return false;
-            }
-        }
-    }
-
-    /// Kills it and waits.
-    pub(crate) async fn kill(&self, vm: &VmName, paths: &VmPaths) -> Result<(), DriverError> {
-        match pidfd_send_signal(&*self.0, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(io_error(vm, "kill the process of", &paths.pid())(error.into())),
-        }
-        if self.ended(EXIT_TIMEOUT).await {
-            return Ok(());
-        }
-        Err(DriverError::Timeout {
-            vm: vm.clone(),
-            doing: "ending the killed QEMU process",
-            after: EXIT_TIMEOUT,
-            hint: "it may hang in the kernel on its disk",
-        })
-    }
-}
-
-/// A pidfd is readable once its process has ended, reaped or not.
-fn is_readable(fd: &OwnedFd, bound: Duration) -> bool {
-    let bound = Timespec { tv_sec: bound.as_secs() as i64, tv_nsec: bound.subsec_nanos().into() };
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&bound)), Ok(count) if count > 0)
 }
 
 /// After the process has ended: removes its sockets and marks.

@@ -48,14 +48,16 @@ impl Rules {
         let mut configuration: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         for (part, names) in REFUSED {
             let object = if part.is_empty() { Some(&configuration) } else { configuration.get(part) };
-            if let Some(name) =
-                names.iter().find(|name| object.is_some_and(|object| object.get(name).is_some_and(is_something)))
+            if let Some(name) = names
+                .iter()
+                .find(|name| object.is_some_and(|object| object.get(name).is_some_and(is_something)))
             {
                 return Err(format!("it has {name:?}, which another host may not decide here"));
             }
         }
         let no_disks = Value::Array(Vec::new());
-        if configuration.get("disks").unwrap_or(&no_disks).as_array().map_or(0, Vec::len) != self.disks.len() {
+        if configuration.get("disks").unwrap_or(&no_disks).as_array().map_or(0, Vec::len) != self.disks.len()
+        {
             return Err(format!("it has not the {} disks of the definition", self.disks.len()));
         }
         for disk in items(&mut configuration, "disks") {
@@ -66,15 +68,18 @@ impl Rules {
             nic["bridge"] = self.bridge(&theirs).into();
             let script = nic.get("script").and_then(Value::as_str).unwrap_or_default();
             if !matches!(script, "" | "vif-bridge" | "/etc/xen/scripts/vif-bridge") {
-                return Err(format!("a network interface wants the script {script:?}; only vif-bridge is run here"));
+                return Err(format!(
+                    "a network interface wants the script {script:?}; only vif-bridge is run here"
+                ));
             }
         }
         Ok(configuration.to_string())
     }
 
     fn adapt_disk(&self, disk: &mut Value) -> Result<(), String> {
-        let vdev = disk.get("vdev").and_then(Value::as_str).unwrap_or_default();
-        let path = self.disks.get(vdev).ok_or_else(|| format!("it has a disk {vdev:?} that was not announced"))?;
+        let vdev = disk.get("vdev").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let path =
+            self.disks.get(&vdev).ok_or_else(|| format!("it has a disk {vdev:?} that was not announced"))?;
         disk["pdev_path"] = path.to_str().ok_or("a path here is not UTF-8")?.into();
         disk["backend"] = "qdisk".into();
         // The images that come here are raw, whatever the source's are.
@@ -119,15 +124,14 @@ pub(crate) fn for_create(def: &VmDefinition, xen: &XenDefinition, rules: &Rules)
     lines.extend(xen.extra.iter().map(|extra| format!("extra = \"{extra}\"")));
     let mut disks = Vec::new();
     for DiskDefinition { name, path } in &def.disks {
-        disks.push(format!(
-            "\"format=raw,vdev={name},access=rw,backendtype=qdisk,target={}\"",
-            quoted(path)?
-        ));
+        disks
+            .push(format!("\"format=raw,vdev={name},access=rw,backendtype=qdisk,target={}\"", quoted(path)?));
     }
     lines.push(format!("disk = [ {} ]", disks.join(", ")));
-    let nics = xen.nics.iter().map(|nic| {
-        format!("\"mac={},bridge={},script=vif-bridge\"", nic.mac, rules.bridge(&nic.bridge))
-    });
+    let nics = xen
+        .nics
+        .iter()
+        .map(|nic| format!("\"mac={},bridge={},script=vif-bridge\"", nic.mac, rules.bridge(&nic.bridge)));
     lines.push(format!("vif = [ {} ]\n", nics.collect::<Vec<_>>().join(", ")));
     Ok(lines.join("\n"))
 }

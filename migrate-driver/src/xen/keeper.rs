@@ -8,7 +8,6 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -147,7 +146,7 @@ pub(super) fn serve(socket: &Path, board: &Board, orders: Arc<impl Orders>) -> i
 }
 
 fn answer_all(stream: &UnixStream, board: &Board, orders: &impl Orders) -> io::Result<()> {
-    let mut lines = BufReader::new(io::Read::take(stream, u64::MAX));
+    let mut lines = BufReader::new(stream);
     loop {
         let mut line = String::new();
         if io::Read::take(&mut lines, MAX_LINE_BYTES).read_line(&mut line)? == 0 {
@@ -211,19 +210,20 @@ impl KeeperPaths {
     }
 }
 
-/// The keepers, as the hidden subcommands of the program run them: `role` is `xl-transport` or `xl-receive`, `dir` the
-/// directory of the domain. Standard input and output of the former belong to xl.
-pub fn run(role: &str, dir: &Path) -> ExitCode {
+/// Which end a keeper is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The source's: run by `xl migrate`, whose words are its standard input and output.
+    Transport,
+    /// The destination's: runs `xl migrate-receive`.
+    Receive,
+}
+
+/// Keeps, until xl has ended. `dir` is the directory of the domain.
+pub fn run(role: Role, dir: &Path) -> io::Result<()> {
     let paths = KeeperPaths { dir: dir.to_owned() };
-    let ended = match role {
-        "xl-transport" => super::transport::run(&paths),
-        _ => super::receive::run(&paths),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("longhaul {role}: {error}");
-            ExitCode::FAILURE
-        }
+    match role {
+        Role::Transport => super::transport::run(&paths),
+        Role::Receive => super::receive::run(&paths),
     }
 }

@@ -15,6 +15,8 @@ use super::keeper::{self, Board, KeeperPaths, Orders, Phase};
 use super::stream::{self, Follower, XL_HEADER_BYTES};
 
 const RELAY_BYTES: usize = 256 << 10;
+/// The sender's level needs 512 KiB; nobody makes us hold more than 8 MiB.
+const MAX_WINDOW_LOG: u32 = 23;
 
 /// xl's input; gone once xl is to end.
 type Input = Arc<Mutex<Option<ChildStdin>>>;
@@ -87,7 +89,9 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
 }
 
 /// Passes the stream to xl, with the configuration adapted to this host.
-fn feed(mut from: UnixStream, input: &Input, rules: &Rules, board: &Board) -> io::Result<()> {
+fn feed(from: UnixStream, input: &Input, rules: &Rules, board: &Board) -> io::Result<()> {
+    let mut from = zstd::Decoder::new(from)?;
+    from.window_log_max(MAX_WINDOW_LOG)?;
     let mut follower = Follower::new();
     let mut pass = |bytes: &[u8]| -> io::Result<bool> {
         let taken = follower.follow(bytes).map_err(io::Error::other)?;
@@ -107,13 +111,15 @@ fn feed(mut from: UnixStream, input: &Input, rules: &Rules, board: &Board) -> io
     let adapted = stream::with_configuration(&header, &optional, |text| rules.adapt(text));
     pass(&adapted.map_err(io::Error::other)?)?;
     let mut buffer = vec![0; RELAY_BYTES];
+    let mut whole = false;
+    // To the very end, although xl has it all: the frame has a few bytes more, and the daemon wants to be rid of them.
     loop {
-        let length = from.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it broke off"));
-        }
-        if pass(&buffer[..length])? {
-            return Ok(());
+        match from.read(&mut buffer) {
+            // Whatever becomes of those bytes: xl has it all, and must not lose it for them.
+            Ok(0) | Err(_) if whole => return Ok(()),
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it broke off")),
+            Ok(length) => whole = pass(&buffer[..length])?,
+            Err(error) => return Err(error),
         }
     }
 }

@@ -33,7 +33,7 @@ const MAX_RECORD_BYTES: u32 = 128 << 20;
 
 /// A stream that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StreamError {
+pub(crate) enum StreamError {
     /// The bytes of a header are not those of xl 4.17 and its kind.
     #[error("it has no {0} where one is due: the two hosts need Xen of one version, 4.6 or later")]
     Header(&'static str),

@@ -47,6 +47,7 @@ impl Host {
             disks: vec![disk],
             network: None,
             qemu: QemuDefinition::default(),
+            xen: None,
         };
         require_qemu(&def.qemu.binary);
         Host { dir, driver, def }

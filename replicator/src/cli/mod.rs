@@ -6,11 +6,12 @@ mod mobile_node;
 mod probe;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use migrate_driver::xen::keeper::Role;
 use serde_json::{Value, json};
 
 use crate::config::{Config, Layout};
@@ -104,6 +105,18 @@ enum Command {
     Probe(probe::ProbeCommand),
     /// Print a commented configuration file
     ExampleConfig,
+    /// What `xl migrate` runs as its transport
+    #[command(hide = true)]
+    XlTransport {
+        /// The domain's directory
+        dir: PathBuf,
+    },
+    /// What runs `xl migrate-receive`
+    #[command(hide = true)]
+    XlReceive {
+        /// The domain's directory
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -190,6 +203,11 @@ enum VmCommand {
     Define {
         /// The file
         file: PathBuf,
+    },
+    /// Take up a guest that runs already: on Xen, a domain that xl has started
+    Adopt {
+        /// The guest's name
+        name: String,
     },
     /// List them
     List,
@@ -368,6 +386,8 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             show::value(&value, json);
             Ok(EXIT_DONE)
         }
+        Command::XlTransport { dir } => Ok(keeper(Role::Transport, &dir)),
+        Command::XlReceive { dir } => Ok(keeper(Role::Receive, &dir)),
         Command::ExampleConfig => {
             print!("{}", crate::config::EXAMPLE);
             Ok(EXIT_DONE)
@@ -396,6 +416,17 @@ fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// xl and the daemon hear from a keeper by its streams and its socket; its exit code only says whether all went well.
+fn keeper(role: Role, dir: &Path) -> u8 {
+    match migrate_driver::xen::keeper::run(role, dir) {
+        Ok(()) => EXIT_DONE,
+        Err(error) => {
+            eprintln!("longhaul: {error}");
+            EXIT_FAILED
+        }
+    }
 }
 
 async fn talk(client: &mut Client, command: Command, json: bool) -> anyhow::Result<u8> {
@@ -506,6 +537,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Vm(VmCommand::Define { file }) => {
             Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?)
         }
+        Command::Vm(VmCommand::Adopt { name }) => Post(at("/v1/vms", &name, "/adopt")?, json!({})),
         Command::Vm(VmCommand::List) => Get("/v1/vms".into()),
         Command::Vm(VmCommand::Start { name }) => Post(at("/v1/vms", &name, "/start")?, json!({})),
         Command::Vm(VmCommand::Stop { name, kill }) => {
@@ -549,6 +581,8 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::MobileNode(_)
         | Command::Identity
         | Command::ExampleConfig
+        | Command::XlTransport { .. }
+        | Command::XlReceive { .. }
         | Command::Probe(_) => {
             anyhow::bail!("this command needs no daemon")
         }

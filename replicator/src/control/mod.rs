@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use longhaul_proto::handoff::Limits;
-use migrate_driver::{GuestStatus, StopHow, VmDefinition};
+use migrate_driver::{GuestStatus, StopHow, VmDefinition, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -75,6 +75,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/bases/{name}/restore", post(restore_base))
         .route("/v1/images/send", post(send_image))
         .route("/v1/vms", get(list_vms).post(define_vm))
+        .route("/v1/vms/{name}/adopt", post(adopt_vm))
         .route("/v1/vms/{name}/start", post(start_vm))
         .route("/v1/vms/{name}/stop", post(stop_vm))
         .route("/v1/vms/{name}/migrate", post(migrate_vm))
@@ -243,6 +244,25 @@ async fn define_vm(State(platform): Shared, Json(define): Json<DefineVm>) -> Ans
         status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
     }
     Ok(Json(json!({ "defined": name })))
+}
+
+/// Takes up a guest that runs here and that somebody else has started.
+async fn adopt_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
+    let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "adopt")?;
+    if platform.vms.ownership(&name).is_some() {
+        platform.vms.owned(&name)?;
+    }
+    let vm = VmName::new(name.as_str())?;
+    match platform.hypervisor.discover(&vm).await? {
+        Some(definition) => platform.vms.define(definition)?,
+        None => {
+            let why = format!(
+                "the hypervisor knows no running guest '{name}'; describe it with `longhaul vm define`"
+            );
+            return Err(refused(why));
+        }
+    }
+    Ok(Json(json!({ "adopted": name })))
 }
 
 async fn start_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {

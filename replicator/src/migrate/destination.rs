@@ -16,6 +16,7 @@ use super::link::Link;
 use super::source::{JOURNAL_RETRY, phase_name, sleep_until};
 use super::{Plan, Port};
 use crate::address;
+use crate::config::HypervisorKind;
 use crate::failpoint;
 use crate::incoming::{self, Incoming, IncomingError};
 use crate::jobs::{JobHandle, JobKind};
@@ -81,6 +82,16 @@ pub enum OfferError {
         /// The program.
         binary: String,
     },
+    /// Its hypervisor.
+    #[error(
+        "VM '{vm}' runs on another hypervisor; this platform's is {ours:?}, and neither can run the other's guests"
+    )]
+    Hypervisor {
+        /// The VM.
+        vm: String,
+        /// What runs VMs here.
+        ours: HypervisorKind,
+    },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
@@ -109,8 +120,11 @@ pub fn offered(
     (vm, epoch, plan_bytes): (String, Epoch, Vec<u8>),
 ) -> Result<(), OfferError> {
     let plan = parse_plan(&vm, &plan_bytes)?;
-    let binary = &plan.definition.qemu.binary;
-    if !platform.config.qemu_binaries.contains(binary) {
+    let (ours, binary) = (platform.config.hypervisor, &plan.definition.qemu.binary);
+    if (ours == HypervisorKind::Xen) != plan.definition.xen.is_some() {
+        return Err(OfferError::Hypervisor { vm, ours });
+    }
+    if ours == HypervisorKind::Qemu && !platform.config.qemu_binaries.contains(binary) {
         return Err(OfferError::Binary { vm, binary: binary.clone() });
     }
     if platform.handoffs.knows(job) {

@@ -79,7 +79,7 @@ pub fn plan(platform: &Platform, vm: &str) -> Result<Plan, MigrateError> {
         disks.push(PlanDisk { name: disk.name.clone(), size, data_bytes });
     }
     let mut boot_files = Vec::new();
-    for path in [&definition.qemu.kernel, &definition.qemu.initrd].into_iter().flatten() {
+    for path in definition.boot_files() {
         boot_files.push(BootFile::read(path).map_err(|error| file(path, error))?);
     }
     Ok(Plan { definition, disks, boot_files, address: None })
@@ -98,6 +98,7 @@ pub async fn start(
     let epoch = platform.vms.owned(vm)?;
     let mut plan = plan(platform, vm)?;
     let name = plan.definition.name.clone();
+    platform.hypervisor.check_live(&plan.definition).await?;
     match platform.hypervisor.status(&name).await? {
         GuestStatus::Running => {}
         status => return Err(MigrateError::NotRunning { vm: vm.to_owned(), status }),
@@ -339,7 +340,7 @@ impl Owner {
                 self.handle.update(|report| report.disk_switchover_ms = both);
             }
             SourceInput::Message(Message::Resumed) if !self.machine.owns() => {
-                let downtime = since(self.moments.paused);
+                let downtime = since(self.outgoing.stopped().or(self.moments.paused));
                 self.handle.update(|report| report.downtime_ms = report.downtime_ms.or(downtime));
             }
             _ => {}

@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use rustls::{CipherSuite, SupportedCipherSuite};
 
 use crate::identity::{Fingerprint, Identity};
 use crate::peers::Peers;
@@ -37,7 +38,22 @@ impl From<KeyError> for rustls::Error {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !has_fast_aes() {
+        let is_aes =
+            |suite: &SupportedCipherSuite| suite.suite() != CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
+        provider.cipher_suites.sort_by_key(is_aes);
+    }
+    Arc::new(provider)
+}
+
+/// Without instructions for it AES is many times slower than ChaCha20, which needs none.
+fn has_fast_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let fast = std::arch::is_x86_feature_detected!("aes");
+    #[cfg(not(target_arch = "x86_64"))]
+    let fast = true;
+    fast
 }
 
 /// The accepting side: any peer in the list, nobody else.
@@ -52,6 +68,7 @@ pub(super) fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity.key())));
     config.alpn_protocols = vec![wire::ALPN.to_vec()];
+    config.ignore_client_order = !has_fast_aes();
     // A session ticket would let a removed peer back in.
     config.send_tls13_tickets = 0;
     Ok(config)

@@ -21,7 +21,6 @@ const RELAY_BYTES: u64 = 256 << 10;
 const REPORT_BYTES: u64 = 64 << 10;
 const REPORT_IDLE: Duration = Duration::from_millis(2);
 
-const MIN_WINDOW_BYTES: u64 = 128 << 10;
 const FIRST_WINDOW_BYTES: u64 = 1 << 20;
 const MAX_WINDOW_BYTES: u64 = 64 << 20;
 /// How long bytes may wait on the way beyond what the way itself takes. A guest that is paused waits as long.
@@ -48,15 +47,16 @@ pub enum RelayError {
     },
 }
 
-/// Relays the memory to the other side until the hypervisor ends it and everything has arrived. After an error the
-/// other side does not take what it has for the whole.
+/// Relays the memory to the other side until the hypervisor ends it and everything has arrived. At least `floor_bytes` may
+/// be under way at any time. After an error the other side does not take what it has for the whole.
 pub async fn send(
     mut memory: impl AsyncRead + Unpin,
     mut send: SendStream,
     recv: RecvStream,
+    floor_bytes: u64,
     count: impl Fn(u64),
 ) -> Result<(), RelayError> {
-    let relayed = relay(&mut memory, &mut send, recv, count).await;
+    let relayed = relay(&mut memory, &mut send, recv, floor_bytes, count).await;
     match relayed {
         Ok(()) => {
             let _ = send.finish();
@@ -72,6 +72,7 @@ async fn relay(
     memory: &mut (impl AsyncRead + Unpin),
     send: &mut SendStream,
     mut recv: RecvStream,
+    floor_bytes: u64,
     count: impl Fn(u64),
 ) -> Result<(), RelayError> {
     let (told, mut taken) = watch::channel(0);
@@ -84,7 +85,7 @@ async fn relay(
     };
     tokio::pin!(reports);
     let origin = Instant::now();
-    let mut window = Window::default();
+    let mut window = Window::new(floor_bytes);
     let mut buffer = vec![0; RELAY_BYTES as usize];
     loop {
         let room = window.room().min(RELAY_BYTES) as usize;
@@ -144,6 +145,8 @@ pub async fn receive(
 #[derive(Debug)]
 struct Window {
     size: u64,
+    /// It is never smaller.
+    floor: u64,
     sent: u64,
     taken: u64,
     /// For each piece under way: the end of it in the stream, when it was sent, and what had been taken then.
@@ -159,10 +162,11 @@ struct Window {
     cut_at: u64,
 }
 
-impl Default for Window {
-    fn default() -> Self {
+impl Window {
+    fn new(floor: u64) -> Self {
         Window {
-            size: FIRST_WINDOW_BYTES,
+            size: FIRST_WINDOW_BYTES.max(floor),
+            floor,
             sent: 0,
             taken: 0,
             pieces: VecDeque::new(),
@@ -173,9 +177,7 @@ impl Default for Window {
             cut_at: 0,
         }
     }
-}
 
-impl Window {
     /// Bytes that may be sent now.
     fn room(&mut self) -> u64 {
         let room = self.size.saturating_sub(self.sent - self.taken);
@@ -208,7 +210,7 @@ impl Window {
                 // What arrived in `delay`, scaled to the time that it should take.
                 let arrived = (total - taken_then) as f64;
                 let size = arrived * wanted.as_secs_f64() / delay.as_secs_f64();
-                self.size = self.size.min(size as u64).max(MIN_WINDOW_BYTES);
+                self.size = self.size.min(size as u64).max(self.floor);
                 self.cut_at = self.sent;
             }
             self.starting = false;

@@ -14,7 +14,7 @@ pub struct Limits {
     pub max_downtime: Duration,
     /// Rounds of dirty blocks before the memory is sent, at most.
     pub max_rounds: u32,
-    /// Pause between disk rounds while the memory is copied.
+    /// The shortest pause between disk rounds while the memory is copied; it is never shorter than the round before it.
     pub round_pause: Duration,
     /// How long an answer to a message may take before the migration is rolled back.
     pub answer_timeout: Duration,
@@ -360,7 +360,8 @@ impl Source {
             }
             State::Memory { paused: false, .. } => {
                 self.state = State::Memory { round_running: false, paused: false };
-                self.deadline = Some(now + self.limits.round_pause);
+                // Rounds take no more than half of the time: the memory needs processors and path too.
+                self.deadline = Some(now + self.limits.round_pause.max(took));
             }
             _ => {}
         }

@@ -6,6 +6,8 @@ use longhaul_proto::wire::Open;
 use quinn::Connection;
 
 use super::*;
+
+const FLOOR_BYTES: u64 = 128 << 10;
 use crate::net::testing::{Pair, pair};
 
 const STEP: Duration = Duration::from_micros(200);
@@ -20,7 +22,7 @@ struct Outcome {
 
 /// A path that takes `delay` one way and passes `rate` bytes a second, behind a queue without bound.
 fn simulate(delay: Duration, rate: u64, seconds: u64) -> Outcome {
-    let mut window = Window::default();
+    let mut window = Window::new(FLOOR_BYTES);
     let (mut arrivals, mut reports) = (VecDeque::new(), VecDeque::new());
     let (mut queued, mut taken, mut told, mut at_last_second) = (0u64, 0u64, 0u64, 0);
     let mut idle_at = Duration::ZERO;
@@ -73,7 +75,7 @@ fn the_path_is_kept_busy_and_little_waits() {
         let outcome = simulate(rtt / 2, rate, 6);
         let share = outcome.per_second as f64 / rate as f64;
         assert!(share > 0.9, "{rtt_ms} ms, {rate} B/s: {share:.2} of it used");
-        let bound = (rate as f64 * (rtt + 3 * SLACK).as_secs_f64()) as u64 + MIN_WINDOW_BYTES + RELAY_BYTES;
+        let bound = (rate as f64 * (rtt + 3 * SLACK).as_secs_f64()) as u64 + FLOOR_BYTES + RELAY_BYTES;
         assert!(outcome.under_way <= bound, "{rtt_ms} ms, {rate} B/s: {} under way", outcome.under_way);
     }
 }
@@ -86,7 +88,7 @@ fn a_fast_start_is_reached_within_a_second_at_100_ms() {
 
 #[test]
 fn a_source_that_pauses_loses_nothing_of_its_window() {
-    let mut window = Window::default();
+    let mut window = Window::new(FLOOR_BYTES);
     let before = window.size;
     for step in 0..100 {
         let now = Duration::from_millis(20 * step);
@@ -98,7 +100,7 @@ fn a_source_that_pauses_loses_nothing_of_its_window() {
 
 #[test]
 fn counts_that_cannot_be_are_refused() {
-    let mut window = Window::default();
+    let mut window = Window::new(FLOOR_BYTES);
     window.send(Duration::ZERO, 100);
     assert_eq!(window.take(Duration::ZERO, 101), None);
     assert_eq!(window.take(Duration::ZERO, 60), Some(()));
@@ -123,7 +125,8 @@ async fn the_memory_arrives_as_it_was_sent_and_the_source_waits_for_a_slow_taker
     let (input, expected) = (std::io::Cursor::new(memory.clone()), memory);
     let sent = AtomicU64::new(0);
     let (taker, mut hypervisor) = tokio::io::duplex(1 << 16);
-    let sending = send(input, send_a, recv_a, |bytes| _ = sent.fetch_add(bytes, Ordering::Relaxed));
+    let sending =
+        send(input, send_a, recv_a, FLOOR_BYTES, |bytes| _ = sent.fetch_add(bytes, Ordering::Relaxed));
     let receiving = receive(taker, recv_b, send_b, |_| {});
     let taking = async {
         // The hypervisor stands still: no more than the first window is read at the source.
@@ -161,7 +164,7 @@ async fn memory_that_breaks_off_is_not_taken_for_whole() {
     let Pair { a, b, .. } = &pair().await;
     let ((send_a, recv_a), (send_b, recv_b)) = streams(a, b).await;
     let (sent, received) = tokio::join!(
-        send(Breaks(false), send_a, recv_a, |_| {}),
+        send(Breaks(false), send_a, recv_a, FLOOR_BYTES, |_| {}),
         receive(tokio::io::sink(), recv_b, send_b, |_| {})
     );
     assert!(matches!(sent, Err(RelayError::Hypervisor(_))), "{sent:?}");
@@ -173,6 +176,6 @@ async fn a_taker_that_counts_too_much_ends_the_relay() {
     let Pair { a, b, .. } = &pair().await;
     let ((send_a, recv_a), (mut send_b, _recv_b)) = streams(a, b).await;
     net::send(&mut send_b, &Taken { bytes: u64::MAX }).await.unwrap();
-    let sent = send(tokio::io::repeat(7), send_a, recv_a, |_| {}).await;
+    let sent = send(tokio::io::repeat(7), send_a, recv_a, FLOOR_BYTES, |_| {}).await;
     assert!(matches!(sent, Err(RelayError::Count { taken: u64::MAX, .. })), "{sent:?}");
 }

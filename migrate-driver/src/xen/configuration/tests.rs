@@ -1,0 +1,81 @@
+use serde_json::json;
+
+use super::*;
+
+/// What xl 4.17 sends for the lab's guest, shortened.
+fn sent() -> Value {
+    json!({
+        "c_info": {"type": "pvh", "name": "u1", "uuid": "2b5d", "run_hotplug_scripts": "True"},
+        "b_info": {
+            "max_vcpus": 1, "avail_vcpus": [0], "max_memkb": 98304, "target_memkb": 98304,
+            "kernel": "/lab/vmlinux", "cmdline": "console=hvc0", "ramdisk": "/lab/initrd", "type.pvh": {}
+        },
+        "disks": [{"pdev_path": "/srv/u1.raw", "vdev": "xvda", "backend": "qdisk", "format": "raw", "readwrite": 1}],
+        "nics": [{"devid": 0, "mac": "00:16:3e:00:00:50", "bridge": "xenbr0", "script": "vif-bridge"}]
+    })
+}
+
+fn rules() -> Rules {
+    Rules {
+        disks: BTreeMap::from([("xvda".into(), "/var/lib/longhaul/images/u1/xvda.raw".into())]),
+        bridges: BTreeMap::from([("xenbr0".into(), "br-vms".into())]),
+    }
+}
+
+fn adapted(change: impl FnOnce(&mut Value)) -> Result<Value, String> {
+    let mut sent = sent();
+    change(&mut sent);
+    rules().adapt(&sent.to_string()).map(|text| serde_json::from_str(&text).unwrap())
+}
+
+#[test]
+fn paths_and_bridges_become_those_of_the_host() {
+    let adapted = adapted(|_| {}).unwrap();
+    let mut expected = sent();
+    expected["disks"][0]["pdev_path"] = json!("/var/lib/longhaul/images/u1/xvda.raw");
+    expected["nics"][0]["bridge"] = json!("br-vms");
+    assert_eq!(adapted, expected);
+}
+
+#[test]
+fn what_a_peer_must_not_decide_is_refused() {
+    let refused = |change: fn(&mut Value)| adapted(change).unwrap_err();
+    assert!(refused(|sent| sent["b_info"]["device_model"] = json!("/tmp/evil")).contains("device_model"));
+    assert!(refused(|sent| sent["b_info"]["bootloader"] = json!("/tmp/evil")).contains("bootloader"));
+    assert!(refused(|sent| sent["disks"][0]["script"] = json!("evil")).contains("script"));
+    assert!(refused(|sent| sent["nics"][0]["script"] = json!("/tmp/evil")).contains("/tmp/evil"));
+    assert!(refused(|sent| sent["disks"][0]["vdev"] = json!("xvdb")).contains("xvdb"));
+    assert!(refused(|sent| sent["disks"] = json!([])).contains("1 disks"));
+    assert!(refused(|sent| sent["pcidevs"] = json!([{"dev": 1}])).contains("pcidevs"));
+    assert!(rules().adapt("no JSON").is_err());
+}
+
+#[test]
+fn a_running_domain_is_described_as_it_is() {
+    let vm = VmName::new("u1").unwrap();
+    let list = json!([{"domid": 3, "config": sent()}]).to_string();
+    let Found { definition, obstacle } = found(&vm, &list).unwrap();
+    assert_eq!(obstacle, None);
+    assert_eq!((definition.memory_mib, definition.vcpus), (96, 1));
+    assert_eq!(definition.disks, [DiskDefinition { name: "xvda".into(), path: "/srv/u1.raw".into() }]);
+    let xen = definition.xen.clone().unwrap();
+    assert_eq!(xen.nics, [NicDefinition { mac: "00:16:3e:00:00:50".into(), bridge: "xenbr0".into() }]);
+    let text = for_create(&definition, &xen, &rules()).unwrap();
+    assert!(
+        text.contains("disk = [ \"format=raw,vdev=xvda,access=rw,backendtype=qdisk,target=/srv/u1.raw\" ]")
+    );
+    assert!(text.contains("vif = [ \"mac=00:16:3e:00:00:50,bridge=br-vms,script=vif-bridge\" ]"), "{text}");
+    assert!(text.contains("extra = \"console=hvc0\""), "{text}");
+}
+
+#[test]
+fn what_cannot_move_alive_says_why() {
+    let obstacle = |change: fn(&mut Value)| {
+        let mut sent = sent();
+        change(&mut sent);
+        found(&VmName::new("u1").unwrap(), &json!([{"config": sent}]).to_string()).unwrap().obstacle.unwrap()
+    };
+    assert!(obstacle(|sent| sent["disks"][0]["backend"] = json!("phy")).contains("backendtype=qdisk"));
+    assert!(obstacle(|sent| sent["disks"][0]["format"] = json!("qcow2")).contains("qcow2"));
+    assert!(obstacle(|sent| sent["c_info"]["type"] = json!("pv")).contains("shadow"));
+}

@@ -1,0 +1,396 @@
+//! The Xen adapter: [`Hypervisor`] over xl, for Xen 4.17, with the disks' QEMU (qdisk) as their source of writes.
+//!
+//! A domain that moves has a directory RUN_DIR/NAME with the socket of its keeper, marks, and a log; all other state is
+//! in Xen. A new [`Xen`] after a crash of the daemon finds every domain and everything it had begun. Keepers outlive us;
+//! under systemd the daemon's unit needs `KillMode=process`.
+//!
+//! What the two ends of xl's handshake become here stands in `handshake`.
+
+mod configuration;
+mod handshake;
+pub mod keeper;
+mod migration;
+mod receive;
+mod stream;
+mod transport;
+mod xl;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+
+use crate::definition::{VmDefinition, VmName};
+use crate::hypervisor::{
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind,
+};
+use crate::process::io_error;
+use crate::qemu::paths::VmPaths;
+use crate::qemu::session::{Session, Vm};
+use crate::qemu::{blocks, mirror};
+use configuration::Rules;
+use keeper::KeeperPaths;
+use migration::Move;
+
+/// How often a domain is asked for that is to end.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The state of a domain that came in and is not whole.
+const INCOMPLETE: &str = "incomplete";
+
+/// Xen on this host.
+#[derive(Debug)]
+pub struct Xen {
+    run_dir: PathBuf,
+    program: PathBuf,
+    bridges: BTreeMap<String, String>,
+    /// The monitors of domains whose disks are tapped.
+    monitors: Mutex<HashMap<VmName, Arc<Vm>>>,
+}
+
+impl Xen {
+    /// An adapter whose domains' files are in `run_dir`/NAME. `program` runs the keepers (`PROGRAM xl-transport DIR`, see
+    /// [`keeper::run`]); `bridges` says which of this host's bridges stands for another's.
+    pub fn new(run_dir: PathBuf, program: PathBuf, bridges: BTreeMap<String, String>) -> Xen {
+        Xen { run_dir, program, bridges, monitors: Mutex::default() }
+    }
+
+    /// The move of a VM, whether there is one or not.
+    fn moving(&self, vm: &VmName) -> Result<Move, DriverError> {
+        let dir = std::path::absolute(self.run_dir.join(vm.as_str())).map_err(io_error(
+            vm,
+            "resolve",
+            &self.run_dir,
+        ))?;
+        Ok(Move { vm: vm.clone(), paths: KeeperPaths { dir }, program: self.program.clone() })
+    }
+
+    /// The directory of a VM, made.
+    fn directory(&self, vm: &VmName) -> Result<KeeperPaths, DriverError> {
+        let paths = self.moving(vm)?.paths;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&paths.dir);
+        made.map_err(io_error(vm, "create", &paths.dir))?;
+        Ok(paths)
+    }
+
+    /// The monitor of a domain's QEMU. The domain's number is asked for when there is none yet: in the switchover there is.
+    async fn monitor(&self, vm: &VmName, doing: &'static str) -> Result<Session, DriverError> {
+        let known = self.lock().get(vm).cloned();
+        let monitor = match known {
+            Some(monitor) => monitor,
+            None => {
+                let domains = xl::domains(vm).await?;
+                let domain =
+                    domains.own.or(domains.away).ok_or(DriverError::NotRunning { vm: vm.clone() })?;
+                let paths = self.moving(vm)?.paths;
+                let qmp = PathBuf::from(format!("/var/run/xen/qmp-libxenstat-{}", domain.id));
+                let log = PathBuf::from(format!("/var/log/xen/qemu-dm-{vm}.log"));
+                let monitor = Arc::new(Vm::new(vm.clone(), VmPaths::foreign(paths.dir, qmp, log)));
+                self.lock().insert(vm.clone(), monitor.clone());
+                monitor
+            }
+        };
+        monitor.session(doing).await
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmName, Arc<Vm>>> {
+        self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The monitor, and the node that a disk of the guest sits on: libxl calls it DEVICE-FORMAT.
+    async fn disk(
+        &self,
+        vm: &VmName,
+        disk: &str,
+        doing: &'static str,
+    ) -> Result<(Session, String), DriverError> {
+        let monitor = self.monitor(vm, doing).await?;
+        Ok((monitor, format!("{disk}-raw")))
+    }
+
+    /// Removes whatever is tapped. A domain without a QEMU has nothing to be removed.
+    async fn remove_taps(&self, vm: &VmName) -> Result<(), DriverError> {
+        let monitor = match self.monitor(vm, "end the taps of its disks").await {
+            Err(DriverError::NotRunning { .. }) => return Ok(()),
+            monitor => monitor?,
+        };
+        for disk in blocks::Nodes::query(&monitor).await?.tapped_disks() {
+            blocks::remove_tap(&monitor, &blocks::Names::of(&disk)).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the guest stands by its domains alone, with no keeper at work.
+    async fn status_of_domains(&self, vm: &VmName, paths: &KeeperPaths) -> Result<GuestStatus, DriverError> {
+        let domains = xl::domains(vm).await?;
+        Ok(match (domains.own, domains.away, domains.incoming) {
+            (Some(domain), ..) if domain.dead => GuestStatus::Other("shut down or crashed".into()),
+            // Left suspended by an xl that was killed: whole, and to be taken back.
+            (Some(domain), ..) if domain.suspended => GuestStatus::PostMigrate,
+            (Some(domain), ..) if domain.paused => GuestStatus::Paused,
+            (Some(_), ..) => GuestStatus::Running,
+            (None, Some(_), _) => GuestStatus::PostMigrate,
+            (None, None, Some(_)) if paths.loaded_mark().exists() => GuestStatus::Paused,
+            (None, None, Some(_)) => GuestStatus::Other(INCOMPLETE.into()),
+            (None, None, None) => GuestStatus::Stopped,
+        })
+    }
+
+    fn forget(&self, vm: &VmName) {
+        self.lock().remove(vm);
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Xen {
+    async fn start(&self, def: &VmDefinition) -> Result<(), DriverError> {
+        let vm = &def.name;
+        let Some(xen) = &def.xen else {
+            let message = "it has no [xen] part, and this platform runs Xen".into();
+            return Err(DriverError::Start { vm: vm.clone(), message });
+        };
+        if self.status(vm).await? != GuestStatus::Stopped {
+            return Err(DriverError::AlreadyRunning { vm: vm.clone() });
+        }
+        let paths = self.directory(vm)?;
+        self.forget(vm);
+        let rules = Rules::of(def, &self.bridges);
+        let text = configuration::for_create(def, xen, &rules)
+            .map_err(|message| DriverError::Start { vm: vm.clone(), message })?;
+        let file = paths.configuration();
+        fs::write(&file, text).map_err(io_error(vm, "write", &file))?;
+        xl::xl(vm, "create its domain", &["create", "-q", &file.to_string_lossy()]).await.map(drop)
+    }
+
+    async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError> {
+        let rules = Rules::of(def, &self.bridges);
+        match self.status(&def.name).await? {
+            GuestStatus::Stopped => {}
+            // Left by an xl that was killed: its name would be in the way.
+            GuestStatus::Other(state) if state == INCOMPLETE => self.stop(&def.name, StopHow::Kill).await?,
+            _ => return Err(DriverError::AlreadyRunning { vm: def.name.clone() }),
+        }
+        self.directory(&def.name)?;
+        self.forget(&def.name);
+        self.moving(&def.name)?.start_receiver(&rules).await
+    }
+
+    async fn open_incoming(&self, vm: &VmName) -> Result<UnixStream, DriverError> {
+        self.moving(vm)?.open_incoming().await
+    }
+
+    async fn incoming_loaded(&self, vm: &VmName) -> Result<(), DriverError> {
+        self.moving(vm)?.incoming_loaded().await
+    }
+
+    /// xl decides by itself when to stop the guest: [`MemoryParams`] mean nothing to it.
+    async fn send_memory(&self, vm: &VmName, _: &MemoryParams) -> Result<UnixStream, DriverError> {
+        match self.status(vm).await? {
+            GuestStatus::Running => {}
+            status => {
+                let (doing, hint) = ("send its memory", "roll back first");
+                return Err(DriverError::WrongState { vm: vm.clone(), doing, status, hint });
+            }
+        }
+        self.directory(vm)?;
+        let moving = self.moving(vm)?;
+        // It runs, so it is ours, whatever a crash has left of its way here.
+        moving.clear_marks()?;
+        moving.send_memory().await
+    }
+
+    /// xl stops the guest after so many rounds or at so few pages, at whatever rate they go.
+    fn memory_floor_bytes(&self) -> u64 {
+        384 << 10
+    }
+
+    async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError> {
+        self.moving(vm)?.wait_paused().await
+    }
+
+    async fn memory_progress(&self, vm: &VmName) -> Result<MemoryProgress, DriverError> {
+        let transferred = self.moving(vm)?.answer().await?.map_or(0, |answer| answer.bytes);
+        Ok(MemoryProgress { transferred, ..MemoryProgress::default() })
+    }
+
+    async fn finish_memory(&self, vm: &VmName) -> Result<(), DriverError> {
+        self.moving(vm)?.finish_memory().await
+    }
+
+    async fn resume(&self, vm: &VmName) -> Result<(), DriverError> {
+        let moving = self.moving(vm)?;
+        match self.status(vm).await? {
+            GuestStatus::Running => {}
+            GuestStatus::Paused => moving.unpause().await?,
+            GuestStatus::PostMigrate => moving.take_back().await?,
+            status => {
+                let hint = match status {
+                    GuestStatus::Incoming => "wait until its memory is loaded",
+                    GuestStatus::PreSwitchover => "roll back",
+                    GuestStatus::Stopped => return Err(DriverError::NotRunning { vm: vm.clone() }),
+                    _ => "stop it and start it again",
+                };
+                return Err(DriverError::WrongState {
+                    vm: vm.clone(),
+                    doing: "resume the guest",
+                    status,
+                    hint,
+                });
+            }
+        }
+        moving.clear_marks()
+    }
+
+    async fn pause(&self, vm: &VmName) -> Result<(), DriverError> {
+        match self.status(vm).await? {
+            GuestStatus::Running => xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await.map(drop),
+            GuestStatus::Stopped => Err(DriverError::NotRunning { vm: vm.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
+        let moving = self.moving(vm)?;
+        if moving.paths.incoming_mark().exists() {
+            match self.status(vm).await? {
+                GuestStatus::Running => moving.clear_marks()?,
+                status => return Ok(status),
+            }
+        }
+        moving.take_back().await?;
+        let removed = self.remove_taps(vm).await;
+        if self.status(vm).await? == GuestStatus::Paused {
+            moving.unpause().await?;
+        }
+        removed?;
+        self.status(vm).await
+    }
+
+    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError> {
+        let refuse = |why: String| DriverError::NotMovable { vm: def.name.clone(), why };
+        if def.xen.is_none() {
+            return Err(refuse("it is defined for QEMU, and this platform runs Xen".into()));
+        }
+        if self.status(&def.name).await? != GuestStatus::Running {
+            return Ok(());
+        }
+        let text = xl::xl(&def.name, "look at its domain", &["list", "-l", def.name.as_str()]).await?;
+        let found = configuration::found(&def.name, &text).map_err(refuse)?;
+        if let Some(why) = found.obstacle {
+            return Err(refuse(why));
+        }
+        if found.definition.disks != def.disks {
+            let why = "its disks are not those of its definition; adopt it anew with `longhaul vm adopt`";
+            return Err(refuse(why.into()));
+        }
+        Ok(())
+    }
+
+    async fn discover(&self, vm: &VmName) -> Result<Option<VmDefinition>, DriverError> {
+        if xl::domains(vm).await?.own.is_none() {
+            return Ok(None);
+        }
+        let text = xl::xl(vm, "look at its domain", &["list", "-l", vm.as_str()]).await?;
+        let found = configuration::found(vm, &text).map_err(|message| DriverError::Xl {
+            vm: vm.clone(),
+            doing: "understand its domain",
+            message,
+        })?;
+        Ok(Some(found.definition))
+    }
+
+    async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
+        let moving = self.moving(vm)?;
+        match moving.status().await? {
+            Some(status) => Ok(status),
+            None => self.status_of_domains(vm, &moving.paths).await,
+        }
+    }
+
+    async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError> {
+        if let StopHow::Powerdown(bound) = how {
+            return self.power_down(vm, bound).await;
+        }
+        let moving = self.moving(vm)?;
+        moving.end_processes().await?;
+        let domains = xl::domains(vm).await?;
+        for domain in [domains.own, domains.incoming, domains.away].into_iter().flatten() {
+            let destroyed = xl::xl(vm, "destroy its domain", &["destroy", &domain.id.to_string()]).await;
+            // One that was ending by itself may have been quicker.
+            if destroyed.is_err() && xl::domains(vm).await?.has(domain.id) {
+                return destroyed.map(drop);
+            }
+        }
+        self.forget(vm);
+        moving.clear_marks()
+    }
+
+    async fn tap(
+        &self,
+        vm: &VmName,
+        disk: &str,
+        nbd_socket: &Path,
+        export: &str,
+        kind: TapKind,
+    ) -> Result<(), DriverError> {
+        if kind != TapKind::Mirror {
+            let why = "warm passes of a Xen domain's disks are not possible yet; migrate it instead";
+            return Err(DriverError::Tap { vm: vm.clone(), disk: disk.into(), reason: why.into() });
+        }
+        let (monitor, node) = self.disk(vm, disk, "mirror a disk").await?;
+        mirror::start(&monitor, &node, nbd_socket, export).await
+    }
+
+    async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
+        let (monitor, node) = self.disk(vm, disk, "drain a disk's mirror").await?;
+        mirror::drain(&monitor, &node).await
+    }
+
+    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
+        let reason = "no pass is under way".into();
+        Err(DriverError::Tap { vm: vm.clone(), disk: disk.into(), reason })
+    }
+
+    async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
+        let (monitor, node) = self.disk(vm, disk, "end a disk's tap").await?;
+        blocks::check_disk(&monitor, &blocks::Nodes::query(&monitor).await?, &node)?;
+        blocks::remove_tap(&monitor, &blocks::Names::of(&node)).await
+    }
+
+    async fn bitmap_ok(&self, _: &VmName, _: &str, _: &str) -> Result<bool, DriverError> {
+        Ok(false)
+    }
+
+    async fn bitmap_remove(&self, _: &VmName, _: &str, _: &str) -> Result<(), DriverError> {
+        Ok(())
+    }
+}
+
+impl Xen {
+    async fn power_down(&self, vm: &VmName, bound: Duration) -> Result<(), DriverError> {
+        if self.status(vm).await? == GuestStatus::Stopped {
+            return Ok(());
+        }
+        xl::xl(vm, "power it down", &["shutdown", "-F", vm.as_str()]).await?;
+        let deadline = Instant::now() + bound;
+        while self.status(vm).await? != GuestStatus::Stopped {
+            if Instant::now() > deadline {
+                return Err(DriverError::Timeout {
+                    vm: vm.clone(),
+                    doing: "the guest's shutdown",
+                    after: bound,
+                    hint: "the guest may ignore its power button; kill it",
+                });
+            }
+            sleep(POLL).await;
+        }
+        self.forget(vm);
+        Ok(())
+    }
+}
