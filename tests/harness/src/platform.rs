@@ -5,7 +5,7 @@
 
 mod cli;
 mod disk;
-mod process;
+pub(crate) mod process;
 
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};

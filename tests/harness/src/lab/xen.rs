@@ -24,7 +24,7 @@ const DOM0_INIT: &str = include_str!("xen/dom0-init.sh");
 #[rustfmt::skip]
 const PACKAGES: &[&str] = &[
     "?essential", "mount", "iproute2", "bridge-utils", "iputils-ping", "kmod", "procps", "mawk", "socat", "python3",
-    "openssh-client", "linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils",
+    "openssh-client", "openssh-server", "linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils",
     "qemu-system-xen", "qemu-utils",
 ];
 

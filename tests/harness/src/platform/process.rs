@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a process with this id exists, zombies included.
-pub(super) fn exists(pid: i32) -> bool {
+pub(crate) fn exists(pid: i32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
@@ -22,7 +22,7 @@ pub(super) fn from_pid_file(file: &Path, root: &Path) -> Option<i32> {
 }
 
 /// Kills whatever still runs for `root`: a daemon left behind, then every QEMU.
-pub(super) fn end_all(root: &Path) {
+pub(crate) fn end_all(root: &Path) {
     let vms = fs::read_dir(root.join("run/vm")).into_iter().flatten().flatten();
     let pid_files = std::iter::once(root.join(super::DAEMON_PID)).chain(vms.map(|vm| vm.path().join("pid")));
     for pid in pid_files.filter_map(|file| from_pid_file(&file, root)) {

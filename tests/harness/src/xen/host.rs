@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::lab::XenFiles;
-use crate::{Namespace, shell};
+use crate::{Namespace, files, shell};
 
 const MEMORY_MIB: u32 = 768;
 const DOM0_MIB: u32 = 384;
@@ -38,7 +38,7 @@ pub struct XenHost {
 impl XenHost {
     /// Starts one at 10.77.0.NUMBER on the tap `tap-NAME`; it is up after [`XenHost::wait_ready`].
     pub(super) fn boot(
-        files: &XenFiles,
+        boot: &XenFiles,
         namespace: &Arc<Namespace>,
         dir: &Path,
         name: &str,
@@ -54,10 +54,10 @@ impl XenHost {
         );
         let modules = format!(
             "{} console=hvc0 quiet net.ifnames=0 lab.name={name} lab.address={address},{}",
-            files.kernel.display(),
-            files.initrd.display()
+            boot.kernel.display(),
+            boot.initrd.display()
         );
-        let root = format!("file={},format=raw,if=virtio,snapshot=on,cache=unsafe", files.root.display());
+        let root = format!("file={},format=raw,if=virtio,snapshot=on,cache=unsafe", boot.root.display());
         let own = format!("file={},format=raw,if=virtio,cache=unsafe", own.display());
         // Both hosts have it open, as they would a LUN of a storage network.
         let shared = format!("file={},format=raw,if=virtio,cache=unsafe,file.locking=off", shared.display());
@@ -67,7 +67,7 @@ impl XenHost {
             .args(["-m", &MEMORY_MIB.to_string(), "-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", &format!("file:{}", console.display())])
             .arg("-kernel")
-            .arg(&files.hypervisor)
+            .arg(&boot.hypervisor)
             .args(["-append", &xen, "-initrd", &modules, "-drive", &root, "-drive", &own, "-drive", &shared])
             .args(["-netdev", &format!("tap,id=n0,ifname=tap-{name},script=no,downscript=no")])
             .args(["-device", &format!("virtio-net-pci,netdev=n0,mac=52:54:00:bb:00:{number:02x},romfile=")])
@@ -75,6 +75,10 @@ impl XenHost {
             .stdout(log.try_clone()?)
             .stderr(log);
         let qemu = namespace.spawn(&mut command)?;
+        // Where whoever sweeps up after us looks for it.
+        let run = dir.join("run/vm").join(name);
+        files::create_dir(&run)?;
+        files::write(&run.join("pid"), qemu.id().to_string())?;
         Ok(Self { name: name.to_owned(), address, namespace: namespace.clone(), console, qemu })
     }
 

@@ -5,6 +5,7 @@
 
 mod host;
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::platform::process;
 use crate::{Lab, Namespace, files, shell};
 pub use host::XenHost;
 
@@ -44,7 +46,7 @@ impl XenPair {
     /// When a host does not come up; the error holds the end of its console.
     pub fn boot(lab: &Lab, own_a: &Path, own_b: &Path, shared: &Path) -> Result<Self> {
         let files = lab.xen()?;
-        let dir = tempfile::Builder::new().prefix("lh-xen-").tempdir().context("the hosts' directory")?;
+        let dir = directory()?;
         let namespace = Arc::new(Namespace::new()?);
         namespace.ip("link add br0 type bridge")?;
         namespace.ip(&format!("addr add {OURS}/24 dev br0"))?;
@@ -94,6 +96,25 @@ impl XenPair {
         }
         Ok((dir, out))
     }
+}
+
+/// A directory for hosts and what they are given. First removes those of harnesses that were killed before they could, and
+/// ends their emulators: the directories' names carry the harness's process id.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn directory() -> Result<TempDir> {
+    const PREFIX: &str = "lh-xen-";
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')?.0.parse::<i32>().ok());
+        if owner.is_some_and(|pid| !process::exists(pid)) {
+            process::end_all(&entry.path());
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir().context("making a directory")
 }
 
 /// A file system with what a host gets of its own.

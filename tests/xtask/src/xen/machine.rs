@@ -26,8 +26,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Makes its disk and puts together what the hosts get.
     pub(super) fn make(lab: &Lab) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("lh-xen-own-").tempdir().context("a directory")?;
-        let machine = Self { dir };
+        let machine = Self { dir: harness::xen::directory()? };
         let kernel = lab.xen()?.guest_kernel;
         for own in [machine.own_a(), machine.own_b()] {
             files::create_dir(&own)?;
@@ -35,9 +34,18 @@ impl Machine {
             shell::run(Command::new("strip").arg("-o").arg(&program).arg(platform::binary()?))?;
             fs::copy(&kernel, own.join("vmlinux")).context("copying the guest's kernel")?;
             fs::copy(lab.initrd(), own.join("initrd")).context("copying the guest's initramfs")?;
+            files::create_dir(&own.join("ssh"))?;
+        }
+        let key = machine.own_a().join("ssh/id");
+        shell::run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
+        for name in ["id", "id.pub"] {
+            let copied = fs::copy(key.with_file_name(name), machine.own_b().join("ssh").join(name));
+            copied.context("copying the hosts' key")?;
         }
         machine.make_disk(&machine.own_a().join("disk.raw"))?;
-        files::copy_sparse(&machine.own_a().join("disk.raw"), &machine.shared())?;
+        for copy in [machine.own_a().join("base.raw"), machine.shared()] {
+            files::copy_sparse(&machine.own_a().join("disk.raw"), &copy)?;
+        }
         Ok(machine)
     }
 
@@ -78,12 +86,12 @@ impl Machine {
         self.dir.path().join("shared.raw")
     }
 
-    /// What the guest does: 20 records of 4 KiB a second, each flushed; a packet every 20 ms.
+    /// What the guest does: 10 records of 4 KiB a second, each flushed; a packet every 20 ms.
     fn workload(port: u16) -> Workload {
         Workload {
             host: IpAddr::V4(OURS),
             port,
-            rate: 20,
+            rate: 10,
             record_bytes: 4096,
             ring_mib: 16,
             address: GUEST,
@@ -100,7 +108,7 @@ impl Machine {
     pub(super) fn xl_configuration(port: u16, disk: &str) -> String {
         format!(
             "name = \"{VM}\"\ntype = \"pvh\"\nkernel = \"/lab/vmlinux\"\nramdisk = \"/lab/initrd\"\n\
-             extra = \"{}\"\nmemory = 96\nvcpus = 1\n\
+             extra = \"{}\"\nmemory = 80\nvcpus = 1\n\
              disk = [ \"format=raw,vdev=xvda,access=rw,backendtype=qdisk,target={disk}\" ]\n\
              vif = [ \"mac=00:16:3e:00:00:50,bridge=xenbr0,script=vif-bridge\" ]\n",
             Self::append(port)

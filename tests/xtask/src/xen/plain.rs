@@ -19,7 +19,7 @@ const RECEIVER: &str =
     "nohup socat -t 600 TCP-LISTEN:8002,reuseaddr EXEC:'xl migrate-receive' >/tmp/receiver.log 2>&1 &";
 
 /// Boots the guest on a's view of the shared disk and moves it to b. How long it was not heard.
-pub(super) fn live(pair: &XenPair, _machine: &Machine) -> Result<Duration> {
+pub(super) fn live(pair: &XenPair) -> Result<Duration> {
     step("Experiment 1: xl migrate with a disk that both hosts see");
     let collector = pair.collector()?;
     boot(pair, &collector, "/dev/vdc")?;
@@ -41,6 +41,53 @@ pub(super) fn live(pair: &XenPair, _machine: &Machine) -> Result<Duration> {
     ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
     pair.b.run(&format!("xl destroy {VM}"))?;
     Ok(gap)
+}
+
+/// The paper's Experiment 2: the guest is saved, image and memory are copied by scp, the guest is restored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Copied {
+    /// The whole, from the command to the guest on b; that long it was not heard.
+    pub(super) unreachable: Duration,
+    /// Its parts: save, image copy, memory copy, restore.
+    pub(super) parts: [Duration; 4],
+    /// Bytes of the image and of the saved memory, as they were copied.
+    pub(super) bytes: [u64; 2],
+}
+
+/// Copies the guest from a to b without storage that they share.
+pub(super) fn copied(pair: &XenPair) -> Result<Copied> {
+    step("Experiment 2: xl save, scp of the image and the memory, xl restore");
+    let collector = pair.collector()?;
+    pair.a.run("cp --sparse=always /lab/base.raw /lab/paper.raw")?;
+    boot(pair, &collector, "/lab/paper.raw")?;
+    let scp = |file: &str| {
+        format!(
+            "scp -q -i /root/.ssh/id -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null {file} {}:{file}",
+            pair.b.address()
+        )
+    };
+    collector.mark();
+    let timed = |host: &harness::XenHost, script: &str| -> Result<Duration> {
+        let started = Instant::now();
+        host.run_within(script, MIGRATE)?;
+        Ok(started.elapsed())
+    };
+    let parts = [
+        timed(&pair.a, &format!("xl save {VM} /lab/{VM}.save"))?,
+        timed(&pair.a, &scp("/lab/paper.raw"))?,
+        timed(&pair.a, &scp(&format!("/lab/{VM}.save")))?,
+        timed(&pair.b, &format!("xl restore /lab/{VM}.save"))?,
+    ];
+    collector.wait_progress(1, BOOT).context("the guest restored on b")?;
+    thread::sleep(WRITING);
+    let size = |file: &str| -> Result<u64> { Ok(pair.b.run(&format!("stat -c %s {file}"))?.trim().parse()?) };
+    let bytes = [size("/lab/paper.raw")?, size(&format!("/lab/{VM}.save"))?];
+    let copied = Copied { unreachable: collector.longest_since_mark(), parts, bytes };
+    println!("    {copied:?}");
+    ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
+    pair.b.run(&format!("xl destroy {VM}; rm /lab/{VM}.save /lab/paper.raw"))?;
+    pair.a.run(&format!("rm /lab/{VM}.save /lab/paper.raw"))?;
+    Ok(copied)
 }
 
 /// Boots the guest on a and lets it write for a while.
