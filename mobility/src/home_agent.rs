@@ -357,7 +357,8 @@ impl Agent {
                     self.ways.remove(prefix).await
                 }
                 Output::TakeFrom { prefix, places } => {
-                    places.iter().for_each(|place| self.plane.announce(place.tunnel_end()));
+                    let gateways = places.iter().filter_map(|place| place.user_plane);
+                    gateways.for_each(|gateway| self.plane.announce(gateway));
                     let done = self.ways.take_from(prefix, &places).await;
                     // What the kernel takes as well is the kernel's.
                     if let Err(error) = self.plane.refuse_from(&[], &self.ways.taken_twice()) {
