@@ -110,8 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn report(options: &Options, columns: &[table::Column]) -> Result<()> {
     println!("\n{}", table::text(columns));
     if let Some(file) = &options.json {
-        let lines =
-            table::figures(columns, options.moves).iter().map(|line| format!("{line}\n")).collect::<String>();
+        let lines = table::figures(columns).iter().map(|line| format!("{line}\n")).collect::<String>();
         harness::files::write(file, lines)?;
         harness::files::write(&file.with_extension("svg"), table::svg(columns))?;
     }

@@ -12,64 +12,67 @@ use super::plain::Copied;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Column {
     /// In the figures.
-    pub(super) case: &'static str,
+    case: &'static str,
     /// For people.
-    pub(super) title: &'static str,
-    pub(super) unreachable_ms: f64,
-    pub(super) total_ms: f64,
-    pub(super) disk_bytes: f64,
-    pub(super) memory_bytes: f64,
+    title: &'static str,
+    /// What was measured, once for each move, in the order of [`METRICS`].
+    samples: [Samples; METRICS.len()],
+}
+
+/// Names and units.
+const METRICS: [(&str, &str); 4] =
+    [("unreachable", "ms"), ("total", "ms"), ("disk_bytes", "bytes"), ("memory_bytes", "bytes")];
+const UNREACHABLE: usize = 0;
+
+/// At least one value, least first.
+#[derive(Debug, Clone, PartialEq)]
+struct Samples(Vec<f64>);
+
+impl Samples {
+    fn median(&self) -> f64 {
+        let middle = self.0.len() / 2;
+        if self.0.len().is_multiple_of(2) {
+            (self.0[middle - 1] + self.0[middle]) / 2.0
+        } else {
+            self.0[middle]
+        }
+    }
 }
 
 /// What the paper gives: seconds for the whole, a 4 GB image and 256 MB of memory over a gigabit link.
-const PAPER: Column = Column {
-    case: "paper",
-    title: "paper",
-    unreachable_ms: 181_000.0,
-    total_ms: 181_000.0,
-    disk_bytes: 4e9,
-    memory_bytes: 256e6,
-};
+const PAPER: [f64; 4] = [181_000.0, 181_000.0, 4e9, 256e6];
 
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The columns of one run: of several moves the median by the time the guest was not heard.
-pub(super) fn columns(copied: &Copied, moved: &[Moved]) -> Vec<Column> {
-    let mut columns = vec![PAPER];
-    columns.push(Column {
-        case: "scp",
-        title: "its method here",
-        unreachable_ms: ms(copied.unreachable),
-        total_ms: ms(copied.parts.iter().sum()),
-        disk_bytes: copied.bytes[0] as f64,
-        memory_bytes: copied.bytes[1] as f64,
+fn column(case: &'static str, title: &'static str, moves: &[[f64; 4]]) -> Column {
+    let samples = std::array::from_fn(|metric| {
+        let mut values: Vec<f64> = moves.iter().map(|of| of[metric]).collect();
+        values.sort_by(f64::total_cmp);
+        Samples(values)
     });
-    let mut moved: Vec<&Moved> = moved.iter().collect();
-    moved.sort_by_key(|moved| moved.unreachable);
-    if let Some(median) = moved.get(moved.len() / 2) {
-        let bytes = |key: &str| median.report[key].as_f64().unwrap_or(f64::NAN);
-        columns.push(Column {
-            case: "longhaul_live",
-            title: "longhaul live",
-            unreachable_ms: ms(median.unreachable),
-            total_ms: ms(median.total),
-            disk_bytes: bytes("wire_bytes_disk"),
-            memory_bytes: bytes("wire_bytes_memory"),
-        });
+    Column { case, title, samples }
+}
+
+/// The columns of one run.
+pub(super) fn columns(copied: &Copied, moved: &[Moved]) -> Vec<Column> {
+    let [disk, memory] = copied.bytes.map(|bytes| bytes as f64);
+    let scp = [ms(copied.unreachable), ms(copied.parts.iter().sum()), disk, memory];
+    let mut columns = vec![column("paper", "paper", &[PAPER]), column("scp", "its method here", &[scp])];
+    let moves: Vec<[f64; 4]> = moved
+        .iter()
+        .map(|moved| {
+            let bytes = |key: &str| moved.report[key].as_f64().unwrap_or(f64::NAN);
+            let (disk, memory) = (bytes("wire_bytes_disk"), bytes("wire_bytes_memory"));
+            [ms(moved.unreachable), ms(moved.total), disk, memory]
+        })
+        .collect();
+    if !moves.is_empty() {
+        columns.push(column("longhaul_live", "longhaul live", &moves));
     }
     columns
 }
-
-/// Metric, unit, and how people read it.
-type Row = (&'static str, &'static str, fn(&Column) -> f64);
-const ROWS: [Row; 4] = [
-    ("unreachable", "ms", |column| column.unreachable_ms),
-    ("total", "ms", |column| column.total_ms),
-    ("disk_bytes", "bytes", |column| column.disk_bytes),
-    ("memory_bytes", "bytes", |column| column.memory_bytes),
-];
 
 fn shown(value: f64, unit: &str) -> String {
     match unit {
@@ -78,36 +81,35 @@ fn shown(value: f64, unit: &str) -> String {
     }
 }
 
-/// For people.
+/// For people: medians.
 pub(super) fn text(columns: &[Column]) -> String {
     let mut out = format!("{:<14}", "");
     for column in columns {
         let _ = write!(out, "{:>18}", column.title);
     }
-    for (metric, unit, of) in ROWS {
+    for (at, (metric, unit)) in METRICS.into_iter().enumerate() {
         let _ = write!(out, "\n{metric:<14}");
         for column in columns {
-            let _ = write!(out, "{:>18}", shown(of(column), unit));
+            let _ = write!(out, "{:>18}", shown(column.samples[at].median(), unit));
         }
     }
     out
 }
 
 /// One object a line, in the form of all benchmarks; the peer is the paper's method in the same run.
-pub(super) fn figures(columns: &[Column], runs: usize) -> Vec<Value> {
-    let peer = columns.iter().find(|column| column.case == "scp");
+pub(super) fn figures(columns: &[Column]) -> Vec<Value> {
+    let scp = columns.iter().find(|column| column.case == "scp");
     let mut out = Vec::new();
     for column in columns {
-        for (metric, unit, of) in ROWS {
-            let value = of(column);
-            let peer = peer.filter(|peer| column.case.starts_with("longhaul") && peer.case != column.case);
-            let peer_value = peer.map(of);
+        let peer = scp.filter(|_| column.case.starts_with("longhaul"));
+        for (at, (metric, unit)) in METRICS.into_iter().enumerate() {
+            let (samples, value) = (&column.samples[at].0, column.samples[at].median());
+            let peer_value = peer.map(|peer| peer.samples[at].median());
             out.push(json!({
                 "bench": "xen", "case": column.case, "metric": metric, "value": value, "unit": unit,
                 "peer": peer.map(|peer| peer.case), "peer_value": peer_value,
                 "ratio": peer_value.map(|peer| peer / value),
-                "runs": if column.case.starts_with("longhaul") { runs } else { 1 },
-                "min": value, "max": value,
+                "runs": samples.len(), "min": samples.first(), "max": samples.last(),
             }));
         }
     }
@@ -118,14 +120,15 @@ pub(super) fn figures(columns: &[Column], runs: usize) -> Vec<Value> {
 pub(super) fn svg(columns: &[Column]) -> String {
     const WIDTH: f64 = 480.0;
     let height = 40 + columns.len() * 36;
-    let longest = columns.iter().map(|column| column.unreachable_ms).fold(1000.0, f64::max).log10();
+    let unreachable = |column: &Column| column.samples[UNREACHABLE].median();
+    let longest = columns.iter().map(unreachable).fold(1000.0, f64::max).log10();
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 {height}\" font-family=\"sans-serif\" font-size=\"14\">\n\
          <text x=\"8\" y=\"20\">A guest is unreachable while it moves (logarithmic, from 0.1 s)</text>\n"
     );
     for (index, column) in columns.iter().enumerate() {
         let y = 36 + index * 36;
-        let length = WIDTH * (column.unreachable_ms.log10() - 2.0).max(0.01) / (longest - 2.0);
+        let length = WIDTH * (unreachable(column).log10() - 2.0).max(0.01) / (longest - 2.0);
         let _ = writeln!(
             out,
             "<text x=\"8\" y=\"{}\">{}</text><rect x=\"130\" y=\"{y}\" width=\"{length:.0}\" height=\"24\" fill=\"#47a\"/>\
@@ -134,7 +137,7 @@ pub(super) fn svg(columns: &[Column]) -> String {
             column.title,
             136.0 + length,
             y + 17,
-            shown(column.unreachable_ms, "ms")
+            shown(unreachable(column), "ms")
         );
     }
     out + "</svg>\n"
@@ -160,7 +163,7 @@ mod tests {
             bytes: [256_000_000, 100_000_000],
         };
         let columns = columns(&copied, &[moved(9000), moved(4000), moved(5000)]);
-        let figures = figures(&columns, 3);
+        let figures = figures(&columns);
         assert_eq!(figures.len(), 12);
         let of = |metric: &str| {
             figures.iter().find(|f| f["case"] == "longhaul_live" && f["metric"] == metric).unwrap().clone()
@@ -170,6 +173,14 @@ mod tests {
             (Some(5000.0), Some(10.0))
         );
         assert_eq!(of("disk_bytes")["ratio"].as_f64(), Some(128.0));
+        assert_eq!(
+            (
+                of("unreachable")["min"].as_f64(),
+                of("unreachable")["max"].as_f64(),
+                of("total")["runs"].as_u64()
+            ),
+            (Some(4000.0), Some(9000.0), Some(3))
+        );
         assert!(figures[0]["peer"].is_null());
         assert!(text(&columns).contains("181.0 s") && svg(&columns).contains("5.0 s"));
     }
