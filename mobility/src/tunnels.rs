@@ -98,14 +98,28 @@ impl FromStr for DataPlane {
 
 /// Which data plane an agent is to have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String")]
 pub enum PlaneChoice {
     /// The first of [`DataPlane::ALL`] that works here.
     #[default]
     Auto,
     /// This one, or the agent does not start.
-    #[serde(untagged)]
     Only(DataPlane),
+}
+
+impl TryFrom<String> for PlaneChoice {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.parse() {
+            Ok(plane) => Ok(Self::Only(plane)),
+            Err(()) if name == "auto" => Ok(Self::Auto),
+            Err(()) => {
+                let names = DataPlane::ALL.map(DataPlane::name).join(", ");
+                Err(format!("{name:?} is no data plane: choose auto, {names}"))
+            }
+        }
+    }
 }
 
 /// The other end of a tunnel.

@@ -207,8 +207,26 @@ impl Home {
         list
     }
 
+    /// Forgets a VM and who owns it: whoever asks for its prefix next owns it. Only for a platform that is gone for good.
+    pub async fn release(&self, vm: &str) -> Result<(), String> {
+        let mut machines = self.machines.lock().await;
+        let machine = machines.get(vm).ok_or("this home agent knows no VM of that name")?;
+        // First: what is forgotten here must not come back with a restart.
+        std::fs::remove_file(self.file(vm)).map_err(|error| format!("forgetting it: {error}"))?;
+        for permit in &machine.permits {
+            self.agent.withdraw(permit.spi).await.map_err(|error| error.to_string())?;
+        }
+        tracing::info!("VM '{vm}' is forgotten; it belonged to the platform with key {}", machine.holder);
+        machines.remove(vm);
+        Ok(())
+    }
+
+    fn file(&self, vm: &str) -> PathBuf {
+        self.dir.join(format!("{vm}.json"))
+    }
+
     fn save(&self, vm: &str, machine: &Machine) -> std::io::Result<()> {
-        files::write_atomic(&self.dir.join(format!("{vm}.json")), &serde_json::to_vec(machine)?)
+        files::write_atomic(&self.file(vm), &serde_json::to_vec(machine)?)
     }
 }
 

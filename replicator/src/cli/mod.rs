@@ -53,7 +53,11 @@ enum Command {
     /// Keep this guest's own address on a host that is not ours; in longhaul.toml or by these flags. Needs no daemon
     MobileNode(mobile_node::MobileNodeArgs),
     /// Which VMs' addresses this platform has to do with, and where they are reached
-    Addresses,
+    Addresses {
+        /// On the home agent: forget this VM and its owner, a platform that is gone for good
+        #[arg(long, value_name = "VM")]
+        release: Option<String>,
+    },
     /// Show who this platform is; makes its key when there is none
     Identity,
     /// Whom this platform trusts
@@ -572,7 +576,8 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Store(StoreCommand::Export { file, names }) => {
             Job("/v1/store/export".into(), json!({ "path": absolute(file)?, "names": names }))
         }
-        Command::Addresses => Get("/v1/addresses".into()),
+        Command::Addresses { release: None } => Get("/v1/addresses".into()),
+        Command::Addresses { release: Some(vm) } => Delete(at("/v1/addresses", &vm, "")?),
         Command::Store(StoreCommand::Import { file, replace }) => {
             Job("/v1/store/import".into(), json!({ "path": absolute(file)?, "replace": replace }))
         }

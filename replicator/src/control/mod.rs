@@ -82,6 +82,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/vms/{name}/resolve", post(resolve_vm))
         .route("/v1/vms/{name}/replicate", post(replicate_vm))
         .route("/v1/addresses", get(list_addresses))
+        .route("/v1/addresses/{name}", delete(release_address))
         .route("/v1/replicas", get(list_replicas))
         .route("/v1/replicas/{name}/restore", post(restore_replica))
         .route("/v1/jobs", get(list_jobs))
@@ -274,6 +275,12 @@ async fn start_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> An
         addresses.look();
     }
     Ok(Json(json!({ "started": name })))
+}
+
+async fn release_address(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
+    let home = platform.home.as_ref().ok_or_else(|| refused("this platform is no home agent".to_owned()))?;
+    home.release(&name).await.map_err(refused)?;
+    Ok(Json(json!({ "released": name })))
 }
 
 async fn list_addresses(State(platform): Shared) -> Answer {

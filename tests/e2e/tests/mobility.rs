@@ -119,6 +119,14 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
     sites.home.start()?;
     sites.collector.wait_progress(8, PATIENCE).context("the guest, after a move without the home agent")?;
     assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
+
+    // The home agent is made to forget who owns it: whoever runs it says so again.
+    sites.home.cli(&["addresses", "--release", VM])?;
+    assert_eq!(sites.home.cli(&["addresses"])?["home_agent"].as_array().map(Vec::len), Some(0));
+    assert!(sites.home.cli(&["addresses", "--release", VM]).is_err());
+    sites.platforms[0].restart()?;
+    sites.collector.wait_progress(8, PATIENCE).context("the guest, after its address was released")?;
+    assert_eq!(care_of(&sites)?, sites.wires.platforms[0].address.to_string());
     assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
     Ok(())
 }
