@@ -210,9 +210,17 @@ impl Home {
     /// Forgets a VM and who owns it: whoever asks for its prefix next owns it. Only for a platform that is gone for good.
     pub async fn release(&self, vm: &str) -> Result<(), String> {
         let mut machines = self.machines.lock().await;
-        let machine = machines.get(vm).ok_or("this home agent knows no VM of that name")?;
-        // First: what is forgotten here must not come back with a restart.
-        std::fs::remove_file(self.file(vm)).map_err(|error| format!("forgetting it: {error}"))?;
+        let machine = machines
+            .get(vm)
+            .ok_or("this home agent knows no VM of that name; `longhaul addresses` lists them")?;
+        // First: what is forgotten here must not come back with a restart. Somebody may have removed it by hand.
+        let file = self.file(vm);
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("VM '{vm}' is not forgotten: removing {}: {error}", file.display()));
+            }
+            _ => {}
+        }
         for permit in &machine.permits {
             self.agent.withdraw(permit.spi).await.map_err(|error| error.to_string())?;
         }

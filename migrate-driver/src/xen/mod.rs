@@ -293,6 +293,12 @@ impl Hypervisor for Xen {
     }
 
     async fn discover(&self, vm: &VmName) -> Result<Option<VmDefinition>, DriverError> {
+        if let Some(owner) = xl::moving_of(vm) {
+            let why = format!(
+                "it is what a migration has left of {owner}; if it is whole and the only one, `xl rename` it to that first"
+            );
+            return Err(DriverError::NotMovable { vm: vm.clone(), why });
+        }
         if xl::domains(vm).await?.own.is_none() {
             return Ok(None);
         }

@@ -80,6 +80,11 @@ pub(crate) fn away_name(vm: &VmName) -> String {
     format!("{vm}{AWAY}")
 }
 
+/// Whose domain this is, by its name, when xl was moving it.
+pub(crate) fn moving_of(vm: &VmName) -> Option<&str> {
+    [INCOMING, AWAY].into_iter().find_map(|suffix| vm.as_str().strip_suffix(suffix))
+}
+
 /// Runs a program to its end and returns what it printed.
 pub(crate) async fn run(
     vm: &VmName,
@@ -155,5 +160,7 @@ mod tests {
         // Powered off and kept: nothing to be resumed.
         assert!(parse("u10").own.is_some_and(|domain| domain.dead && !domain.suspended));
         assert_eq!(parse("u2"), Domains::default());
+        let left = ["u1", "u1--incoming", "u1--migratedaway"].map(|name| VmName::new(name).unwrap());
+        assert_eq!(left.each_ref().map(moving_of), [None, Some("u1"), Some("u1")]);
     }
 }
