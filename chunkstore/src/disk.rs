@@ -9,7 +9,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use crate::direct;
 use crate::map::Map;
+use appended::{Appended, Below};
 
 /// A directory tree. Names last from [`Disk::sync_dir`] on, bytes from [`DiskFile::sync`] on.
 pub(crate) trait Disk: Send + Sync + fmt::Debug {
@@ -21,6 +26,9 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates a file; `AlreadyExists` rather than opening one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// As [`Disk::create`], a file that is written at its end and cut, and nothing else, until it is mapped. Until then,
+    /// and after a crash, zeroes may lie behind its end.
+    fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name, in place of what had that one.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name. Who has the file open keeps it.
@@ -63,7 +71,15 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OpenOptions::new().read(true).write(true).create_new(true).open(path)?))
+        Ok(Arc::new(create_file(path)?))
+    }
+
+    fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = create_file(path)?;
+        Ok(match direct::reopen(&file, true) {
+            Some(direct) => Arc::new(Appended::new(Direct { file, direct })),
+            None => Arc::new(file),
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -77,6 +93,10 @@ impl Disk for RealDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
 impl DiskFile for File {
@@ -104,6 +124,52 @@ impl DiskFile for File {
         Map::of(self)
     }
 }
+
+/// A file that is read and written in whole blocks past the page cache.
+#[derive(Debug)]
+struct Direct {
+    file: File,
+    /// The same file.
+    direct: File,
+}
+
+impl DiskFile for Direct {
+    fn len(&self) -> io::Result<u64> {
+        DiskFile::len(&self.file)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.direct.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.direct.write_all_at(data, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn map(&self) -> io::Result<Map> {
+        Map::of(&self.file)
+    }
+}
+
+impl Below for Direct {
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, from, to - from) {
+            // It finds room when it is written to.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+}
+
+mod appended;
 
 #[cfg(test)]
 pub(crate) mod sim;

@@ -4,15 +4,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags, statx};
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::BLOCK_BYTES;
+use crate::direct;
 
 /// A disk image as bytes.
 pub trait ReadImage: Send + Sync {
@@ -212,15 +211,7 @@ impl RawImage {
     /// memory too. `None` when there is data, or the file system cannot do it so.
     pub(crate) fn direct_if_hole(&self) -> Option<File> {
         let hole = self.file.metadata().ok()?.is_file() && matches!(self.data_start(0), Ok(None));
-        // Through the open file: by its path it might be another one by now.
-        let direct = hole.then(|| {
-            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)
-        })?;
-        let direct = direct.ok()?;
-        let facts = statx(&direct, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
-        let fits = |align: u32| align != 0 && BLOCK_BYTES.is_multiple_of(align.into());
-        (fits(facts.stx_dio_mem_align) && fits(facts.stx_dio_offset_align)).then_some(direct)
+        if hole { direct::reopen(&self.file, false) } else { None }
     }
 
     fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {

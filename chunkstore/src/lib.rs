@@ -17,6 +17,7 @@
 mod archive;
 mod chunk;
 mod cuts;
+mod direct;
 mod disk;
 mod encoded;
 mod files;

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::appended::{Appended, Below};
 use super::{Disk, DiskFile};
 use crate::map::Map;
 
@@ -107,6 +108,18 @@ impl Dice {
 }
 
 impl SimDisk {
+    fn new_file(&self, path: &Path) -> io::Result<SimFile> {
+        let mut state = self.state();
+        if state.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.work()?;
+        let file = state.files.len();
+        state.files.push(Content::default());
+        state.rename(NameChange::Set(path.to_owned(), file));
+        Ok(SimFile { disk: self.clone(), file })
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,15 +242,11 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.state();
-        if state.names.contains_key(path) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        state.work()?;
-        let file = state.files.len();
-        state.files.push(Content::default());
-        state.rename(NameChange::Set(path.to_owned(), file));
-        Ok(Arc::new(SimFile { disk: self.clone(), file }))
+        Ok(Arc::new(self.new_file(path)?))
+    }
+
+    fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(Appended::new(self.new_file(path)?)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -311,6 +320,12 @@ impl DiskFile for SimFile {
         let state = self.disk.state();
         state.powered()?;
         Ok(Map::from(state.files[self.file].live.clone()))
+    }
+}
+
+impl Below for SimFile {
+    fn reserve(&self, _from: u64, _to: u64) -> io::Result<()> {
+        self.disk.state().powered()
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
 use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex, Scan};
-use crate::FileError;
 use crate::disk::{Disk, DiskFile};
 use crate::map::{Behind, Map};
 use crate::sync::{read, write};
+use crate::{BLOCK_BYTES, FileError, is_zero};
 
 /// A pack file.
 pub(super) struct Pack {
@@ -50,7 +50,7 @@ impl Pack {
     /// Starts a new pack. A failure leaves no file.
     pub(super) fn create(disk: &Arc<dyn Disk>, dir: &Path, number: u32) -> Result<Pack, FileError> {
         let path = dir.join(file_name(number));
-        let file = disk.create(&path).map_err(FileError::at("create the pack", &path))?;
+        let file = disk.create_appended(&path).map_err(FileError::at("create the pack", &path))?;
         // Durable before the first record: a crash can then tear the header of a pack only while there is nothing in it.
         if let Err(error) = file.write_at(0, &record::pack_header(number)).and_then(|()| file.sync()) {
             let _ = disk.remove(&path);
@@ -86,7 +86,8 @@ impl Pack {
         let map = file.map().map_err(opening())?;
         let header = record::parse_pack_header(map.bytes());
         let Some(PackHeader { current, .. }) = header.filter(|header| header.number == number) else {
-            if len == PACK_HEADER_BYTES {
+            // Torn: it is made durable before anything else is written.
+            if len <= BLOCK_BYTES && is_zero(&map.bytes()[PACK_HEADER_BYTES as usize..]) {
                 return Ok(Found::Nothing);
             }
             let newer = header.is_none() && record::is_some_pack(map.bytes());

@@ -11,6 +11,7 @@ use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 
 use super::{Chunks, RESULTS_AHEAD, RestoreError, Restored, batch};
+use crate::direct::Aligned;
 use crate::pipeline::{all_cores, in_order};
 use crate::{
     BLOCK_BYTES, FileError, Manifest, ManifestExtent, PlacedExtent, RawImage, ReadImage, StoreError, is_zero,
@@ -105,11 +106,11 @@ impl Chunks<'_> {
             let Range { start, end } = within(placed);
             match placed.extent {
                 ManifestExtent::Hole { .. } => {
-                    blocks.memory.resize(blocks.memory.len() + (end - start) as usize, 0);
+                    blocks.memory.resize(blocks.memory.len() + (end - start) as usize);
                 }
                 ManifestExtent::Data { len, id } => {
                     let within = (start - placed.offset) as usize..(end - placed.offset) as usize;
-                    blocks.memory.extend_from_slice(&self.get(id, len)?[within]);
+                    blocks.memory.extend(&self.get(id, len)?[within]);
                 }
             }
         }
@@ -117,37 +118,30 @@ impl Chunks<'_> {
     }
 }
 
-/// Bytes of an image that begin with a block, and do so in memory too.
+/// Bytes of an image that begin with a block.
 struct Blocks {
     offset: u64,
-    /// Has room for all there will be: to grow would move them.
-    memory: Vec<u8>,
-    /// Where in `memory` they begin.
-    start: usize,
+    memory: Aligned,
 }
 
 impl Blocks {
     /// Room for a range of the image. Zeroes come before it, if it does not begin with a block.
     fn at(range: Range<u64>) -> Blocks {
         let before = range.start % BLOCK_BYTES;
-        let len = before + (range.end - range.start);
-        let mut memory = Vec::<u8>::with_capacity((len + 2 * BLOCK_BYTES) as usize);
-        // Of a pointer to bytes it is always found, below the alignment.
-        let start = memory.as_ptr().align_offset(BLOCK_BYTES as usize);
-        memory.resize(start + before as usize, 0);
-        Blocks { offset: range.start - before, memory, start }
+        let mut memory = Aligned::with_capacity((before + (range.end - range.start)) as usize);
+        memory.resize(before as usize);
+        Blocks { offset: range.start - before, memory }
     }
 
     /// Writes those that are not zero, with zeroes behind the last, and gives their bytes.
     fn write(mut self, target: &RawImage, direct: &File) -> io::Result<u64> {
-        let end = self.offset + (self.memory.len() - self.start) as u64;
+        let end = self.offset + self.memory.len() as u64;
         let whole = end.next_multiple_of(BLOCK_BYTES);
         // The image itself may end in a block, and what is behind it is nobody's.
         let direct_to = if whole <= target.size() { whole } else { whole - BLOCK_BYTES };
-        self.memory.resize(self.start + (whole - self.offset) as usize, 0);
+        self.memory.resize((whole - self.offset) as usize);
         let bytes = |range: &Range<u64>| {
-            &self.memory[self.start..]
-                [(range.start - self.offset) as usize..(range.end - self.offset) as usize]
+            &self.memory.bytes()[(range.start - self.offset) as usize..(range.end - self.offset) as usize]
         };
         let mut written = 0;
         let mut write = |data: Range<u64>| {

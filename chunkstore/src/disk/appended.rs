@@ -1,0 +1,234 @@
+//! A file that grows at its end, written past the page cache. To go through that costs a copy, which nobody reads soon: of
+//! the time that bringing in a new image takes it was an eighth.
+//!
+//! What is below is written in whole blocks. The last bytes are therefore in memory until a block, or many of them, is full
+//! or the file is synced; then the rest of the block is zeroes, and is written again with what comes next. So until the file is
+//! mapped, or dropped, it may be longer by some zeroes than it is said to be. Nothing is ever written through the page cache beside.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard};
+
+use super::DiskFile;
+use crate::BLOCK_BYTES;
+use crate::direct::Aligned;
+use crate::map::Map;
+use crate::sync::lock;
+
+/// Written at a time: the longer, the better for the disk; each file that grows needs the memory.
+const WRITE_BYTES: usize = 4 << 20;
+
+/// Room on the disk is asked for so many bytes ahead, so that a full disk is known before anything is taken in that would not
+/// fit, and is in few pieces.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+/// A file that takes and gives whole blocks.
+pub(super) trait Below: DiskFile {
+    /// Sees to it that there is room on the disk for the bytes in `from..to`. Its length stays.
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
+}
+
+/// A new file.
+#[derive(Debug)]
+pub(super) struct Appended<File: Below> {
+    below: File,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The end of the file, from a block on.
+    tail: Aligned,
+    tail_at: u64,
+    /// Some of `tail` is not written.
+    dirty: bool,
+    /// Up to here there is room on the disk.
+    reserved: u64,
+    /// It is mapped, and does not change any more.
+    ended: bool,
+}
+
+impl<File: Below> Appended<File> {
+    /// `below` is empty.
+    pub(super) fn new(below: File) -> Appended<File> {
+        let tail = Aligned::with_capacity(WRITE_BYTES);
+        Appended {
+            below,
+            state: Mutex::new(State { tail, tail_at: 0, dirty: false, reserved: 0, ended: false }),
+        }
+    }
+
+    fn changing(&self, what: &str) -> io::Result<MutexGuard<'_, State>> {
+        let state = lock(&self.state);
+        if state.ended {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("{what} after the file's end was set"),
+            ));
+        }
+        Ok(state)
+    }
+
+    /// Blocks from `at` on, so many bytes of them.
+    fn blocks(&self, at: u64, len: usize) -> io::Result<Aligned> {
+        let mut blocks = Aligned::with_capacity(len);
+        blocks.resize(len);
+        self.below.read_at(at, blocks.bytes_mut())?;
+        Ok(blocks)
+    }
+
+    /// Writes all there is.
+    fn write_out(&self, state: &mut State) -> io::Result<()> {
+        if !state.dirty {
+            return Ok(());
+        }
+        let len = state.tail.len();
+        let whole = (len as u64).next_multiple_of(BLOCK_BYTES) as usize;
+        state.tail.resize(whole);
+        let written = self.below.write_at(state.tail_at, state.tail.bytes());
+        state.tail.resize(len);
+        written?;
+        state.dirty = false;
+        state.drop_blocks();
+        Ok(())
+    }
+
+    /// Writes all there is and lets the file end where it is said to.
+    fn end(&self, state: &mut State) -> io::Result<()> {
+        self.write_out(state)?;
+        self.below.set_len(state.len())
+    }
+}
+
+impl State {
+    fn len(&self) -> u64 {
+        self.tail_at + self.tail.len() as u64
+    }
+
+    /// Whole blocks in `tail` are written.
+    fn drop_blocks(&mut self) {
+        let whole = self.tail.len() as u64 / BLOCK_BYTES * BLOCK_BYTES;
+        self.tail.remove_first(whole as usize);
+        self.tail_at += whole;
+    }
+
+    /// Sees to it that there is room up to `end`, and for more where there is.
+    fn reserve(&mut self, end: u64, below: &impl Below) -> io::Result<()> {
+        if end <= self.reserved {
+            return Ok(());
+        }
+        let ahead = end.max(self.reserved + RESERVE_BYTES);
+        let exactly = end.next_multiple_of(BLOCK_BYTES);
+        self.reserved = match below.reserve(self.reserved, ahead) {
+            Ok(()) => ahead,
+            Err(_) => below.reserve(self.reserved, exactly).map(|()| exactly)?,
+        };
+        Ok(())
+    }
+}
+
+impl<File: Below> DiskFile for Appended<File> {
+    fn len(&self) -> io::Result<u64> {
+        Ok(lock(&self.state).len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let written = {
+            let state = lock(&self.state);
+            if end > state.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let written = end.min(state.tail_at).saturating_sub(offset) as usize;
+            if let Some(from) = (offset + written as u64).checked_sub(state.tail_at) {
+                let buf = &mut buf[written..];
+                buf.copy_from_slice(&state.tail.bytes()[from as usize..][..buf.len()]);
+            }
+            written
+        };
+        // What is before the tail does not change.
+        if written > 0 {
+            let before = (offset % BLOCK_BYTES) as usize;
+            let len = ((before + written) as u64).next_multiple_of(BLOCK_BYTES) as usize;
+            let blocks = self.blocks(offset - before as u64, len)?;
+            buf[..written].copy_from_slice(&blocks.bytes()[before..before + written]);
+        }
+        Ok(())
+    }
+
+    /// Only at the end.
+    fn write_at(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {
+        let mut state = self.changing("a write")?;
+        if offset != state.len() {
+            let message = format!("a write at {offset} to a file that grows at {}", state.len());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        state.reserve(offset + data.len() as u64, &self.below)?;
+        while !data.is_empty() {
+            let (now, later) = data.split_at(data.len().min(WRITE_BYTES - state.tail.len()));
+            state.tail.extend(now);
+            state.dirty = true;
+            if state.tail.len() == WRITE_BYTES {
+                self.write_out(&mut state)?;
+            }
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Only cuts.
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.changing("a cut")?;
+        if len > state.len() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "a file that grows by writes only"));
+        }
+        let in_block = len % BLOCK_BYTES;
+        if len < state.tail_at {
+            let block = if in_block > 0 {
+                self.blocks(len - in_block, BLOCK_BYTES as usize)?
+            } else {
+                Aligned::with_capacity(0)
+            };
+            state.tail.resize(0);
+            state.tail.extend(&block.bytes()[..in_block as usize]);
+            state.tail_at = len - in_block;
+        } else {
+            let left = (len - state.tail_at) as usize;
+            state.tail.resize(left);
+        }
+        // What is behind it goes from the disk too, but not from the last block: that is written in its whole.
+        state.dirty = true;
+        let whole = len.next_multiple_of(BLOCK_BYTES);
+        if self.below.len()? > whole {
+            self.below.set_len(whole)?;
+            state.reserved = whole;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.write_out(&mut lock(&self.state))?;
+        self.below.sync()
+    }
+
+    fn map(&self) -> io::Result<Map> {
+        let mut state = lock(&self.state);
+        if !state.ended {
+            self.end(&mut state)?;
+            state.ended = true;
+        }
+        self.below.map()
+    }
+}
+
+impl<File: Below> Drop for Appended<File> {
+    /// What is not synced may be lost, but need not be.
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        if !state.ended {
+            let _ = self.end(&mut state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
