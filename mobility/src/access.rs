@@ -5,7 +5,7 @@
 mod ways;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,8 +64,18 @@ pub struct Link {
     pub interface: String,
     /// The machine's prefix.
     pub prefix: Ipv6Prefix,
+    /// The machine's IPv4 address, if it has one. It may have any router: all other addresses are answered for.
+    pub ipv4: Option<Ipv4Addr>,
     /// The machine's link-layer address. Without it the kernel asks for it, and the first packets wait.
     pub link_layer: Option<[u8; 6]>,
+}
+
+impl Link {
+    /// Whether the machine has this address, which is IPv4-mapped when it is one of IPv4.
+    fn has(&self, address: Ipv6Addr) -> bool {
+        let ipv4 = self.ipv4.map(|address| address.to_ipv6_mapped());
+        self.prefix.contains(address) || ipv4 == Some(address)
+    }
 }
 
 #[derive(Debug)]
@@ -347,8 +357,8 @@ impl Agent {
                 let _ = reply.send(self.gateway.dropped());
             }
             Command::KeepOnly(reply) => {
-                let interfaces = self.guests.values().map(|guest| guest.link.interface.as_str());
-                if let Err(error) = self.ways.keep_only(interfaces).await {
+                let links = self.guests.values().map(|guest| &guest.link);
+                if let Err(error) = self.ways.keep_only(links).await {
                     tracing::warn!("what a crash has left is not all removed: {error}");
                 }
                 let _ = reply.send(());
@@ -359,6 +369,10 @@ impl Agent {
 
     async fn attach(&mut self, node: String, link: Link) -> Result<(), AgentError> {
         let index = self.links.attach_guest(&link.interface, link.prefix).await?;
+        if let Some(address) = link.ipv4 {
+            self.ways.carry_ipv4().await?;
+            self.links.attach_ipv4((&link.interface, index), address).await?;
+        }
         self.ways.close_doorway(index, self.anchor).await?;
         if self.guests.get(&node).is_some_and(|guest| guest.index != index) {
             self.ways.detach(&node).await?;
@@ -369,7 +383,7 @@ impl Agent {
         let router = Router::open(index, link.prefix).map_err(opening(&what))?;
         let router = Arc::new(router);
         let task = tokio::spawn(router.clone().run()).abort_handle();
-        self.neighbours.retain(|address| !link.prefix.contains(*address));
+        self.neighbours.retain(|address| !link.has(*address));
         self.guests.insert(node, Guest { link, index, router, task });
         Ok(())
     }
@@ -379,9 +393,13 @@ impl Agent {
         if let Err(error) = self.ways.detach(node).await {
             tracing::warn!("{error}");
         }
-        let Link { interface, prefix, .. } = &guest.link;
-        self.neighbours.retain(|address| !prefix.contains(*address));
-        if let Err(error) = self.links.detach_guest(interface, *prefix).await {
+        let Link { interface, prefix, ipv4, .. } = &guest.link;
+        self.neighbours.retain(|address| !guest.link.has(*address));
+        let of_ipv4 = match ipv4 {
+            Some(address) => self.links.detach_ipv4(*address).await,
+            None => Ok(()),
+        };
+        if let Err(error) = self.links.detach_guest(interface, *prefix).await.and(of_ipv4) {
             tracing::warn!("the link to {node} could not be taken back: {error}");
         }
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).collect();
@@ -411,7 +429,7 @@ impl Agent {
             self.neighbours.clear();
         }
         self.neighbours.insert(destination);
-        let guest = self.guests.values().find(|guest| guest.link.prefix.contains(destination));
+        let guest = self.guests.values().find(|guest| guest.link.has(destination));
         let Some((guest, link_layer)) = guest.and_then(|guest| Some((guest, guest.link.link_layer?))) else {
             return;
         };
@@ -426,10 +444,10 @@ impl Agent {
             Side::Kernel(count) => {
                 let Self { plane, gateway, anchor, ways, .. } = self;
                 let in_kernel = ways.is_in_kernel();
-                ways.came();
                 for packet in plane.taken(count) {
-                    // What guests send does not come here when the kernel carries it; what the home agent sends does.
-                    if in_kernel {
+                    // Of IPv6, what guests send does not come here when the kernel carries it; what the home agent sends does.
+                    if in_kernel && !Inner::parse(packet).is_some_and(|inner| inner.is_ipv4()) {
+                        ways.came();
                         gateway.handle_tunnelled(now, *anchor, packet.to_vec());
                     } else {
                         gateway.handle_guest(packet.to_vec());

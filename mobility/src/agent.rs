@@ -41,6 +41,17 @@ pub enum AgentError {
          `ip sr tunsrc show`, or choose another data plane"
     )]
     TunnelSource(Ipv6Addr),
+    /// The host does not forward IPv4 packets, and there are IPv4 addresses.
+    #[error(
+        "this host forwards no IPv4, which IPv4 home addresses need: run `sysctl -w net.ipv4.ip_forward=1`"
+    )]
+    NoIpv4Forwarding,
+    /// The host judges IPv4 packets on all interfaces by where their sources are reached.
+    #[error(
+        "this host takes IPv4 packets only from where it would send to their sources, which is not where guests' come from: run \
+         `sysctl -w net.ipv4.conf.all.rp_filter=0` (what each other interface's own rp_filter says stays so)"
+    )]
+    ReversePath,
     /// The host does not forward packets.
     #[error(
         "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
@@ -101,12 +112,25 @@ pub(crate) fn opening(what: &str) -> impl FnOnce(io::Error) -> AgentError {
 
 /// Both agents make this host a router.
 fn check_forwarding() -> Result<(), AgentError> {
-    let path = "/proc/sys/net/ipv6/conf/all/forwarding";
-    match std::fs::read_to_string(path) {
-        Ok(value) if value.trim() == "1" => Ok(()),
-        Ok(_) => Err(AgentError::NoForwarding),
-        Err(source) => Err(AgentError::Open { what: format!("reading {path}"), source }),
-    }
+    let forwards = is_set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    if forwards { Ok(()) } else { Err(AgentError::NoForwarding) }
+}
+
+pub(crate) fn check_ipv4_forwarding() -> Result<(), AgentError> {
+    let forwards = is_set("/proc/sys/net/ipv4/ip_forward", "1")?;
+    if forwards { Ok(()) } else { Err(AgentError::NoIpv4Forwarding) }
+}
+
+/// What a gateway's program gives to the kernel comes from anywhere.
+pub(crate) fn check_reverse_path() -> Result<(), AgentError> {
+    let is_off = is_set("/proc/sys/net/ipv4/conf/all/rp_filter", "0")?;
+    if is_off { Ok(()) } else { Err(AgentError::ReversePath) }
+}
+
+fn is_set(path: &str, value: &str) -> Result<bool, AgentError> {
+    let read = std::fs::read_to_string(path);
+    read.map(|set| set.trim() == value)
+        .map_err(|source| AgentError::Open { what: format!("reading {path}"), source })
 }
 
 pub(crate) fn unix_ns() -> u64 {

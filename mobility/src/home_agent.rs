@@ -15,7 +15,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::agent::{
-    AgentError, Ends, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns,
+    AgentError, Ends, Orders, check_ipv4_forwarding, opening, packet_of, packet_with, send_whole,
+    sleep_until, unix_ns,
 };
 use crate::links::OF_HOME_AGENT;
 use crate::plane::{Plane, Side};
@@ -31,7 +32,8 @@ const FENCE: Duration = Duration::from_millis(5);
 pub struct Config {
     /// Its address, for signalling and tunnels.
     pub address: Ipv6Addr,
-    /// The prefixes of which mobile nodes have a part: what is for them comes to this host.
+    /// The prefixes of which mobile nodes have a part, of IPv6 or [standing for IPv4](Ipv6Prefix::of_ipv4): what is for them
+    /// comes to this host.
     pub prefixes: Vec<Ipv6Prefix>,
     /// The tunnel interface's name, at most 15 bytes.
     pub interface: String,
@@ -85,6 +87,9 @@ impl HomeAgent {
     /// [`AgentError`]; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let Config { address, user_plane, .. } = config;
+        if config.prefixes.iter().any(|prefix| prefix.as_ipv4().is_some()) {
+            check_ipv4_forwarding()?;
+        }
         let own = Own { address, user_plane, interface: config.interface };
         let Ends { links, signalling, plane, tunnels, index } =
             Ends::open(OF_HOME_AGENT, &own, config.plane).await?;

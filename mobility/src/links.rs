@@ -5,11 +5,12 @@
 mod care_of;
 mod carrier;
 mod doorway;
+mod ipv4;
 mod segments;
 mod tunnel;
 
 use std::collections::HashSet;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use mobility_proto::wire::Ipv6Prefix;
@@ -64,7 +65,7 @@ pub struct LinkError {
 
 pub(crate) use carrier::{Answered, Carrier, Changes};
 
-type Result<T> = std::result::Result<T, LinkError>;
+type Result<T, E = LinkError> = std::result::Result<T, E>;
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +170,8 @@ impl Links {
 
     /// Tells the kernel the link-layer address of a guest's address, so that no packet waits for it to be found.
     pub(crate) async fn neighbour(&self, index: u32, address: Ipv6Addr, link_layer: [u8; 6]) -> Result<()> {
-        let add = self.handle.neighbours().add(index, address.into()).link_layer_address(&link_layer);
+        let address = address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4);
+        let add = self.handle.neighbours().add(index, address).link_layer_address(&link_layer);
         // As found just now: from here on the kernel looks itself whether it is still so.
         let done = add.state(NeighbourState::Reachable).replace().execute().await;
         done.map_err(failed(|| format!("telling the kernel where {address} is")))
@@ -200,13 +202,21 @@ impl Links {
         self.restore_link_layer(|_| true).await
     }
 
-    /// Removes what is for guests at other interfaces than these.
-    pub(crate) async fn clear_guests_but(&self, keep: &HashSet<String>) -> Result<()> {
+    /// Removes what is for guests at other interfaces than these, and with other IPv4 addresses.
+    pub(crate) async fn clear_guests_but(
+        &self,
+        keep: &HashSet<String>,
+        addresses: &HashSet<Ipv4Addr>,
+    ) -> Result<()> {
         let mut indices = HashSet::new();
         for name in keep {
             indices.extend(self.index(name).await.ok());
         }
-        self.remove_rules(|rule| input_of(rule).is_some_and(|input| !keep.contains(input))).await?;
+        self.remove_rules(|rule| match input_of(rule) {
+            Some(OWN) => !ipv4::address_of(rule).is_some_and(|to| addresses.contains(&to)),
+            input => input.is_some_and(|input| !keep.contains(input)),
+        })
+        .await?;
         self.remove_routes(|route| {
             let is_out =
                 |a: &RouteAttribute| matches!(a, RouteAttribute::Oif(index) if indices.contains(index));
@@ -220,11 +230,14 @@ impl Links {
     /// Removes routes of the main table for other prefixes than are kept.
     pub(crate) async fn unroute_but(&self, is_kept: impl Fn(Ipv6Prefix) -> bool) -> Result<()> {
         self.remove_routes(|route| {
-            let to = route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+            let len = route.header.destination_prefix_length;
+            let prefix = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Ipv6Prefix::new(*address, len),
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                    Ipv6Prefix::of_ipv4(*address, len)
+                }
                 _ => None,
             });
-            let prefix = to.and_then(|to| Ipv6Prefix::new(to, route.header.destination_prefix_length));
             u32::from(route.header.table) == MAIN && prefix.is_some_and(|prefix| !is_kept(prefix))
         })
         .await
@@ -232,9 +245,12 @@ impl Links {
 
     /// Removes those routes of this agent.
     pub(crate) async fn remove_routes(&self, those: impl Fn(&RouteMessage) -> bool) -> Result<()> {
-        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let list = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
-        let routes = list.map_err(failed(|| "listing routes".to_owned()))?;
+        let of_ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = Vec::new();
+        for all in [RouteMessageBuilder::<Ipv6Addr>::new().build(), of_ipv4] {
+            let list = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
+            routes.extend(list.map_err(failed(|| "listing routes".to_owned()))?);
+        }
         let ours = |route: &RouteMessage| route.header.protocol == self.protocol;
         for route in routes.into_iter().filter(|route| ours(route) && those(route)) {
             // One that went with its interface is gone.
@@ -256,6 +272,7 @@ impl Links {
             let Some((address, alias)) = remembered(&link) else { continue };
             let index = link.header.index;
             self.open_doorway(index).await;
+            ipv4::answer_no_more(&link);
             let change = LinkUnspec::new_with_index(index)
                 .address(address.to_vec())
                 .append_extra_attribute(LinkAttribute::IfAlias(alias))
@@ -285,7 +302,10 @@ impl Links {
         with: impl FnOnce(RuleAddRequest<Ipv6Addr>) -> RuleAddRequest<Ipv6Addr>,
         priority: u32,
     ) -> Result<()> {
-        let mut rule = with(self.handle.rule().add().v6().priority(priority));
+        self.add_rule(with(self.handle.rule().add().v6().priority(priority))).await
+    }
+
+    async fn add_rule<Version>(&self, mut rule: RuleAddRequest<Version>) -> Result<()> {
         rule.message_mut().attributes.push(RuleAttribute::Protocol(self.protocol));
         match rule.execute().await {
             Err(error) if errno(&error) == Some(EXISTS) => Ok(()),
@@ -294,8 +314,11 @@ impl Links {
     }
 
     async fn remove_rules(&self, of: impl Fn(&RuleMessage) -> bool) -> Result<()> {
-        let list = self.handle.rule().get(IpVersion::V6).execute();
-        let rules: Vec<_> = list.try_collect().await.map_err(failed(|| "listing rules".to_owned()))?;
+        let mut rules = Vec::new();
+        for version in [IpVersion::V6, IpVersion::V4] {
+            let list = self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
+            rules.extend(list.map_err(failed(|| "listing rules".to_owned()))?);
+        }
         for rule in rules {
             if rule.attributes.contains(&RuleAttribute::Protocol(self.protocol)) && of(&rule) {
                 let done = self.handle.rule().del(rule).execute().await;
@@ -319,6 +342,9 @@ impl Links {
     }
 
     fn message(&self, table: u32, prefix: Ipv6Prefix, way: Option<Way>) -> RouteMessage {
+        if let Some(prefix) = prefix.as_ipv4() {
+            return self.ipv4_message(table, prefix, way);
+        }
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(prefix.address(), prefix.len())
             .protocol(self.protocol)
@@ -335,6 +361,9 @@ impl Links {
         route
     }
 }
+
+/// What this host itself sends seems to come in here.
+const OWN: &str = "lo";
 
 /// The whole of IPv6.
 pub(crate) fn everything() -> Ipv6Prefix {

@@ -1,5 +1,5 @@
-//! The data plane in user space, whole or in part (see `tunnels`): a TUN interface to the kernel on one side, a raw socket for IPv6 in IPv6 (RFC 2473) on the
-//! other. Works on every Linux; decides nothing about a packet.
+//! The data plane in user space, whole or in part (see `tunnels`): a TUN interface to the kernel on one side, raw sockets for
+//! IPv6 and IPv4 in IPv6 (RFC 2473) on the other. Works on every Linux; decides nothing about a packet.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{
-    AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_GSO_TCPV6,
-    VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split,
+    AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split,
 };
 
-use crate::raw::{IPV6, RawSocket};
+use crate::raw::{IPV4, IPV6, RawSocket};
 
 /// What a packet may have inside a tunnel over a network of 1500 bytes.
 pub(crate) const INNER_MTU: u16 = 1460;
@@ -25,7 +25,6 @@ const QUEUE: u32 = 2500;
 /// How many packets are taken from a socket before anything else gets its turn.
 const BATCH: usize = IDEAL_BATCH_SIZE;
 
-const HEADER_BYTES: usize = 40;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
@@ -34,7 +33,8 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// The two ends of the tunnels of one agent.
 pub(crate) struct Plane {
     tun: AsyncDevice,
-    outer: RawSocket,
+    /// What has IPv6 packets inside, and what has IPv4 packets.
+    outer: [RawSocket; 2],
     whole: Vec<u8>,
     cut: Vec<Vec<u8>>,
     sizes: Vec<usize>,
@@ -59,7 +59,7 @@ impl Plane {
         tun.set_tx_queue_len(QUEUE)?;
         Ok(Self {
             tun,
-            outer: RawSocket::open(IPV6, address, 0)?,
+            outer: [RawSocket::open(IPV6, address, 0)?, RawSocket::open(IPV4, address, 0)?],
             whole: vec![0; LARGEST],
             cut: vec![vec![0; usize::from(INNER_MTU) + 64]; CUTS],
             sizes: vec![0; CUTS],
@@ -71,9 +71,10 @@ impl Plane {
         })
     }
 
-    /// Nothing is taken out of tunnels that comes in by these interfaces, or from these sources.
+    /// Nothing is taken out of tunnels that comes in by these interfaces, nor IPv6 packets from these sources.
     pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
-        self.outer.refuse_from(interfaces, sources)
+        let [ipv6, ipv4] = &self.outer;
+        ipv6.refuse_from(interfaces, sources).and_then(|()| ipv4.refuse_from(interfaces, &[]))
     }
 
     /// Whether the kernel has nothing for the tunnels.
@@ -103,7 +104,8 @@ impl Plane {
                     }
                 }
             }
-            ready = self.outer.readable() => ready.map(|()| Side::Tunnel),
+            ready = self.outer[0].readable() => ready.map(|()| Side::Tunnel),
+            ready = self.outer[1].readable() => ready.map(|()| Side::Tunnel),
         }
     }
 
@@ -115,19 +117,24 @@ impl Plane {
     /// What has come through tunnels, with where it came from, as it was on the wire: the kernel may have merged some.
     pub(crate) fn tunnelled(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
         let mut packets = Vec::new();
-        while packets.len() < BATCH
-            && let Some((len, from)) = self.outer.try_receive(&mut self.received)
-        {
-            let packet = &mut self.received[..len];
-            match whole(packet) {
-                Some(header) => match gso_split(packet, header, &mut self.cut, &mut self.sizes, 0, true) {
+        for outer in &self.outer {
+            let enough = packets.len() + BATCH;
+            while packets.len() < enough
+                && let Some((len, from)) = outer.try_receive(&mut self.received)
+            {
+                let packet = &mut self.received[..len];
+                let Some(header) = whole(packet) else {
+                    packets.push((from, packet.to_vec()));
+                    continue;
+                };
+                let is_ipv6 = header.gso_type == VIRTIO_NET_HDR_GSO_TCPV6;
+                match gso_split(packet, header, &mut self.cut, &mut self.sizes, 0, is_ipv6) {
                     Ok(count) => {
                         let cut = self.cut.iter().zip(&self.sizes).take(count);
                         packets.extend(cut.map(|(packet, size)| (from, packet[..*size].to_vec())));
                     }
                     Err(error) => tracing::debug!("a packet from {from} was lost: {error}"),
-                },
-                None => packets.push((from, packet.to_vec())),
+                }
             }
         }
         packets
@@ -135,7 +142,8 @@ impl Plane {
 
     /// Sends a packet through the tunnel to `to`; a full socket loses it, as a router's queue would.
     pub(crate) fn send(&self, to: Ipv6Addr, packet: &[u8]) {
-        if let Err(error) = self.outer.send(packet, to, 0) {
+        let is_ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        if let Err(error) = self.outer[usize::from(is_ipv4)].send(packet, to, 0) {
             tracing::debug!("a packet for {to} was lost: {error}");
         }
     }
@@ -171,39 +179,67 @@ impl Plane {
 /// one host may still lack its checksum; and packets of one TCP connection may have been merged, or not yet been cut: then
 /// this is how to cut them.
 fn whole(packet: &mut [u8]) -> Option<VirtioNetHdr> {
-    let (is_long, next) = (packet.len() > usize::from(INNER_MTU), *packet.get(6)?);
-    let offset = match next {
+    let (is_long, header) = (packet.len() > usize::from(INNER_MTU), Header::parse(packet)?);
+    let offset = match header.next {
         TCP => 16,
         UDP => 6,
         _ => return None,
     };
-    let at = HEADER_BYTES + offset;
-    let pseudo = pseudo_header_sum(packet)?;
-    if packet.get(at..at + 2)? != pseudo.to_be_bytes() {
+    let at = header.bytes + offset;
+    if packet.get(at..at + 2)? != header.pseudo_sum(packet).to_be_bytes() {
         return None;
     }
-    if next == TCP && is_long {
-        let headers = HEADER_BYTES + 4 * usize::from(*packet.get(HEADER_BYTES + 12)? >> 4);
+    if header.next == TCP && is_long {
+        let headers = header.bytes + 4 * usize::from(*packet.get(header.bytes + 12)? >> 4);
         return Some(VirtioNetHdr {
             flags: NEEDS_CHECKSUM,
-            gso_type: VIRTIO_NET_HDR_GSO_TCPV6,
+            gso_type: if header.is_ipv6 { VIRTIO_NET_HDR_GSO_TCPV6 } else { VIRTIO_NET_HDR_GSO_TCPV4 },
             hdr_len: headers as u16,
             gso_size: INNER_MTU.checked_sub(headers as u16)?,
-            csum_start: HEADER_BYTES as u16,
+            csum_start: header.bytes as u16,
             csum_offset: offset as u16,
         });
     }
-    let checksum = !fold(sum(&packet[HEADER_BYTES..]));
+    let checksum = !fold(sum(&packet[header.bytes..]));
     packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     complete_checksum(packet);
     None
 }
 
-/// What is in the place of a checksum that the kernel has not made yet (RFC 8200 section 8.1).
-fn pseudo_header_sum(packet: &[u8]) -> Option<u16> {
-    let header: &[u8; HEADER_BYTES] = packet.first_chunk()?;
-    let len = (packet.len() - HEADER_BYTES) as u32;
-    Some(fold(sum(&header[8..]) + u64::from(len >> 16) + u64::from(len & 0xffff) + u64::from(header[6])))
+/// What of an IP header it takes to complete a packet.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    is_ipv6: bool,
+    bytes: usize,
+    /// The protocol behind it.
+    next: u8,
+}
+
+impl Header {
+    /// `None` for a packet that is none, or only a part of one.
+    fn parse(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            6 => Some(Self { is_ipv6: true, bytes: 40, next: *packet.get(6)? }),
+            4 => {
+                let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff;
+                let bytes = 4 * usize::from(packet[0] & 0xf);
+                (fragment == 0 && bytes >= 20).then_some(Self {
+                    is_ipv6: false,
+                    bytes,
+                    next: *packet.get(9)?,
+                })
+            }
+            _ => None,
+        }
+        .filter(|header| packet.len() >= header.bytes)
+    }
+
+    /// What is in the place of a checksum that the kernel has not made yet (RFC 8200 section 8.1, RFC 9293 section 3.1).
+    fn pseudo_sum(self, packet: &[u8]) -> u16 {
+        let addresses = if self.is_ipv6 { 8..40 } else { 12..20 };
+        let len = (packet.len() - self.bytes) as u64;
+        fold(sum(&packet[addresses]) + (len >> 16) + (len & 0xffff) + u64::from(self.next))
+    }
 }
 
 fn sum(bytes: &[u8]) -> u64 {
@@ -219,11 +255,11 @@ fn fold(mut sum: u64) -> u16 {
 }
 
 /// A UDP checksum that comes out as zero is sent as ones (RFC 8200 section 8.1): zero means that there is none, and with IPv6
-/// such a packet is thrown away. The library that completes what the kernel has left to be computed forgets this once in
-/// 65,536 packets.
+/// such a packet is thrown away; with IPv4 it is as good as one that has it. The library that completes what the kernel has left
+/// to be computed forgets this once in 65,536 packets.
 fn complete_checksum(packet: &mut [u8]) {
     const CHECKSUM_AT: usize = 40 + 6;
-    if packet.get(6) == Some(&UDP)
+    if Header::parse(packet).is_some_and(|header| header.is_ipv6 && header.next == UDP)
         && let Some(checksum @ [0, 0]) = packet.get_mut(CHECKSUM_AT..CHECKSUM_AT + 2)
     {
         checksum.fill(0xff);
@@ -235,49 +271,69 @@ mod tests {
     use super::*;
 
     /// A TCP segment of `payload` bytes, with the pseudo-header's sum in the place of its checksum.
-    fn unfinished(payload: usize) -> Vec<u8> {
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend((20 + payload as u16).to_be_bytes());
-        packet.extend([TCP, 64]);
-        packet.extend((1..=32).collect::<Vec<u8>>());
+    fn unfinished(is_ipv6: bool, payload: usize) -> Vec<u8> {
+        let mut packet = Vec::new();
+        if is_ipv6 {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend((20 + payload as u16).to_be_bytes());
+            packet.extend([TCP, 64]);
+            packet.extend((1..=32).collect::<Vec<u8>>());
+        } else {
+            packet.extend([0x46, 0]);
+            packet.extend((44 + payload as u16).to_be_bytes());
+            packet.extend([0, 1, 0x40, 0, 64, TCP, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 1, 0]);
+        }
+        let header_bytes = packet.len();
+        if !is_ipv6 {
+            let checksum = !fold(sum(&packet));
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
         packet.extend([1, 2, 3, 4, 0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
         packet.extend((0..payload).map(|number| number as u8));
-        let sum = pseudo_header_sum(&packet).unwrap();
-        packet[56..58].copy_from_slice(&sum.to_be_bytes());
+        let sum = Header::parse(&packet).unwrap().pseudo_sum(&packet);
+        packet[header_bytes + 16..header_bytes + 18].copy_from_slice(&sum.to_be_bytes());
         packet
     }
 
     /// A right checksum makes this.
     fn is_right(packet: &[u8]) -> bool {
-        let pseudo = u64::from(pseudo_header_sum(packet).unwrap());
-        fold(pseudo + sum(&packet[HEADER_BYTES..])) == 0xffff
+        let header = Header::parse(packet).unwrap();
+        let is_header_right = header.is_ipv6 || fold(sum(&packet[..header.bytes])) == 0xffff;
+        is_header_right && fold(u64::from(header.pseudo_sum(packet)) + sum(&packet[header.bytes..])) == 0xffff
     }
 
     #[test]
     fn what_the_kernel_has_left_unfinished_is_finished() {
-        let mut packet = unfinished(501);
-        assert!(!is_right(&packet));
-        assert!(whole(&mut packet).is_none() && is_right(&packet));
-        let finished = packet.clone();
-        assert!(whole(&mut packet).is_none() && packet == finished);
+        for (is_ipv6, last) in [(true, 860), (false, 796)] {
+            let mut packet = unfinished(is_ipv6, 501);
+            assert!(!is_right(&packet));
+            assert!(whole(&mut packet).is_none() && is_right(&packet));
+            let finished = packet.clone();
+            assert!(whole(&mut packet).is_none() && packet == finished);
 
-        let mut merged = unfinished(5000);
-        let header = whole(&mut merged).unwrap();
-        let (mut cut, mut sizes) = (vec![vec![0; 2000]; 8], [0; 8]);
-        let count = gso_split(&mut merged, header, &mut cut, &mut sizes, 0, true).unwrap();
-        assert_eq!(sizes[..count], [1460, 1460, 1460, 860]);
-        assert!(cut.iter().zip(sizes).take(count).all(|(packet, size)| is_right(&packet[..size])));
+            let mut merged = unfinished(is_ipv6, 5000);
+            let header = whole(&mut merged).unwrap();
+            let (mut cut, mut sizes) = (vec![vec![0; 2000]; 8], [0; 8]);
+            let count = gso_split(&mut merged, header, &mut cut, &mut sizes, 0, is_ipv6).unwrap();
+            assert_eq!(sizes[..count], [1460, 1460, 1460, last]);
+            assert!(cut.iter().zip(sizes).take(count).all(|(packet, size)| is_right(&packet[..size])));
 
-        for len in [0, 6, 39, 40, 50, 57] {
-            whole(&mut unfinished(10)[..len].to_vec());
+            for len in [0, 6, 19, 20, 39, 40, 50, 57] {
+                whole(&mut unfinished(is_ipv6, 20)[..len].to_vec());
+            }
         }
+        // Nothing of a packet that was cut into fragments is taken for its checksum.
+        let mut fragment = unfinished(false, 501);
+        fragment[6] = 0x20;
+        let before = fragment.clone();
+        assert!(whole(&mut fragment).is_none() && fragment == before);
     }
 
     #[test]
     fn a_udp_checksum_of_zero_becomes_ones_and_nothing_else_changes() {
         let packet = |protocol, checksum: [u8; 2]| {
             let mut packet = vec![0; 50];
-            packet[6] = protocol;
+            (packet[0], packet[6]) = (0x60, protocol);
             packet[46..48].copy_from_slice(&checksum);
             packet
         };

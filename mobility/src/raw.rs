@@ -1,5 +1,5 @@
-//! Raw IPv6 sockets of one protocol: signalling (135, or an extension header before it), tunnelled packets (41) and ICMPv6
-//! (58). Sends and receives what is behind the IPv6 header; the kernel makes and takes off the header, but for
+//! Raw IPv6 sockets of one protocol: signalling (135, or an extension header before it), tunnelled packets (41 and 4) and
+//! ICMPv6 (58). Sends and receives what is behind the IPv6 header; the kernel makes and takes off the header, but for
 //! [`WHOLE_PACKETS`]. Needs CAP_NET_RAW.
 
 use std::io;
@@ -18,6 +18,8 @@ use tokio::io::unix::AsyncFd;
 pub(crate) const MOBILITY_HEADER: u32 = 135;
 /// IPv6 in IPv6 (RFC 2473).
 pub(crate) const IPV6: u32 = 41;
+/// IPv4 in IPv6.
+pub(crate) const IPV4: u32 = 4;
 /// ICMPv6.
 pub(crate) const ICMPV6: u32 = 58;
 /// Destination options, which a mobile node's signalling begins with. A raw socket is given a packet before the kernel judges

@@ -1,4 +1,4 @@
-//! How a VM's IPv6 address follows it: this platform's gateway is told which VMs run here, which are coming and which are
+//! How a VM's addresses follow it: this platform's gateway is told which VMs run here, which are coming and which are
 //! leaving. It never decides where a VM runs, and a migration never fails because of it: what could not be done is said.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use longhaul_proto::wire::{Open, PermitAnswer, PermitRequest};
 use migrate_driver::{GuestStatus, NetworkDefinition, VmDefinition};
 use mobility::access::{AccessGateway, Config, Event, Grant, Happened, Link};
 use mobility::auth::{Algorithm, SharedKey};
-use mobility::wire::Ipv6Prefix;
+use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
 
@@ -248,7 +248,7 @@ async fn keep_one(
     let is_running = matches!(platform.hypervisor.status(&definition.name).await, Ok(GuestStatus::Running));
     match (owned.filter(|_| is_running), addresses.stands(vm)) {
         (Some(epoch), None | Some(Standing::Leaving | Standing::Expected)) => {
-            let (prefix, network) = network_of(definition)?;
+            let network = network_of(definition)?;
             let own = platform.identity.fingerprint();
             let (spi, key) =
                 permit(platform, addresses, definition, epoch, addresses.config.address, own).await?;
@@ -256,9 +256,8 @@ async fn keep_one(
                 // A job has begun meanwhile: from now on it is the job's to tell.
                 return Ok(());
             }
-            let grant = grant(definition, prefix, spi, &key);
-            addresses.gateway.attach(vm, link_of(network, prefix)).await?;
-            addresses.gateway.serve(grant).await?;
+            addresses.gateway.attach(vm, network.link()).await?;
+            addresses.gateway.serve(network.grant(definition, spi, &key)).await?;
             addresses.set(vm, Some(Standing::Served));
             tracing::info!("VM '{vm}' is registered with the home agent (epoch {epoch})");
         }
@@ -272,15 +271,37 @@ async fn keep_one(
     Ok(())
 }
 
-fn network_of(definition: &VmDefinition) -> Result<(Ipv6Prefix, &NetworkDefinition), AddressError> {
+/// What of a VM's definition its gateway is told.
+struct Network<'a> {
+    definition: &'a NetworkDefinition,
+    prefix: Ipv6Prefix,
+    ipv4: Option<Ipv4Interface>,
+}
+
+fn network_of(definition: &VmDefinition) -> Result<Network<'_>, AddressError> {
     let network =
         definition.network.as_ref().ok_or(AddressError::Lacking("the VM's definition has no [network]"))?;
     let prefix = network.prefix().and_then(|(address, len)| Ipv6Prefix::new(address, len));
-    Ok((prefix.ok_or(AddressError::Lacking("the VM's prefix is none"))?, network))
+    let prefix = prefix.ok_or(AddressError::Lacking("the VM's prefix is none"))?;
+    let ipv4 = network.ipv4().and_then(|(address, len)| Ipv4Interface::new(address, len));
+    Ok(Network { definition: network, prefix, ipv4 })
 }
 
-fn link_of(network: &NetworkDefinition, prefix: Ipv6Prefix) -> Link {
-    Link { interface: network.interface.clone(), prefix, link_layer: Some(network.mac()) }
+impl Network<'_> {
+    fn link(&self) -> Link {
+        Link {
+            interface: self.definition.interface.clone(),
+            prefix: self.prefix,
+            ipv4: self.ipv4.map(Ipv4Interface::address),
+            link_layer: Some(self.definition.mac()),
+        }
+    }
+
+    fn grant(&self, definition: &VmDefinition, spi: u32, key: &[u8; 32]) -> Grant {
+        let key = SharedKey::new(spi, Algorithm::HmacSha256_128, key);
+        let node = definition.name.as_str().as_bytes().to_vec();
+        Grant { key, node, prefix: self.prefix, ipv4: self.ipv4 }
+    }
 }
 
 /// Asks the home agent that the gateway at `target` may register the VM in `epoch`, for the platform `holder`.
@@ -292,11 +313,12 @@ async fn permit(
     target: Ipv6Addr,
     holder: Fingerprint,
 ) -> Result<(u32, [u8; 32]), AddressError> {
-    let (prefix, _) = network_of(definition)?;
+    let Network { prefix, ipv4, .. } = network_of(definition)?;
     let request = PermitRequest {
         vm: definition.name.to_string(),
         prefix: prefix.address().octets(),
         prefix_len: prefix.len(),
+        ipv4: ipv4.map(|ipv4| (ipv4.address().octets(), ipv4.prefix_len())),
         epoch,
         gateway: target.octets(),
         holder: holder.into(),
@@ -310,11 +332,6 @@ async fn permit(
         PermitAnswer::Permitted { spi, key } => Ok((spi, key)),
         PermitAnswer::Refused { reason } => Err(AddressError::Refused(reason)),
     }
-}
-
-fn grant(definition: &VmDefinition, prefix: Ipv6Prefix, spi: u32, key: &[u8; 32]) -> Grant {
-    let key = SharedKey::new(spi, Algorithm::HmacSha256_128, key);
-    Grant { key, node: definition.name.as_str().as_bytes().to_vec(), prefix }
 }
 
 /// What the destination needs to be told, with the permit for it; or why the address stays behind.
@@ -354,8 +371,7 @@ pub async fn leaving(platform: &Platform, plan: &Plan, stopped: Instant) {
     let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let left = async {
-        let (prefix, _) = network_of(&plan.definition)?;
-        let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
+        let grant = network_of(&plan.definition)?.grant(&plan.definition, address.spi, &address.key.0);
         addresses.set(vm, Some(Standing::Leaving));
         Ok::<_, AddressError>(addresses.gateway.forward(grant, address.target, stopped).await?)
     };
@@ -389,9 +405,9 @@ pub async fn expect(platform: &Platform, plan: &Plan) {
     let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let expected = async {
-        let (prefix, network) = network_of(&plan.definition)?;
-        addresses.gateway.attach(vm, link_of(network, prefix)).await?;
-        let grant = grant(&plan.definition, prefix, address.spi, &address.key.0);
+        let network = network_of(&plan.definition)?;
+        addresses.gateway.attach(vm, network.link()).await?;
+        let grant = network.grant(&plan.definition, address.spi, &address.key.0);
         addresses.gateway.expect(grant, address.source).await?;
         addresses.set(vm, Some(Standing::Expected));
         Ok::<_, AddressError>(())

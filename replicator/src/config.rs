@@ -205,6 +205,9 @@ pub struct HomeAgentConfig {
     pub address: Ipv6Addr,
     /// The prefixes of which VMs have a part, as `2001:db8:f::/48`: what is for them comes to this host.
     pub prefixes: Vec<String>,
+    /// The same of IPv4, as `198.51.100.0/24`.
+    #[serde(default)]
+    pub ipv4_prefixes: Vec<String>,
     /// The name of the tunnel interface, at most 15 bytes.
     #[serde(default = "home_agent_interface")]
     pub interface: String,

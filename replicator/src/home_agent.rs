@@ -4,7 +4,7 @@
 mod nodes;
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use longhaul_proto::wire::{PermitAnswer, PermitRequest};
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::{Binding, Config as AgentConfig};
-use mobility::wire::Ipv6Prefix;
+use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use mobility::{DataPlane, HomeAgent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -49,6 +49,9 @@ impl std::fmt::Debug for Secret {
 struct Machine {
     /// Lowest address and length of its prefix.
     prefix: (Ipv6Addr, u8),
+    /// Its IPv4 address, if it has one, and the length of its network's prefix.
+    #[serde(default)]
+    ipv4: Option<(Ipv4Addr, u8)>,
     /// Who owns it, since which epoch: the last that was bound, or the first that was asked for.
     holder: Fingerprint,
     epoch: u64,
@@ -72,8 +75,9 @@ pub struct Home {
 impl Home {
     /// Starts it with what is in `dir`.
     pub async fn start(config: &HomeAgentConfig, dir: &Path) -> anyhow::Result<Arc<Self>> {
-        let prefixes =
-            config.prefixes.iter().map(|text| parse_prefix(text, dir)).collect::<Result<Vec<_>, _>>()?;
+        let of_ipv4 = config.ipv4_prefixes.iter().map(|text| parse_ipv4_prefix(text, dir));
+        let prefixes = config.prefixes.iter().map(|text| parse_prefix(text, dir));
+        let prefixes = prefixes.chain(of_ipv4).collect::<Result<Vec<_>, _>>()?;
         std::fs::create_dir_all(dir)?;
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let machines = load(dir)?;
@@ -121,8 +125,18 @@ impl Home {
         let prefix = Ipv6Prefix::new(request.prefix.into(), request.prefix_len)
             .filter(|prefix| prefix.address().octets() == request.prefix)
             .ok_or("its prefix is none")?;
-        if !self.prefixes.iter().any(|ours| ours.len() <= prefix.len() && ours.contains(prefix.address())) {
+        let is_ours = |prefix: Ipv6Prefix| {
+            self.prefixes.iter().any(|ours| ours.len() <= prefix.len() && ours.contains(prefix.address()))
+        };
+        if !is_ours(prefix) {
             return Err(format!("prefix {prefix} is not within those of this home agent"));
+        }
+        let ipv4 = request.ipv4.map(|(address, len)| (Ipv4Addr::from(address), len));
+        if let Some((address, len)) = ipv4 {
+            let interface = Ipv4Interface::new(address, len).ok_or("its IPv4 address is none")?;
+            if !is_ours(interface.host()) {
+                return Err(format!("{address} is not within home_agent.ipv4_prefixes of this home agent"));
+            }
         }
         let mut machines = self.machines.lock().await;
         let kept = (prefix.address(), prefix.len());
@@ -131,12 +145,18 @@ impl Home {
                 machine.take_over(self.agent.binding(vm).await.map_err(|error| error.to_string())?);
                 machine
             }
-            None if peer == holder => {
-                Machine { prefix: kept, holder, epoch, bound: false, user_plane: None, permits: Vec::new() }
-            }
+            None if peer == holder => Machine {
+                prefix: kept,
+                ipv4,
+                holder,
+                epoch,
+                bound: false,
+                user_plane: None,
+                permits: Vec::new(),
+            },
             None => return Err("it was never registered by its present owner".to_owned()),
         };
-        machine.judge(peer, kept, epoch, holder)?;
+        machine.judge(peer, (kept, ipv4), epoch, holder)?;
         let wanted = Permit { epoch, gateway, holder, spi: random_spi(), key: Secret(random()) };
         let (permit, over) = machine.permit(wanted);
         for spi in over {
@@ -199,6 +219,7 @@ impl Home {
             list.push(serde_json::json!({
                 "vm": vm,
                 "prefix": format!("{address}/{len}"),
+                "ipv4": machine.ipv4.map(|(address, len)| format!("{address}/{len}")),
                 "owner": machine.holder,
                 "epoch": machine.epoch,
                 "care_of": binding.map(|binding| binding.care_of),
@@ -253,7 +274,7 @@ impl Machine {
     fn judge(
         &self,
         peer: Fingerprint,
-        prefix: (Ipv6Addr, u8),
+        (prefix, ipv4): ((Ipv6Addr, u8), Option<(Ipv4Addr, u8)>),
         epoch: u64,
         holder: Fingerprint,
     ) -> Result<(), String> {
@@ -262,6 +283,13 @@ impl Machine {
         if self.prefix != prefix {
             let (address, len) = self.prefix;
             return Err(format!("it has prefix {address}/{len} already"));
+        }
+        if self.ipv4 != ipv4 {
+            let has =
+                self.ipv4.map_or_else(|| "none".to_owned(), |(address, len)| format!("{address}/{len}"));
+            return Err(format!(
+                "its IPv4 address is {has} here: to change that, `longhaul addresses --release` it on the home agent first"
+            ));
         }
         if peer != self.holder && !is_successor {
             return Err(format!(
@@ -298,6 +326,7 @@ impl Machine {
             key: SharedKey::new(permit.spi, Algorithm::HmacSha256_128, &permit.key.0),
             node: vm.as_bytes().to_vec(),
             prefix: Ipv6Prefix::new(address, len.min(128)).expect("at most 128"),
+            ipv4: self.ipv4.and_then(|(address, len)| Ipv4Interface::new(address, len)),
             registrant: Registrant::Gateway { address: permit.gateway, epoch: permit.epoch },
         }
     }
@@ -308,6 +337,15 @@ fn parse_prefix(text: &str, path: &Path) -> Result<Ipv6Prefix, ConfigError> {
         Ipv6Prefix::new(address.parse().ok()?, len.parse().ok()?).filter(|prefix| prefix.to_string() == text)
     });
     let what = || format!("home_agent.prefixes: {text:?} is no IPv6 prefix as 2001:db8:f::/48");
+    parsed.ok_or_else(|| ConfigError::Value { path: path.to_owned(), what: what() })
+}
+
+fn parse_ipv4_prefix(text: &str, path: &Path) -> Result<Ipv6Prefix, ConfigError> {
+    let parsed = text.split_once('/').and_then(|(address, len)| {
+        let (address, len): (Ipv4Addr, u8) = (address.parse().ok()?, len.parse().ok()?);
+        Ipv6Prefix::of_ipv4(address, len).filter(|prefix| prefix.as_ipv4() == Some((address, len)))
+    });
+    let what = || format!("home_agent.ipv4_prefixes: {text:?} is no IPv4 prefix as 198.51.100.0/24");
     parsed.ok_or_else(|| ConfigError::Value { path: path.to_owned(), what: what() })
 }
 

@@ -10,7 +10,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -113,6 +113,9 @@ pub struct NetworkDefinition {
     pub mac: String,
     /// The VM's home network prefix, as `2001:db8:f:1::/64`.
     pub prefix: String,
+    /// The VM's IPv4 address with the length of its network's prefix, as `198.51.100.10/24`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<String>,
 }
 
 impl NetworkDefinition {
@@ -130,6 +133,13 @@ impl NetworkDefinition {
         let (address, len): (Ipv6Addr, u8) = (address.parse().ok()?, len.parse().ok()?);
         let beyond = u128::MAX.checked_shr(u32::from(len)).unwrap_or(0);
         ((48..=128).contains(&len) && u128::from(address) & beyond == 0).then_some((address, len))
+    }
+
+    /// The IPv4 address, and the length of its network's prefix in bits.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {
+        // What exists is valid.
+        parse_ipv4(self.ipv4.as_deref()?)
     }
 }
 
@@ -284,6 +294,10 @@ enum FieldError {
         "network.prefix = {0:?}: use an IPv6 prefix of 48 to 128 bits as in 2001:db8:f:1::/64, no bits behind it"
     )]
     Prefix(String),
+    #[error(
+        "network.ipv4 = {0:?}: use the address of one host with its network's prefix of 8 to 32 bits, as in 198.51.100.10/24"
+    )]
+    Ipv4(String),
     #[error("qemu.{0} is empty: leave it out for the default")]
     Empty(&'static str),
     #[error("qemu.{0} needs qemu.kernel")]
@@ -412,7 +426,22 @@ fn check_network(network: &NetworkDefinition) -> Result<(), FieldError> {
     if mac.len() != 17 || parse_mac(mac).is_none_or(|octets| octets[0] % 2 == 1) {
         return Err(FieldError::Mac(shorten(mac)));
     }
-    network.prefix().map(drop).ok_or_else(|| FieldError::Prefix(shorten(&network.prefix)))
+    network.prefix().ok_or_else(|| FieldError::Prefix(shorten(&network.prefix)))?;
+    match &network.ipv4 {
+        Some(text) if parse_ipv4(text).is_none() => Err(FieldError::Ipv4(shorten(text))),
+        _ => Ok(()),
+    }
+}
+
+/// A host's address: neither its network's own nor that for all in it.
+fn parse_ipv4(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, len) = text.split_once('/')?;
+    let (address, len): (Ipv4Addr, u8) = (address.parse().ok()?, len.parse().ok()?);
+    let host_bits = u32::MAX.checked_shr(len.into()).unwrap_or(0);
+    let host = u32::from(address) & host_bits;
+    let is_host = len > 30 || (host != 0 && host != host_bits);
+    let is_special = address.is_loopback() || address.is_multicast() || address.octets()[0] % 240 == 0;
+    ((8..=32).contains(&len) && is_host && !is_special).then_some((address, len))
 }
 
 fn check_qemu(qemu: &QemuDefinition) -> Result<(), FieldError> {

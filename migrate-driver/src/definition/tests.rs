@@ -123,3 +123,37 @@ fn a_network_is_checked_before_it_gets_near_a_command_line() {
         assert!(message.contains("network."), "{message}");
     }
 }
+
+#[test]
+fn an_ipv4_address_is_that_of_one_host() {
+    let with = |ipv4: &str| {
+        let network = "interface = 'tap0'\nmac = '52:54:00:12:34:56'\nprefix = '2001:db8:f:1::/64'";
+        let toml = format!("name = 'web'\nmemory_mib = 64\n[network]\n{network}\nipv4 = '{ipv4}'\n");
+        VmDefinition::parse(&toml, Path::new("web.toml"))
+    };
+    for (text, address, len) in
+        [("198.51.100.10/24", [198, 51, 100, 10], 24), ("10.0.0.255/8", [10, 0, 0, 255], 8)]
+    {
+        let good = with(text).unwrap();
+        assert_eq!(good.network.as_ref().unwrap().ipv4(), Some((address.into(), len)));
+        assert_eq!(VmDefinition::parse(&good.to_toml().unwrap(), Path::new("web.toml")).unwrap(), good);
+    }
+    assert!(with("198.51.100.0/32").is_ok() && with("198.51.100.1/31").is_ok());
+    for bad in [
+        "",
+        "198.51.100.10",
+        "198.51.100.10/33",
+        "198.51.100.10/7",
+        "198.51.100.0/24",
+        "198.51.100.255/24",
+        "127.0.0.1/8",
+        "224.0.0.5/24",
+        "0.0.0.1/8",
+        "240.0.0.1/8",
+        "255.255.255.255/32",
+        "2001:db8::1/24",
+    ] {
+        let message = with(bad).unwrap_err().to_string();
+        assert!(message.contains("network.ipv4"), "{message}");
+    }
+}

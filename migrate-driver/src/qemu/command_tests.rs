@@ -75,6 +75,7 @@ fn the_network_that_moves_with_the_machine() {
         interface: "tap-web".into(),
         mac: "52:54:00:12:34:56".into(),
         prefix: "2001:db8:f:1::/64".into(),
+        ipv4: None,
     });
     let got = line(&definition, "/run/web", Purpose::Incoming).join(" ");
     let expected = "-netdev tap,id=home,ifname=tap-web,script=no,downscript=no \

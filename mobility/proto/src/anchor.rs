@@ -23,7 +23,7 @@ mod node;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::auth::{Covered, SharedKey};
@@ -63,6 +63,8 @@ pub struct Authorization {
     pub node: Vec<u8>,
     /// What is its own: a prefix, or its home address with 128 bits.
     pub prefix: Ipv6Prefix,
+    /// Its IPv4 home address, if it has one (RFC 5844).
+    pub ipv4: Option<Ipv4Interface>,
     /// Who holds the key.
     pub registrant: Registrant,
 }
@@ -90,6 +92,9 @@ pub enum AuthorizeError {
     /// The mobile node has another prefix, or another mobile node has a part of this one.
     #[error("prefix {0} is, in part, another mobile node's, or this one has another")]
     Prefix(Ipv6Prefix),
+    /// Another mobile node has the IPv4 address, or this one has another.
+    #[error("the IPv4 address {0} is another mobile node's, or this one has another, or none")]
+    Ipv4(Ipv4Addr),
     /// The identifier fits no option.
     #[error("a mobile node's identifier has 1 to 254 bytes, this one has {0}")]
     Identifier(usize),
@@ -118,7 +123,7 @@ impl Place {
     }
 }
 
-/// What is to be done, in this order.
+/// What is to be done, in this order. A mobile node with an IPv4 address has two prefixes, and each is told of by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Send what is for the prefix there.
@@ -127,7 +132,8 @@ pub enum Output {
         prefix: Ipv6Prefix,
         /// Where it is reached from now on.
         place: Place,
-        /// Where it was reached until now: what is sent there last is [`end_marker`](crate::inner::end_marker).
+        /// Where the mobile node was reached until now, when nothing more of it is sent there from now on: what is sent last is
+        /// [`end_marker`](crate::inner::end_marker).
         before: Option<Place>,
     },
     /// Take what comes from the prefix from these places, and from no other. A transient binding's is among them
@@ -180,26 +186,25 @@ impl Anchor {
     /// # Errors
     /// [`AuthorizeError`]; nothing has changed then.
     pub fn authorize(&mut self, authorization: Authorization) -> Result<(), AuthorizeError> {
-        let Authorization { key, node: name, prefix, .. } = &authorization;
+        let Authorization { key, node: name, prefix, ipv4, .. } = &authorization;
         if self.keys.contains_key(&key.spi()) {
             return Err(AuthorizeError::SpiInUse(key.spi()));
         }
         if !(1..=254).contains(&name.len()) {
             return Err(AuthorizeError::Identifier(name.len()));
         }
-        let others = [
-            self.prefixes.range(..=prefix.address()).next_back(),
-            self.prefixes.range(prefix.address()..).next(),
-        ];
-        let overlap =
-            |other: Ipv6Prefix| other.contains(prefix.address()) || prefix.contains(other.address());
-        for (other, owner) in others.into_iter().flatten().map(|(_, entry)| entry) {
-            if overlap(*other) && (owner, other) != (name, prefix) {
-                return Err(AuthorizeError::Prefix(*prefix));
-            }
+        if self.is_anothers(name, *prefix) {
+            return Err(AuthorizeError::Prefix(*prefix));
+        }
+        if let Some(ipv4) = ipv4.filter(|ipv4| self.is_anothers(name, ipv4.host())) {
+            return Err(AuthorizeError::Ipv4(ipv4.address()));
         }
         match self.nodes.get(name) {
             Some(node) if node.prefix != *prefix => return Err(AuthorizeError::Prefix(*prefix)),
+            Some(node) if node.ipv4 != *ipv4 => {
+                let either = ipv4.or(node.ipv4).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Interface::address);
+                return Err(AuthorizeError::Ipv4(either));
+            }
             Some(node) if node.grants.len() >= MAX_KEYS_PER_NODE => return Err(AuthorizeError::TooManyKeys),
             None if self.nodes.len() >= self.config.max_nodes => {
                 return Err(AuthorizeError::Full(self.config.max_nodes));
@@ -207,10 +212,24 @@ impl Anchor {
             _ => {}
         }
         self.keys.insert(key.spi(), name.clone());
-        self.prefixes.insert(prefix.address(), (*prefix, name.clone()));
-        let node = self.nodes.entry(name.clone()).or_insert_with(|| Node::new(name.clone(), *prefix));
+        let node = self.nodes.entry(name.clone()).or_insert_with(|| Node::new(name.clone(), *prefix, *ipv4));
+        for prefix in node.prefixes() {
+            self.prefixes.insert(prefix.address(), (prefix, name.clone()));
+        }
         node.grants.push(Grant::new(authorization));
         Ok(())
+    }
+
+    /// Whether another than this mobile node has a part of the prefix.
+    fn is_anothers(&self, name: &[u8], prefix: Ipv6Prefix) -> bool {
+        let others = [
+            self.prefixes.range(..=prefix.address()).next_back(),
+            self.prefixes.range(prefix.address()..).next(),
+        ];
+        let overlap =
+            |other: Ipv6Prefix| other.contains(prefix.address()) || prefix.contains(other.address());
+        let mut others = others.into_iter().flatten().map(|(_, entry)| entry);
+        others.any(|(other, owner)| overlap(*other) && (owner.as_slice(), *other) != (name, prefix))
     }
 
     /// The key with this SPI is worth nothing from now on. A binding made with it ends; with its last key a mobile node is
@@ -221,7 +240,9 @@ impl Anchor {
         if let Some(node) = self.nodes.get(&name)
             && node.grants.is_empty()
         {
-            self.prefixes.remove(&node.prefix.address());
+            for prefix in node.prefixes() {
+                self.prefixes.remove(&prefix.address());
+            }
             self.nodes.remove(&name);
         }
     }
@@ -330,13 +351,15 @@ impl Anchor {
 
     /// The prefixes that are bound.
     pub fn bound(&self) -> impl Iterator<Item = Ipv6Prefix> {
-        self.nodes.values().filter(|node| node.active.is_some()).map(|node| node.prefix)
+        self.nodes.values().filter(|node| node.active.is_some()).flat_map(Node::prefixes)
     }
 
-    /// Where a packet for this address is to be sent.
+    /// Where a packet for this address is to be sent. A gateway takes IPv4 packets at its own address, as we do: addresses for
+    /// tunnels alone are for tunnels of the kernel, and those carry IPv6.
     #[must_use]
     pub fn care_of(&self, address: Ipv6Addr) -> Option<Ipv6Addr> {
-        Some(self.node_of(address)?.active.as_ref()?.place().tunnel_end())
+        let place = self.node_of(address)?.active.as_ref()?.place();
+        Some(if address.to_ipv4_mapped().is_some() { place.care_of } else { place.tunnel_end() })
     }
 
     /// Whether a packet of this address may come from there: from where it is reached, or will be (RFC 6058 section 4.2).
@@ -362,7 +385,8 @@ impl Anchor {
         work(node, &self.config, &mut self.outputs);
         let places = node.places();
         if places != before {
-            self.outputs.push_back(Output::TakeFrom { prefix: node.prefix, places });
+            let told = node.prefixes().map(|prefix| Output::TakeFrom { prefix, places: places.clone() });
+            self.outputs.extend(told);
         }
         if let Some(deadline) = node.deadline() {
             self.deadlines.insert((deadline, name.to_vec()));

@@ -67,6 +67,15 @@ pub struct Grant {
     pub node: Vec<u8>,
     /// What is its own.
     pub prefix: Ipv6Prefix,
+    /// Its IPv4 home address, if it has one (RFC 5844).
+    pub ipv4: Option<Ipv4Interface>,
+}
+
+impl Grant {
+    /// All that is its own.
+    fn prefixes(&self) -> impl Iterator<Item = Ipv6Prefix> + use<> {
+        self.ipv4.map(Ipv4Interface::host).into_iter().chain([self.prefix])
+    }
 }
 
 /// What has happened, for the owner of the virtual machines.
@@ -97,10 +106,10 @@ pub enum Output {
     Tunnel {
         /// The anchor, or another gateway.
         to: Ipv6Addr,
-        /// An IPv6 packet.
+        /// A packet of IPv6, or of IPv4.
         packet: Vec<u8>,
     },
-    /// Give this IPv6 packet to the virtual machine that its destination belongs to.
+    /// Give this packet to the virtual machine that its destination belongs to.
     Deliver(Vec<u8>),
     /// Tell the virtual machine at once who its router is: it has just come.
     Advertise {
@@ -344,9 +353,10 @@ impl Gateway {
 
     /// Takes a packet that a virtual machine has sent.
     pub fn handle_guest(&mut self, packet: Vec<u8>) {
-        let to = self.anchor_at;
-        let source = Inner::parse(&packet).map(|inner| inner.source);
-        let node = source.and_then(|source| node_of(&self.prefixes, &mut self.nodes, source));
+        let inner = Inner::parse(&packet);
+        // What is at an address for tunnels alone takes IPv6.
+        let to = if inner.is_some_and(|inner| inner.is_ipv4()) { self.config.anchor } else { self.anchor_at };
+        let node = inner.and_then(|inner| node_of(&self.prefixes, &mut self.nodes, inner.source));
         if node.is_some_and(|node| node.is_here()) {
             self.outputs.push_back(Output::Tunnel { to, packet });
         } else {
@@ -415,9 +425,11 @@ impl Gateway {
     fn insert(&mut self, now: Duration, unix_ns: u64, node: Node) {
         let name = node.name().to_vec();
         if let Some(before) = self.nodes.get(&name) {
-            self.prefixes.remove(&before.grant.prefix.address());
+            before.grant.prefixes().for_each(|prefix| drop(self.prefixes.remove(&prefix.address())));
         }
-        self.prefixes.insert(node.grant.prefix.address(), name.clone());
+        for prefix in node.grant.prefixes() {
+            self.prefixes.insert(prefix.address(), name.clone());
+        }
         self.nodes.insert(name.clone(), node);
         self.change(&name, now, unix_ns, |_, _, _| {});
     }
@@ -434,7 +446,7 @@ impl Gateway {
         work(node, &self.config, &mut self.outputs);
         node.timeout(now, unix_ns, &self.config, &mut self.outputs);
         if node.is_over() {
-            self.prefixes.remove(&node.grant.prefix.address());
+            node.grant.prefixes().for_each(|prefix| drop(self.prefixes.remove(&prefix.address())));
             self.dropped.overflow += node.waiting();
             self.nodes.remove(name);
             let happened = Happened::Forgotten;
@@ -449,7 +461,7 @@ fn node_of<'a>(
     address: Ipv6Addr,
 ) -> Option<&'a mut Node> {
     let (_, name) = prefixes.range(..=address).next_back()?;
-    nodes.get_mut(name).filter(|node| node.grant.prefix.contains(address))
+    nodes.get_mut(name).filter(|node| node.grant.prefixes().any(|prefix| prefix.contains(address)))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The ways of guests' packets through a gateway's host: what the kernel carries, and what passes through this program. When
 //! which is right stands in [`crate::tunnels`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -94,6 +94,13 @@ impl Ways {
         self.tunnels.clear_but(|peer| *peer == anchor).await
     }
 
+    /// Guests' IPv4 packets come to this program, and go to guests from there: always, for what tunnels of the kernel carry is
+    /// IPv6.
+    pub(super) async fn carry_ipv4(&self) -> Result<(), AgentError> {
+        let (name, index) = &self.program;
+        self.links.carry_ipv4((name, *index)).await
+    }
+
     /// Has what comes for a guest carried by whoever may; `index` is its interface's.
     pub(super) async fn assign(
         &mut self,
@@ -175,12 +182,18 @@ impl Ways {
         Ok(())
     }
 
-    /// Removes what a crash has left for others than the guests at these interfaces.
-    pub(super) async fn keep_only<'a>(&self, guests: impl Iterator<Item = &'a str>) -> Result<(), LinkError> {
-        let mut keep = self.tunnels.names();
+    /// Removes what a crash has left for others than the guests with these links.
+    pub(super) async fn keep_only<'a>(
+        &self,
+        guests: impl Iterator<Item = &'a Link>,
+    ) -> Result<(), LinkError> {
+        let (mut keep, mut addresses) = (self.tunnels.names(), HashSet::new());
         keep.insert(self.program.0.clone());
-        keep.extend(guests.map(str::to_owned));
-        self.links.clear_guests_but(&keep).await
+        for link in guests {
+            keep.insert(link.interface.clone());
+            addresses.extend(link.ipv4);
+        }
+        self.links.clear_guests_but(&keep, &addresses).await
     }
 
     /// Takes everything back.

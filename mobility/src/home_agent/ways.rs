@@ -46,13 +46,19 @@ impl Ways {
         self.plane() != DataPlane::Tun
     }
 
+    /// Whether the kernel carries packets of this prefix. Those of IPv4 pass through this program, which judges their sources: a
+    /// routing table of the kernel does that for IPv6 only.
+    fn is_for_kernel(&self, prefix: Ipv6Prefix) -> bool {
+        self.is_in_kernel() && prefix.as_ipv4().is_none()
+    }
+
     pub(super) fn taken_twice(&self) -> Vec<Ipv6Addr> {
         self.tunnels.taken_twice()
     }
 
     /// What is for the prefix goes there from now on.
     pub(super) async fn switch(&mut self, prefix: Ipv6Prefix, place: Place) -> Result<(), LinkError> {
-        if !self.is_in_kernel() {
+        if !self.is_for_kernel(prefix) {
             return Ok(());
         }
         let tunnel = self.tunnel_to(place).await.unwrap_or_else(|error| {
@@ -66,7 +72,7 @@ impl Ways {
     /// What is for the prefix goes nowhere.
     pub(super) async fn remove(&self, prefix: Ipv6Prefix) -> Result<(), LinkError> {
         match self.prefixes.contains(&prefix) {
-            _ if !self.is_in_kernel() => Ok(()),
+            _ if !self.is_for_kernel(prefix) => Ok(()),
             true => self.links.route(MAIN, prefix, Way::Interface(self.program)).await,
             false => self.links.unroute(MAIN, prefix).await,
         }
@@ -74,6 +80,9 @@ impl Ways {
 
     /// What comes from the prefix may come from these places, and from no other.
     pub(super) async fn take_from(&mut self, prefix: Ipv6Prefix, places: &[Place]) -> Result<(), LinkError> {
+        if !self.is_for_kernel(prefix) {
+            return Ok(());
+        }
         let mut allowed = BTreeSet::new();
         for place in places {
             if let Some((peer, tunnel)) = self.tunnel_to(*place).await? {

@@ -10,13 +10,11 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHe
 use rtnetlink::packet_route::rule::{RuleAction, RuleFlags};
 use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder, RuleAddRequest};
 
-use super::{CARE_OF, HOME, Links, PRIORITY, Result, Way, failed};
+use super::{CARE_OF, HOME, Links, OWN, PRIORITY, Result, Way, failed};
 
 /// A rule with this flag is for packets whose source is not chosen yet, too, if it would be chosen as the rule says
 /// (linux/fib_rules.h, FIB_RULE_FIND_SADDR).
 const FIND_SOURCE: RuleFlags = RuleFlags::from_bits_retain(0x0001_0000);
-/// What this host itself sends seems to come in here.
-const OWN: &str = "lo";
 
 impl Links {
     /// Puts the home address on the tunnel interface, and what is from there into the tunnel.

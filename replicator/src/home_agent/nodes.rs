@@ -47,6 +47,7 @@ impl Nodes {
                 key: node.shared_key(),
                 node: name.as_bytes().to_vec(),
                 prefix: nodes.prefix(node),
+                ipv4: None,
                 registrant: Registrant::MobileNode,
             };
             let authorized = agent.authorize(authorization).await?;

@@ -1,6 +1,8 @@
 use super::*;
 
 const PREFIX: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0), 64);
+/// All that is the machine's own.
+const OWN: ((Ipv6Addr, u8), Option<(Ipv4Addr, u8)>) = (PREFIX, None);
 
 fn platform(number: u8) -> Fingerprint {
     Fingerprint::from([number; 32])
@@ -19,6 +21,7 @@ fn permit(epoch: u64, number: u8, spi: u32) -> Permit {
 fn machine() -> Machine {
     Machine {
         prefix: PREFIX,
+        ipv4: None,
         holder: platform(1),
         epoch: 1,
         bound: true,
@@ -35,28 +38,34 @@ fn bound(epoch: u64, number: u8) -> Option<Binding> {
 fn only_the_owner_and_whom_it_names_get_permits() {
     let mut machine = machine();
     let (one, two, three) = (platform(1), platform(2), platform(3));
-    assert_eq!(machine.judge(one, PREFIX, 1, one), Ok(()));
-    assert_eq!(machine.judge(one, PREFIX, 2, two), Ok(()));
+    assert_eq!(machine.judge(one, OWN, 1, one), Ok(()));
+    assert_eq!(machine.judge(one, OWN, 2, two), Ok(()));
     for (peer, epoch, holder) in
         [(two, 2, two), (three, 9, three), (two, 1, two), (one, 0, one), (one, 1, two)]
     {
-        assert!(machine.judge(peer, PREFIX, epoch, holder).is_err(), "{peer} for {holder} in {epoch}");
+        assert!(machine.judge(peer, OWN, epoch, holder).is_err(), "{peer} for {holder} in {epoch}");
     }
     let other = (gateway(9), 64);
-    assert!(machine.judge(one, other, 1, one).unwrap_err().contains("2001:db8:f:1::/64"));
+    assert!(machine.judge(one, (other, None), 1, one).unwrap_err().contains("2001:db8:f:1::/64"));
+    let ipv4 = Some((Ipv4Addr::new(198, 51, 100, 10), 24));
+    assert!(machine.judge(one, (PREFIX, ipv4), 1, one).unwrap_err().contains("none"));
+    machine.ipv4 = ipv4;
+    assert_eq!(machine.judge(one, (PREFIX, ipv4), 1, one), Ok(()));
+    assert!(machine.judge(one, OWN, 1, one).unwrap_err().contains("198.51.100.10/24"));
+    machine.ipv4 = None;
 
     // The successor that was named may ask once more for itself, as after a restart; still nobody else.
     machine.permit(permit(2, 2, 301));
-    assert_eq!(machine.judge(two, PREFIX, 2, two), Ok(()));
-    assert!(machine.judge(two, PREFIX, 2, three).is_err());
-    assert!(machine.judge(two, PREFIX, 3, two).is_err());
+    assert_eq!(machine.judge(two, OWN, 2, two), Ok(()));
+    assert!(machine.judge(two, OWN, 2, three).is_err());
+    assert!(machine.judge(two, OWN, 3, two).is_err());
     // Until it is bound the owner is the same.
     machine.take_over(bound(1, 1));
     assert_eq!(machine.holder, one);
     machine.take_over(bound(2, 2));
     assert_eq!((machine.holder, machine.epoch), (two, 2));
-    assert!(machine.judge(one, PREFIX, 3, one).is_err(), "it has given the machine away");
-    assert_eq!(machine.judge(two, PREFIX, 3, one), Ok(()));
+    assert!(machine.judge(one, OWN, 3, one).is_err(), "it has given the machine away");
+    assert_eq!(machine.judge(two, OWN, 3, one), Ok(()));
     // Whoever was bound last stays the owner when the binding ends.
     machine.take_over(None);
     assert_eq!((machine.holder, machine.epoch, machine.bound), (two, 2, false));

@@ -218,7 +218,7 @@ fn an_acknowledgement(peer: &mut Peer) -> Result<()> {
         });
         let prefix = Ipv6Prefix::new(home, 128).context("128 is a length")?;
         let (node, registrant) = (b"kernel".to_vec(), Registrant::MobileNode);
-        anchor.authorize(Authorization { key: key(), node: node.clone(), prefix, registrant })?;
+        anchor.authorize(Authorization { key: key(), node: node.clone(), prefix, ipv4: None, registrant })?;
         let mut mobile = MobileNode::new(node::Config {
             home_address: home,
             home_agent: CARE_OF,

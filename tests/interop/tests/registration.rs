@@ -34,7 +34,7 @@ fn home_agent(algorithm: Algorithm) -> Result<Anchor> {
     });
     let prefix = Ipv6Prefix::new(HOME, 128).context("128 is a length")?;
     let (key, node, registrant) = (key(algorithm), NAME.as_bytes().to_vec(), Registrant::MobileNode);
-    anchor.authorize(Authorization { key, node, prefix, registrant })?;
+    anchor.authorize(Authorization { key, node, prefix, ipv4: None, registrant })?;
     Ok(anchor)
 }
 

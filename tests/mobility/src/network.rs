@@ -1,6 +1,6 @@
 //! The namespaces of the lab, how they are joined, and the guest that moves.
 
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -12,7 +12,7 @@ use mobility::access::{self, AccessGateway, Grant, Link};
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::home_agent::{self, HomeAgent};
-use mobility::wire::Ipv6Prefix;
+use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use mobility::{DataPlane, PlaneChoice};
 
 use crate::agents::Running;
@@ -21,6 +21,8 @@ use crate::wires::{Host, Wires, user_plane};
 
 /// The guest's address, which it keeps.
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
+/// The guest's IPv4 address, which it keeps too.
+pub const HOME_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// The guest's address that no gateway knows.
 const PLAIN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xe, 1, 0, 0, 0, 0x10);
 /// The guest's identifier.
@@ -38,13 +40,14 @@ pub fn prefix() -> Ipv6Prefix {
 #[must_use]
 pub fn grant(epoch: u64) -> Grant {
     let key = SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, &[epoch as u8; 32]);
-    Grant { key, node: NODE.as_bytes().to_vec(), prefix: prefix() }
+    Grant { key, node: NODE.as_bytes().to_vec(), prefix: prefix(), ipv4: Ipv4Interface::new(HOME_IPV4, 24) }
 }
 
 /// The link to the guest.
 #[must_use]
 pub fn link() -> Link {
-    Link { interface: TAP.to_owned(), prefix: prefix(), link_layer: Some([2, 0, 0, 0, 0, 0x10]) }
+    let link_layer = Some([2, 0, 0, 0, 0, 0x10]);
+    Link { interface: TAP.to_owned(), prefix: prefix(), ipv4: Some(HOME_IPV4), link_layer }
 }
 
 /// One of the two platforms.
@@ -118,6 +121,9 @@ impl Network {
         guest.ip("link set br0 address 02:00:00:00:00:10 up")?;
         guest.ip(&format!("address add {HOME}/64 dev br0 nodad"))?;
         guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
+        guest.ip(&format!("address add {HOME_IPV4}/24 dev br0"))?;
+        // There is none of this address.
+        guest.ip("route add default via 198.51.100.1")?;
 
         let home_agent = start_home_agent(&anchor, at_home)?;
         let platforms = [platform(a, &guest, "port-a", at_first)?, platform(b, &guest, "port-b", at_second)?];
@@ -142,6 +148,12 @@ impl Network {
         (HOME, port).into()
     }
 
+    /// Where it sends to over IPv4.
+    #[must_use]
+    pub fn target_ipv4(port: u16) -> SocketAddr {
+        (HOME_IPV4, port).into()
+    }
+
     /// Lets `platform` register the guest in `epoch`.
     ///
     /// # Errors
@@ -155,9 +167,9 @@ impl Network {
     /// # Errors
     /// What the home agent says.
     pub async fn authorize_for(&self, platform: usize, epoch: u64, grant: Grant) -> Result<()> {
-        let Grant { key, node, prefix } = grant;
+        let Grant { key, node, prefix, ipv4 } = grant;
         let registrant = Registrant::Gateway { address: self.platforms[platform].address, epoch };
-        let authorization = Authorization { key, node, prefix, registrant };
+        let authorization = Authorization { key, node, prefix, ipv4, registrant };
         Ok(self.home_agent.handle.authorize(authorization).await??)
     }
 
@@ -198,7 +210,7 @@ impl Network {
         }
         let Platform { namespace, gateway, .. } = &self.platforms[platform];
         join((namespace, name, ""), (&guest, "eth0", ""))?;
-        let link = Link { interface: name.to_owned(), prefix, link_layer: None };
+        let link = Link { interface: name.to_owned(), prefix, ipv4: None, link_layer: None };
         gateway.handle.attach(name, link).await?;
         Ok(Arc::new(guest))
     }
@@ -260,7 +272,10 @@ fn start_home_agent(namespace: &Arc<Namespace>, plane: DataPlane) -> Result<Runn
 pub fn home_agent_config(plane: DataPlane) -> home_agent::Config {
     home_agent::Config {
         address: ANCHOR,
-        prefixes: vec![Ipv6Prefix::new(HOME, 48).expect("48 is a length")],
+        prefixes: vec![
+            Ipv6Prefix::new(HOME, 48).expect("48 is a length"),
+            Ipv6Prefix::of_ipv4(HOME_IPV4, 24).expect("24 is a length"),
+        ],
         interface: "lh-anchor".to_owned(),
         plane: PlaneChoice::Only(plane),
         user_plane: Some(user_plane(ANCHOR)),

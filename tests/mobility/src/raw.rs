@@ -1,6 +1,6 @@
 //! Packets that no honest host sends, and the raw sockets to send and to hear them. Never checks what it sends.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::network::ANCHOR;
 pub const SIGNALLING: u8 = 135;
 /// IPv6 in IPv6.
 pub const TUNNEL: u8 = 41;
+/// IPv4 in IPv6.
+pub const TUNNEL_IPV4: u8 = 4;
 /// ICMPv6.
 pub const ICMPV6: u8 = 58;
 /// UDP.
@@ -135,6 +137,20 @@ pub fn udp(from: Ipv6Addr, to: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
     let folded = !((sum & 0xffff) + (sum >> 16)) as u16;
     datagram[6..8].copy_from_slice(&folded.to_be_bytes());
     packet(from, to, UDP, &datagram)
+}
+
+/// An IPv4 packet with a UDP datagram in it, which has no checksum.
+#[must_use]
+pub fn udp_ipv4(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len()) as u16;
+    let mut packet = [&[0x45, 0][..], &(20 + len).to_be_bytes(), &[0, 0, 0, 0, 64, UDP, 0, 0]].concat();
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let sum = sum(&packet);
+    packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    packet.extend([port.to_be_bytes(), port.to_be_bytes(), len.to_be_bytes(), [0; 2]].concat());
+    packet.extend(payload);
+    packet
 }
 
 fn sum(bytes: &[u8]) -> u32 {

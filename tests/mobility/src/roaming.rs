@@ -104,7 +104,7 @@ pub fn key() -> SharedKey {
 #[must_use]
 pub fn authorization() -> Authorization {
     let prefix = Ipv6Prefix::new(HOME, 128).expect("128 is a length");
-    Authorization { key: key(), node: NAI.into(), prefix, registrant: Registrant::MobileNode }
+    Authorization { key: key(), node: NAI.into(), prefix, ipv4: None, registrant: Registrant::MobileNode }
 }
 
 impl ForeignLinks {

@@ -76,7 +76,8 @@ impl Stream {
                 Ok(heard)
             }
         });
-        let socket = from.enter(|| UdpSocket::bind("[::]:0"))??;
+        let socket =
+            from.enter(|| UdpSocket::bind(if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }))??;
         let sender = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {

@@ -49,8 +49,8 @@ pub struct Wires {
 /// What the kernel says.
 pub fn namespace() -> Result<Arc<Namespace>> {
     let namespace = Namespace::new()?;
-    for name in ["all/forwarding", "default/forwarding"] {
-        namespace.sysctl(&format!("net/ipv6/conf/{name}"), "1")?;
+    for name in ["ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding", "ipv4/ip_forward"] {
+        namespace.sysctl(&format!("net/{name}"), "1")?;
     }
     // Nobody here has to find out whether an address is taken.
     namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
@@ -99,6 +99,10 @@ impl Wires {
         };
         join((&anchor, "cn", "2001:db8:c::1/64"), (&correspondent, "anchor", "2001:db8:c::c/64"))?;
         correspondent.ip("-6 route add default via 2001:db8:c::1")?;
+        // Only here is there IPv4.
+        anchor.ip("address add 203.0.113.1/24 dev cn")?;
+        correspondent.ip("address add 203.0.113.12/24 dev anchor")?;
+        correspondent.ip("route add default via 203.0.113.1")?;
         anchor.ip("-6 route add default via 2001:db8:1::2")?;
         edge.ip("-6 route add default via 2001:db8:1::1")?;
         let platforms = [platform(&edge, 0xa)?, platform(&edge, 0xb)?];

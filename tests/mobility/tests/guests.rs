@@ -38,7 +38,7 @@ async fn newcomer(network: &Network, number: u16) -> (Arc<Namespace>, Ipv6Addr) 
     let (name, prefix) = (format!("vm-{number}"), prefix_of(number));
     let guest = network.add_guest(0, &name, prefix).await.unwrap();
     let key = SharedKey::new(2000 + u32::from(number), Algorithm::HmacSha256_128, &number.to_be_bytes());
-    let grant = Grant { key, node: name.into_bytes(), prefix };
+    let grant = Grant { key, node: name.into_bytes(), prefix, ipv4: None };
     network.authorize_for(0, 1, grant.clone()).await.unwrap();
     let mut watch = network.watch(0);
     network.platforms[0].gateway.handle.serve(grant).await.unwrap();

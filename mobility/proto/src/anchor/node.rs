@@ -21,6 +21,7 @@ const REVOCATION_SENDS: u32 = 4;
 pub(super) struct Node {
     pub(super) name: Vec<u8>,
     pub(super) prefix: Ipv6Prefix,
+    pub(super) ipv4: Option<Ipv4Interface>,
     pub(super) grants: Vec<Grant>,
     /// The highest epoch in which it was bound. It stays when the binding ends.
     pub(super) floor: u64,
@@ -95,8 +96,14 @@ impl Grant {
 }
 
 impl Node {
-    pub(super) fn new(name: Vec<u8>, prefix: Ipv6Prefix) -> Self {
-        Self { name, prefix, grants: Vec::new(), floor: 0, active: None, transient: None, revocations: 0 }
+    pub(super) fn new(name: Vec<u8>, prefix: Ipv6Prefix, ipv4: Option<Ipv4Interface>) -> Self {
+        let (grants, active, transient) = Default::default();
+        Self { name, prefix, ipv4, grants, floor: 0, active, transient, revocations: 0 }
+    }
+
+    /// All that is its own, that of IPv6 last.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = Ipv6Prefix> + use<> {
+        self.ipv4.map(Ipv4Interface::host).into_iter().chain([self.prefix])
     }
 
     pub(super) fn grant(&self, spi: u32) -> Option<&Grant> {
@@ -146,7 +153,7 @@ impl Node {
     pub(super) fn timeout(&mut self, now: Duration, config: &Config, outputs: &mut VecDeque<Output>) {
         self.transient.take_if(|transient| transient.expires <= now);
         if self.active.take_if(|active| active.expires <= now).is_some() {
-            outputs.push_back(Output::RemoveRoute { prefix: self.prefix });
+            self.remove_routes(outputs);
         }
         let due = |grant: &Grant| grant.revocation.as_ref().is_some_and(|revocation| revocation.again <= now);
         let due: Vec<u32> = self
@@ -169,8 +176,12 @@ impl Node {
     pub(super) fn end(&mut self, spi: u32, outputs: &mut VecDeque<Output>) {
         self.transient.take_if(|transient| transient.spi == spi);
         if self.active.take_if(|active| active.spi == spi).is_some() {
-            outputs.push_back(Output::RemoveRoute { prefix: self.prefix });
+            self.remove_routes(outputs);
         }
+    }
+
+    fn remove_routes(&self, outputs: &mut VecDeque<Output>) {
+        outputs.extend(self.prefixes().map(|prefix| Output::RemoveRoute { prefix }));
     }
 
     /// Makes `registration` the binding: the route first, then whoever had it is told.
@@ -184,7 +195,10 @@ impl Node {
         let before = self.active.replace(registration);
         let reached = before.as_ref().map(Registration::place);
         if reached != Some(place) {
-            outputs.push_back(Output::SwitchRoute { prefix: self.prefix, place, before: reached });
+            outputs.extend(self.prefixes().map(|prefix| {
+                let is_last = prefix == self.prefix;
+                Output::SwitchRoute { prefix, place, before: reached.filter(|_| is_last) }
+            }));
         }
         if let Some(before) = before.filter(|before| before.spi != spi) {
             self.revocations = self.revocations.wrapping_add(1);

@@ -1,3 +1,5 @@
+mod ipv4;
+
 use std::net::Ipv6Addr;
 
 use proptest::prelude::*;
@@ -49,7 +51,7 @@ impl Gateway {
 
     fn authorization(&self) -> Authorization {
         let registrant = Registrant::Gateway { address: self.address, epoch: self.epoch };
-        Authorization { key: self.key(), node: NAME.to_vec(), prefix: prefix(), registrant }
+        Authorization { key: self.key(), node: NAME.to_vec(), prefix: prefix(), ipv4: None, registrant }
     }
 
     fn covered(&self) -> Covered {
@@ -455,7 +457,13 @@ fn a_mobile_node_registers_itself() {
     let mut anchor = Anchor::new(config());
     let node = NAME.to_vec();
     anchor
-        .authorize(Authorization { key: key.clone(), node, prefix: home, registrant: Registrant::MobileNode })
+        .authorize(Authorization {
+            key: key.clone(),
+            node,
+            prefix: home,
+            ipv4: None,
+            registrant: Registrant::MobileNode,
+        })
         .unwrap();
     let care_of = Ipv6Addr::new(0x2001, 0xdb8, 0x200, 0, 0, 0, 0, 9);
     let covered = Covered { care_of, peer: HOME };

@@ -71,6 +71,14 @@ impl Came<'_> {
         })
     }
 
+    /// The IPv4 home address that a gateway asks for (RFC 5844 section 3.3.1).
+    fn ipv4(&self) -> Option<Ipv4Interface> {
+        self.option(|option| match option {
+            MobilityOption::Ipv4HomeAddressRequest(interface) => Some(*interface),
+            _ => None,
+        })
+    }
+
     fn transient(&self) -> Option<TransientLifetime> {
         self.option(|option| match option {
             MobilityOption::TransientBinding { lifetime, .. } => Some(*lifetime),
@@ -165,7 +173,18 @@ impl Node {
             (_, Some(prefix)) if is_other(prefix) => Err(Status::NOT_AUTHORIZED_FOR_HOME_NETWORK_PREFIX),
             _ if !came.has(OptionType::HANDOFF_INDICATOR) => Err(Status::MISSING_HANDOFF_INDICATOR),
             _ if !came.has(OptionType::ACCESS_TECHNOLOGY_TYPE) => Err(Status::MISSING_ACCESS_TECHNOLOGY_TYPE),
-            _ => Ok(()),
+            _ => self.judge_ipv4(came),
+        }
+    }
+
+    /// RFC 5844 section 3.1.2: the address that is asked for must be the node's own; 0.0.0.0 asks for whichever that is.
+    fn judge_ipv4(&self, came: &Came<'_>) -> Result<(), Status> {
+        match (came.ipv4(), self.ipv4) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Status::NOT_AUTHORIZED_FOR_IPV4_MOBILITY),
+            (Some(asked), _) if asked.address().is_unspecified() => Ok(()),
+            (Some(asked), Some(own)) if asked.address() == own.address() => Ok(()),
+            _ => Err(Status::NOT_AUTHORIZED_FOR_IPV4_HOME_ADDRESS),
         }
     }
 
@@ -246,6 +265,11 @@ impl Node {
             options.push(MobilityOption::HomeNetworkPrefix(self.prefix));
             let user_plane = config.user_plane.map(IpAddr::V6);
             options.extend(user_plane.map(MobilityOption::LmaUserPlaneAddress));
+            if let Some(interface) = self.ipv4.filter(|_| status.is_accepted() && came.ipv4().is_some()) {
+                let status = Ipv4AddressStatus::SUCCESS;
+                options.push(MobilityOption::Ipv4HomeAddressReply { status, interface });
+                options.push(MobilityOption::Ipv4DefaultRouterAddress(interface.router()));
+            }
         }
         options.extend(came.options.iter().filter(echoed).cloned());
         if status == Status::ID_MISMATCH {

@@ -139,6 +139,7 @@ impl Node {
             ];
             let user_plane = config.user_plane.map(IpAddr::V6);
             options.extend(user_plane.map(MobilityOption::LmaUserPlaneAddress));
+            options.extend(self.grant.ipv4.map(MobilityOption::Ipv4HomeAddressRequest));
             if let Wanted::Transient(lifetime) = due.wanted {
                 options.push(MobilityOption::TransientBinding { late_path_switch: true, lifetime });
             }

@@ -2,6 +2,7 @@
 //! correspondent sends a numbered packet every millisecond.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
@@ -12,6 +13,7 @@ use crate::inner::end_marker;
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x10);
+const HOME_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 const CORRESPONDENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 1);
 const NAME: &[u8] = b"vm@example.org";
 const START_NS: u64 = 1_700_000_000_000_000_000;
@@ -27,7 +29,7 @@ fn prefix() -> Ipv6Prefix {
 /// The permission of one epoch.
 fn grant(epoch: u64) -> Grant {
     let key = SharedKey::new(1000 + epoch as u32, Algorithm::HmacSha256_128, &epoch.to_be_bytes());
-    Grant { key, node: NAME.to_vec(), prefix: prefix() }
+    Grant { key, node: NAME.to_vec(), prefix: prefix(), ipv4: Ipv4Interface::new(HOME_IPV4, 24) }
 }
 
 fn inner(source: Ipv6Addr, destination: Ipv6Addr, number: u32) -> Vec<u8> {
@@ -38,8 +40,17 @@ fn inner(source: Ipv6Addr, destination: Ipv6Addr, number: u32) -> Vec<u8> {
     packet
 }
 
+/// The same of IPv4.
+fn inner_ipv4(source: Ipv4Addr, destination: Ipv4Addr, number: u32) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 24, 0, 0, 0, 0, 64, 59, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(number.to_be_bytes());
+    packet
+}
+
 fn number(packet: &[u8]) -> u32 {
-    u32::from_be_bytes(packet[40..].try_into().unwrap())
+    u32::from_be_bytes(*packet.last_chunk().unwrap())
 }
 
 enum Wire {
@@ -86,9 +97,9 @@ fn anchor(config: AnchorConfig) -> Anchor {
     let mut anchor = Anchor::new(config);
     for epoch in 1..=4 {
         let address = gateway_address((epoch as u16 + 1) % 2);
-        let Grant { key, node, prefix } = grant(epoch);
+        let Grant { key, node, prefix, ipv4 } = grant(epoch);
         let registrant = Registrant::Gateway { address, epoch };
-        anchor.authorize(Authorization { key, node, prefix, registrant }).unwrap();
+        anchor.authorize(Authorization { key, node, prefix, ipv4, registrant }).unwrap();
     }
     anchor
 }
@@ -189,8 +200,12 @@ impl World {
         for _ in 0..ms {
             self.now += Duration::from_millis(1);
             self.numbered += 1;
-            if let Some(to) = self.anchor.care_of(HOME) {
-                let packet = inner(CORRESPONDENT, HOME, self.numbered);
+            // Of both versions in turn.
+            let packet = match self.numbered % 2 {
+                0 => inner(CORRESPONDENT, HOME, self.numbered),
+                _ => inner_ipv4(Ipv4Addr::new(203, 0, 113, 1), HOME_IPV4, self.numbered),
+            };
+            if let Some(to) = self.anchor.care_of(Inner::parse(&packet).unwrap().destination) {
                 self.put(ANCHOR, to, Wire::Tunnelled(ANCHOR, packet));
             }
             while let Some(entry) = self.under_way.first_entry()
@@ -438,9 +453,9 @@ fn a_gateway_learns_where_its_anchor_takes_packets() {
     let elsewhere = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x5213);
     let mut world = World::new(5, 5, vec![]);
     world.anchor = Anchor::new(AnchorConfig { user_plane: Some(elsewhere), ..anchor_config() });
-    let Grant { key, node, prefix } = grant(1);
+    let Grant { key, node, prefix, ipv4 } = grant(1);
     let registrant = Registrant::Gateway { address: gateway_address(0), epoch: 1 };
-    world.anchor.authorize(Authorization { key, node, prefix, registrant }).unwrap();
+    world.anchor.authorize(Authorization { key, node, prefix, ipv4, registrant }).unwrap();
     world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
     world.run(100);
     world.with(0, |gateway, now, ns| gateway.serve(now, ns, grant(1)));
@@ -463,17 +478,23 @@ fn a_lost_end_marker_only_costs_the_settling_time() {
 fn a_guest_sends_only_what_is_its_own_and_only_while_it_is_here() {
     let mut world = served(5, 5, vec![]);
     let before = world.gateways[0].dropped().foreign;
-    world.with(0, |gateway, _, _| gateway.handle_guest(inner(HOME, CORRESPONDENT, 1)));
+    let elsewhere = Ipv4Addr::new(203, 0, 113, 1);
+    world.with(0, |gateway, _, _| {
+        gateway.handle_guest(inner(HOME, CORRESPONDENT, 1));
+        gateway.handle_guest(inner_ipv4(HOME_IPV4, elsewhere, 1));
+    });
     assert_eq!(world.gateways[0].dropped().foreign, before);
     world.with(0, |gateway, now, _| {
         gateway.handle_guest(inner(CORRESPONDENT, HOME, 1));
+        gateway.handle_guest(inner_ipv4(elsewhere, HOME_IPV4, 1));
+        gateway.handle_guest(inner_ipv4(Ipv4Addr::new(198, 51, 100, 11), elsewhere, 1));
         gateway.handle_guest(vec![0x60; 39]);
         gateway.handle_guest(vec![]);
         // Neither may another gateway send to it in a tunnel.
         gateway.handle_tunnelled(now, gateway_address(1), inner(CORRESPONDENT, HOME, 0));
         gateway.handle_tunnelled(now, ANCHOR, inner(CORRESPONDENT, gateway_address(3), 0));
     });
-    assert_eq!(world.gateways[0].dropped().foreign, before + 5);
+    assert_eq!(world.gateways[0].dropped().foreign, before + 7);
     assert!(!world.all_delivered().contains(&0));
 }
 

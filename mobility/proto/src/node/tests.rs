@@ -45,7 +45,9 @@ fn anchor(started_unix_ns: u64) -> Anchor {
     });
     let prefix = Ipv6Prefix::new(HOME, 128).unwrap();
     let registrant = Registrant::MobileNode;
-    anchor.authorize(Authorization { key: key(), node: NAME.to_vec(), prefix, registrant }).unwrap();
+    anchor
+        .authorize(Authorization { key: key(), node: NAME.to_vec(), prefix, ipv4: None, registrant })
+        .unwrap();
     anchor
 }
 
@@ -371,7 +373,7 @@ fn a_refusal_is_told_and_asked_again_late() {
     world.anchor.withdraw(300);
     let prefix = Ipv6Prefix::new(CORRESPONDENT, 128).unwrap();
     let registrant = Registrant::MobileNode;
-    let authorization = Authorization { key: key(), node: NAME.to_vec(), prefix, registrant };
+    let authorization = Authorization { key: key(), node: NAME.to_vec(), prefix, ipv4: None, registrant };
     world.anchor.authorize(authorization).unwrap();
     world.attach(1);
     world.run(ms(33_000));

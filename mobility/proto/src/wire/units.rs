@@ -116,6 +116,9 @@ impl NtpTimestamp {
 }
 
 /// An IPv6 prefix. Two are equal when they cover the same addresses: the bits behind the prefix are always zero.
+///
+/// One of IPv4-mapped addresses (RFC 4291 section 2.5.5.2) stands for IPv4 addresses, so that one table holds both. No packet
+/// has such an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ipv6Prefix {
     address: Ipv6Addr,
@@ -132,6 +135,18 @@ impl Ipv6Prefix {
             _ => return None,
         };
         Some(Self { address: (u128::from(address) & mask).into(), len })
+    }
+
+    /// What stands for the IPv4 prefix of `len` bits in which `address` lies; `None` when `len` is over 32.
+    #[must_use]
+    pub fn of_ipv4(address: Ipv4Addr, len: u8) -> Option<Self> {
+        Self::new(address.to_ipv6_mapped(), len.checked_add(96).filter(|_| len <= 32)?)
+    }
+
+    /// The lowest address and the length of the IPv4 prefix that this one stands for, if it does.
+    #[must_use]
+    pub fn as_ipv4(self) -> Option<(Ipv4Addr, u8)> {
+        Some((self.address.to_ipv4_mapped()?, self.len.checked_sub(96)?))
     }
 
     /// Its lowest address.
@@ -184,5 +199,31 @@ impl Ipv4Interface {
     #[must_use]
     pub fn prefix_len(self) -> u8 {
         self.prefix_len
+    }
+
+    /// What stands for the address alone among prefixes.
+    #[must_use]
+    pub fn host(self) -> Ipv6Prefix {
+        Ipv6Prefix { address: self.address.to_ipv6_mapped(), len: 128 }
+    }
+
+    /// The default router that a host with this address has unless it is told another: the first address of its network, the
+    /// second when it has that itself. A network of one address or two has none, so there it is one for the link alone.
+    #[must_use]
+    pub fn router(self) -> Ipv4Addr {
+        const ON_LINK: Ipv4Addr = Ipv4Addr::new(169, 254, 82, 19);
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0);
+        let first = (u32::from(self.address) & mask) + 1;
+        match u32::from(self.address) {
+            _ if self.prefix_len > 30 => ON_LINK,
+            own if own == first => (first + 1).into(),
+            _ => first.into(),
+        }
+    }
+}
+
+impl fmt::Display for Ipv4Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
     }
 }

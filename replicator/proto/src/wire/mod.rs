@@ -101,6 +101,8 @@ pub struct PermitRequest {
     pub prefix: [u8; 16],
     /// Its length in bits.
     pub prefix_len: u8,
+    /// The VM's IPv4 home address, if it has one, and the length of its network's prefix.
+    pub ipv4: Option<([u8; 4], u8)>,
     /// The ownership epoch in which the VM is there.
     pub epoch: Epoch,
     /// The gateway's address.

@@ -54,13 +54,18 @@ fn grant(number: u32, platform: usize) -> Result<Grant> {
     let key = SharedKey::new(spi, Algorithm::HmacSha256_128, &spi.to_be_bytes());
     let [high, low] = [number >> 16, number].map(|half| half as u16);
     let prefix = Ipv6Prefix::new(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, high, low, 0, 0), 96);
-    Ok(Grant { key, node: format!("vm-{number}").into_bytes(), prefix: prefix.context("96 is a length")? })
+    Ok(Grant {
+        key,
+        node: format!("vm-{number}").into_bytes(),
+        prefix: prefix.context("96 is a length")?,
+        ipv4: None,
+    })
 }
 
 fn authorization(number: u32, platform: usize) -> Result<Authorization> {
-    let Grant { key, node, prefix } = grant(number, platform)?;
+    let Grant { key, node, prefix, ipv4 } = grant(number, platform)?;
     let registrant = Registrant::Gateway { address: PLATFORMS[platform], epoch: platform as u64 };
-    Ok(Authorization { key, node, prefix, registrant })
+    Ok(Authorization { key, node, prefix, ipv4, registrant })
 }
 
 fn update(number: u32, platform: usize) -> Result<Vec<u8>> {

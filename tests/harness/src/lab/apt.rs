@@ -48,6 +48,10 @@ pub const ORACLES: &[Package] = &[
 pub const ROUTER: &[Package] =
     &[Package { name: "radvd", purpose: "is the router of a link that a guest moves to" }];
 
+/// What asks for neighbours over IPv4.
+pub const ARPING: &[Package] =
+    &[Package { name: "busybox-static", purpose: "asks a link for neighbours over IPv4 (arping)" }];
+
 /// Installs what the lab needs and is missing; nothing when nothing is missing.
 ///
 /// # Errors
