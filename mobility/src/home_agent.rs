@@ -4,10 +4,10 @@
 mod ways;
 
 use std::collections::VecDeque;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
-use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output};
+use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output, TunnelEnd};
 use mobility_proto::inner::{Inner, end_marker};
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use crate::links::OF_HOME_AGENT;
 use crate::plane::{Plane, Side};
 use crate::raw::{DESTINATION_OPTIONS, RawSocket, WHOLE_PACKETS};
 use crate::tunnels::{DataPlane, Own, PlaneChoice};
+use crate::udp::{self, Datagrams};
 use ways::Ways;
 
 /// For how long packets that the kernel is forwarding at the moment when a route is switched may still be on their way out.
@@ -41,6 +42,8 @@ pub struct Config {
     pub plane: PlaneChoice,
     /// An address for tunnels alone, in the network of `address`, that nobody has: [`DataPlane::Seg6`] needs it.
     pub user_plane: Option<Ipv6Addr>,
+    /// Its IPv4 address, for mobile nodes that have IPv4 only.
+    pub ipv4_address: Option<Ipv4Addr>,
     /// How many mobile nodes it serves at most.
     pub max_nodes: usize,
     /// How often it has started.
@@ -108,6 +111,10 @@ impl HomeAgent {
         let from_nodes = RawSocket::open(DESTINATION_OPTIONS, address, 0)
             .map_err(opening("a socket for mobile nodes' signalling"))?;
         let sender = RawSocket::open(WHOLE_PACKETS, address, 0).map_err(opening("a socket to send by"))?;
+        let datagrams = match config.ipv4_address {
+            Some(address) => Datagrams::listen(address)?,
+            None => Datagrams::default(),
+        };
         let (commands, inbox) = mpsc::channel(64);
         let (switched, _) = broadcast::channel(4096);
         let (markers, start) = (VecDeque::new(), Instant::now());
@@ -119,6 +126,7 @@ impl HomeAgent {
             signalling,
             from_nodes,
             sender,
+            datagrams,
             plane,
             ways,
             switched: told,
@@ -212,11 +220,13 @@ struct Agent {
     /// Mobile nodes' own, with their Home Address options.
     from_nodes: RawSocket,
     sender: RawSocket,
+    /// Those of mobile nodes that have IPv4 only.
+    datagrams: Datagrams,
     plane: Plane,
     ways: Ways,
     switched: broadcast::Sender<Ipv6Prefix>,
     /// End markers that are to be sent, when and where.
-    markers: VecDeque<(Instant, Ipv6Addr, Vec<u8>)>,
+    markers: VecDeque<(Instant, TunnelEnd, Vec<u8>)>,
     start: Instant,
 }
 
@@ -249,6 +259,7 @@ impl Agent {
                         break None;
                     }
                 },
+                received = self.datagrams.receive() => self.take(received).await,
                 side = self.plane.ready() => match side {
                     Ok(side) => self.pass(side).await,
                     Err(error) => {
@@ -263,7 +274,7 @@ impl Agent {
             while let Some((at, to, marker)) = self.markers.front()
                 && *at <= Instant::now()
             {
-                self.plane.send(*to, marker);
+                self.send(*to, marker);
                 self.markers.pop_front();
             }
         };
@@ -317,24 +328,50 @@ impl Agent {
                 for packet in self.plane.taken(count) {
                     let to = Inner::parse(packet).and_then(|inner| self.anchor.care_of(inner.destination));
                     if let Some(to) = to {
-                        self.plane.send(to, packet);
+                        self.send(to, packet);
                     }
                 }
             }
             Side::Tunnel => {
                 for (from, packet) in self.plane.tunnelled() {
-                    let Some(inner) = Inner::parse(&packet) else { continue };
-                    if !self.anchor.accepts(inner.source, from) {
-                        continue;
-                    }
-                    // From one mobile node to another without a way through the kernel.
-                    match self.anchor.care_of(inner.destination) {
-                        Some(to) => self.plane.send(to, &packet),
-                        None => self.plane.deliver(packet),
-                    }
+                    self.tunnelled(TunnelEnd::Ipv6(from), packet);
                 }
                 self.plane.flush().await;
             }
+        }
+    }
+
+    /// Takes what has come over UDP: signalling for the home agent itself, and tunnelled packets.
+    async fn take(&mut self, received: Vec<(SocketAddrV4, Vec<u8>)>) {
+        for (from, packet) in received {
+            if !udp::is_signalling(&packet, self.address) {
+                self.tunnelled(TunnelEnd::Udp(from), packet);
+                continue;
+            }
+            let taken = self.anchor.handle_datagram(self.start.elapsed(), unix_ns(), from, &packet);
+            if let Err(refusal) = taken {
+                tracing::debug!("signalling from {from} was not believed: {refusal}");
+            }
+        }
+        self.plane.flush().await;
+    }
+
+    fn tunnelled(&mut self, from: TunnelEnd, packet: Vec<u8>) {
+        let Some(inner) = Inner::parse(&packet).filter(|inner| self.anchor.accepts(inner.source, from))
+        else {
+            return;
+        };
+        // From one mobile node to another without a way through the kernel.
+        match self.anchor.care_of(inner.destination) {
+            Some(to) => self.send(to, &packet),
+            None => self.plane.deliver(packet),
+        }
+    }
+
+    fn send(&self, to: TunnelEnd, packet: &[u8]) {
+        match to {
+            TunnelEnd::Ipv6(to) => self.plane.send(to, packet),
+            TunnelEnd::Udp(to) => self.datagrams.send(to, packet),
         }
     }
 
@@ -343,6 +380,10 @@ impl Agent {
             let done = match output {
                 Output::Send(packet) => {
                     send_whole(&self.sender, &packet);
+                    continue;
+                }
+                Output::SendDatagram { to, packet } => {
+                    self.datagrams.send(to, &packet);
                     continue;
                 }
                 // To this program the binding cache itself says where packets go.

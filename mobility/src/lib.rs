@@ -12,6 +12,7 @@ mod plane;
 pub mod probe;
 mod raw;
 mod tunnels;
+mod udp;
 
 pub use access::AccessGateway;
 pub use agent::AgentError;

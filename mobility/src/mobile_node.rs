@@ -2,10 +2,12 @@
 //! its binding, with sockets, a clock and a tunnel interface that has the home address. Programs that use the home address
 //! notice nothing of a move.
 //!
-//! It follows one interface: its carrier, and the routers that are heard there. It changes nothing of what others have told
-//! the kernel, and [`end`](MobileNode::end) takes back what it has told; so does the next start after a crash.
+//! It follows one interface: its carrier, and the routers that are heard there. Where none is, but the interface has an IPv4
+//! address from elsewhere (as of a DHCP client) and a way from there, it reaches its home agent in UDP, through NATs too. It
+//! changes nothing of what others have told the kernel, and [`end`](MobileNode::end) takes back what it has told; so does the next
+//! start after a crash.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use mobility_proto::auth::SharedKey;
@@ -22,6 +24,7 @@ use crate::agent::{AgentError, Orders, opening, packet_of, packet_with, send_who
 use crate::links::{Answered, Carrier, Changes, Links, OF_MOBILE_NODE};
 use crate::plane::{INNER_MTU, Plane, Side};
 use crate::raw::{ICMPV6, MOBILITY_HEADER, ROUTING, RawSocket, WHOLE_PACKETS};
+use crate::udp::{self, Datagrams};
 
 /// How long the kernel may take until it answers for a new address, which it sees to beside other work. A packet that comes
 /// before is lost.
@@ -36,6 +39,8 @@ pub struct Config {
     pub home_address: Ipv6Addr,
     /// Its home agent's address.
     pub home_agent: Ipv6Addr,
+    /// Its home agent's IPv4 address, for links that have IPv4 only.
+    pub home_agent_ipv4: Option<Ipv4Addr>,
     /// The name that the home agent knows it by (RFC 4283), 1 to 254 bytes.
     pub name: String,
     /// The key that it shares with its home agent.
@@ -96,6 +101,8 @@ impl MobileNode {
             node,
             movement: Movement::default(),
             care_of: None,
+            ipv4: None,
+            datagrams: Datagrams::default(),
             carrier,
             answered,
             sockets: Sockets { signalling, routed, neighbours },
@@ -163,6 +170,9 @@ struct Agent {
     movement: Movement,
     /// Where it is, as the kernel has been told, and on which interface.
     care_of: Option<(u32, Ipv6Addr)>,
+    /// Where it is over IPv4, while it is.
+    ipv4: Option<Ipv4Addr>,
+    datagrams: Datagrams,
     carrier: Carrier,
     answered: Answered,
     sockets: Sockets,
@@ -206,7 +216,11 @@ impl Agent {
                 biased;
                 command = inbox.recv() => return Some(command.map(|Command::End(reply)| reply)),
                 change = self.carrier.came_up() => match change {
-                    Some(()) => self.movement.link_up(self.start.elapsed()),
+                    Some(()) => {
+                        // The same address on another link is another one.
+                        self.ipv4 = None;
+                        self.movement.link_up(self.start.elapsed());
+                    }
                     None => {
                         tracing::error!("the mobile node ends: the kernel tells of its links no more");
                         return None;
@@ -221,6 +235,7 @@ impl Agent {
                         return None;
                     }
                 },
+                received = self.datagrams.receive() => self.take(received),
                 side = self.plane.ready() => match side {
                     Ok(side) => self.pass(side),
                     Err(error) => {
@@ -281,6 +296,7 @@ impl Agent {
                 movement::Output::SolicitRouters => self.ask(solicit_routers()),
                 movement::Output::SolicitNeighbor(router) => self.ask(solicit_neighbor(router)),
                 movement::Output::Settle(router) => self.move_to(&router).await,
+                movement::Output::TryIpv4 => self.move_to_ipv4().await,
             }
         }
         self.drain();
@@ -292,11 +308,15 @@ impl Agent {
         while let Some(output) = self.node.poll_output() {
             match output {
                 Output::Send(packet) => send_whole(&self.sender, &packet),
+                Output::SendDatagram(packet) => self.send_datagram(&packet),
+                Output::Tunnel(packet) if self.ipv4.is_some() => self.send_datagram(&packet),
                 Output::Tunnel(packet) => self.plane.send(self.config.home_agent, &packet),
                 Output::Deliver(packet) => self.plane.deliver(packet),
                 Output::Event(happened) => {
                     match happened {
-                        Happened::Registered(care_of) => tracing::info!("registered at {care_of}"),
+                        Happened::Registered(care_of) => {
+                            tracing::info!("registered at {}", care_of.to_canonical())
+                        }
                         other => tracing::info!("{other:?}"),
                     }
                     // Nobody may be listening.
@@ -324,11 +344,51 @@ impl Agent {
             tracing::debug!("the kernel has not said that it answers for {care_of}");
         }
         let before = self.care_of.replace((index, care_of));
+        (self.ipv4, self.datagrams) = (None, Datagrams::default());
         self.node.attach(self.start.elapsed(), unix_ns(), care_of);
         if let Some((index, before)) = before.filter(|before| *before != (index, care_of)) {
             // After the update is out: nothing comes there any more.
             self.drain();
             self.links.remove_care_of(index, before).await;
+        }
+    }
+
+    /// Where no router is heard: goes to where the link is over IPv4, unless it is there already.
+    async fn move_to_ipv4(&mut self) {
+        let Some(home_agent) = self.config.home_agent_ipv4 else { return };
+        let (datagrams, own) = match Datagrams::connect(&self.config.link, home_agent) {
+            Ok(connected) => connected,
+            Err(error) => {
+                tracing::trace!("no way over IPv4 by {}: {error}", self.config.link);
+                return;
+            }
+        };
+        if self.ipv4 == Some(own) {
+            return;
+        }
+        (self.ipv4, self.datagrams) = (Some(own), datagrams);
+        self.node.attach(self.start.elapsed(), unix_ns(), own.to_ipv6_mapped());
+        if let Some((index, before)) = self.care_of.take() {
+            self.links.remove_care_of(index, before).await;
+        }
+    }
+
+    /// Takes what has come in UDP, from the home agent alone.
+    fn take(&mut self, received: Vec<(SocketAddrV4, Vec<u8>)>) {
+        for (_, packet) in received {
+            if !udp::is_signalling(&packet, self.config.home_address) {
+                self.node.handle_tunnelled(self.config.home_agent, packet);
+                continue;
+            }
+            if let Err(refusal) = self.node.handle_packet(self.start.elapsed(), unix_ns(), &packet) {
+                tracing::debug!("signalling in UDP was not believed: {refusal}");
+            }
+        }
+    }
+
+    fn send_datagram(&self, packet: &[u8]) {
+        if let Some(home_agent) = self.config.home_agent_ipv4 {
+            self.datagrams.send(SocketAddrV4::new(home_agent, udp::PORT), packet);
         }
     }
 
@@ -342,8 +402,13 @@ impl Agent {
                 if self.node.is_over() {
                     return;
                 }
-                if let Ok(received @ Received::Signalling { .. }) = self.sockets.receive(&mut buffers).await {
-                    self.received(received);
+                tokio::select! {
+                    received = self.sockets.receive(&mut buffers) => {
+                        if let Ok(received @ Received::Signalling { .. }) = received {
+                            self.received(received);
+                        }
+                    }
+                    received = self.datagrams.receive() => self.take(received),
                 }
             }
         };

@@ -1,7 +1,7 @@
 //! Where a platform keeps its things, and the configuration file. Reads files; opens no socket.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use longhaul_proto::wire::MAX_NAME_BYTES;
@@ -208,6 +208,9 @@ pub struct HomeAgentConfig {
     /// The same of IPv4, as `198.51.100.0/24`.
     #[serde(default)]
     pub ipv4_prefixes: Vec<String>,
+    /// Its IPv4 address, for guests on links that have IPv4 only.
+    #[serde(default)]
+    pub ipv4_address: Option<Ipv4Addr>,
     /// The name of the tunnel interface, at most 15 bytes.
     #[serde(default = "home_agent_interface")]
     pub interface: String,

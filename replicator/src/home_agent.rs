@@ -87,6 +87,7 @@ impl Home {
             interface: config.interface.clone(),
             plane: config.plane,
             user_plane: config.user_plane,
+            ipv4_address: config.ipv4_address,
             max_nodes: config.max_machines.saturating_add(config.nodes.len()),
             restart_counter: count_start(dir)?,
         })

@@ -1,7 +1,7 @@
 //! Mobile nodes in the configuration: guests on hosts that are not ours, which look after their address themselves. On the home
 //! agent each is known by name, address and key; in the guest `longhaul mobile-node` needs the same. Starts no daemon.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Context;
 use mobility::MobileNode;
@@ -121,6 +121,9 @@ pub struct MobileNodeConfig {
     pub home_address: Ipv6Addr,
     /// Its home agent's address.
     pub home_agent: Ipv6Addr,
+    /// Its home agent's IPv4 address, for links that have IPv4 only.
+    #[serde(default)]
+    pub home_agent_ipv4: Option<Ipv4Addr>,
     /// The name that the home agent knows it by.
     pub name: String,
     /// The interface by which it is attached, wherever it is.
@@ -165,9 +168,19 @@ pub async fn run(
     told: impl Future<Output = ()>,
     mut show: impl FnMut(&Value),
 ) -> anyhow::Result<()> {
-    let MobileNodeConfig { home_address, home_agent, name, link, interface, spi, key, proof } = config;
+    let MobileNodeConfig {
+        home_address,
+        home_agent,
+        home_agent_ipv4,
+        name,
+        link,
+        interface,
+        spi,
+        key,
+        proof,
+    } = config;
     let key = shared_key(spi, proof, &key);
-    let config = AgentConfig { home_address, home_agent, name, key, link, interface };
+    let config = AgentConfig { home_address, home_agent, home_agent_ipv4, name, key, link, interface };
     let node = MobileNode::start(config).await.context("starting the mobile node")?;
     let mut events = node.events();
     let mut told = std::pin::pin!(told);
@@ -187,7 +200,7 @@ pub async fn run(
 
 fn shown(happened: Happened) -> Value {
     match happened {
-        Happened::Registered(care_of) => json!({ "event": "registered", "care_of": care_of }),
+        Happened::Registered(care_of) => json!({ "event": "registered", "care_of": care_of.to_canonical() }),
         Happened::Refused(status) => {
             json!({ "event": "refused", "status": status.0, "reason": status.to_string() })
         }

@@ -5,6 +5,7 @@
 //! ```text
 //! authorize, withdraw     who may register what: the only way into the table, so it is as large as its owner wants it
 //! handle_packet           whatever came for the anchor; an error says why nothing of it was believed
+//! handle_datagram         the same that came over UDP, from a mobile node that has IPv4 only (RFC 5555)
 //! handle_timeout          at the time that `deadline` gave
 //! poll_output             until it is empty
 //! ```
@@ -17,19 +18,22 @@
 //! It differs from RFC 5213 in that a binding's prefix comes with the authorization and outlives the binding. So nothing has
 //! to wait for a late gateway: not a deregistration (10 s there), not a new registration (1.5 s).
 //!
+//! A mobile node behind a NAT is reached where its last update came from, which no proof can cover (RFC 5555 section 6.1): who
+//! stands on its way can have its packets until the next one.
+//!
 //! It never answers what is not proved, sets no route itself, and keeps nothing on a disk.
 
 mod node;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use crate::auth::{Covered, SharedKey};
 use crate::received::{Received, Refusal};
 use crate::wire::*;
-use node::{Grant, Node};
+use node::{Grant, Node, Sender};
 
 /// How many keys one mobile node may have at a time: a move needs two, an aborted one before it another.
 pub const MAX_KEYS_PER_NODE: usize = 4;
@@ -109,17 +113,33 @@ pub enum AuthorizeError {
 /// Where a mobile node is reached, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The care-of address: tunnelled packets come from there.
+    /// The care-of address: tunnelled packets come from there. IPv4-mapped when it is one of IPv4, as the node itself sees it.
     pub care_of: Ipv6Addr,
+    /// Where its tunnelled packets come from and go to in UDP, when its care-of address is one of IPv4.
+    pub udp: Option<SocketAddrV4>,
     /// Where a gateway takes tunnelled packets, as it has said itself (RFC 7389).
     pub user_plane: Option<Ipv6Addr>,
+}
+
+/// The other end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TunnelEnd {
+    /// Packets are in IPv6.
+    Ipv6(Ipv6Addr),
+    /// Packets are in UDP over IPv4.
+    Udp(SocketAddrV4),
 }
 
 impl Place {
     /// Where tunnelled packets go.
     #[must_use]
-    pub fn tunnel_end(&self) -> Ipv6Addr {
-        self.user_plane.unwrap_or(self.care_of)
+    pub fn tunnel_end(&self) -> TunnelEnd {
+        self.udp.map_or(TunnelEnd::Ipv6(self.user_plane.unwrap_or(self.care_of)), TunnelEnd::Udp)
+    }
+
+    /// Where they come from.
+    fn source(&self) -> TunnelEnd {
+        self.udp.map_or(TunnelEnd::Ipv6(self.care_of), TunnelEnd::Udp)
     }
 }
 
@@ -151,6 +171,13 @@ pub enum Output {
     },
     /// Send this IPv6 packet.
     Send(Vec<u8>),
+    /// Send this IPv6 packet in UDP.
+    SendDatagram {
+        /// To whom.
+        to: SocketAddrV4,
+        /// The packet.
+        packet: Vec<u8>,
+    },
 }
 
 /// The binding cache.
@@ -269,8 +296,12 @@ impl Anchor {
     }
 
     /// What was so before a restart: a mobile node that registers itself, and whose key is authorized again, was bound to this
-    /// care-of address. It lasts for the longest lifetime, unless the node renews it.
+    /// care-of address. It lasts for the longest lifetime, unless the node renews it. What was over UDP is not restored: a node
+    /// tells soon where it is.
     pub fn restore_mobile_node(&mut self, now: Duration, name: &[u8], care_of: Ipv6Addr) {
+        if care_of.to_ipv4_mapped().is_some() {
+            return;
+        }
         self.change(name, |node, config, outputs| {
             let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
             if let Some(registration) = node.own_registration(care_of, expires) {
@@ -284,15 +315,43 @@ impl Anchor {
     /// # Errors
     /// [`Refusal`]: nothing has changed, and nothing is sent.
     pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
+        self.handle(now, unix_ns, packet, None)
+    }
+
+    /// Takes an IPv6 packet with signalling that came in UDP from `from`.
+    ///
+    /// # Errors
+    /// As for [`handle_packet`](Self::handle_packet).
+    pub fn handle_datagram(
+        &mut self,
+        now: Duration,
+        unix_ns: u64,
+        from: SocketAddrV4,
+        packet: &[u8],
+    ) -> Result<(), Refusal> {
+        self.handle(now, unix_ns, packet, Some(from))
+    }
+
+    fn handle(
+        &mut self,
+        now: Duration,
+        unix_ns: u64,
+        packet: &[u8],
+        udp: Option<SocketAddrV4>,
+    ) -> Result<(), Refusal> {
         let Received { addresses, header, repr, spi } = Received::parse(packet, self.config.address)?;
         let name = self.keys.get(&spi).ok_or(Refusal::UnknownKey(spi))?.clone();
         let grant = self.nodes.get(&name).and_then(|node| node.grant(spi)).ok_or(Refusal::UnknownKey(spi))?;
-        let sender = sender(&addresses, &repr, &grant.authorization);
-        grant.authorization.key.verify(&header, sender)?;
-        if let Registrant::Gateway { address, .. } = grant.authorization.registrant
-            && sender.care_of != address
-        {
-            return Err(Refusal::Address(sender.care_of));
+        let sender = sender(&addresses, &repr, &grant.authorization, udp);
+        let covered = sender.covered;
+        grant.authorization.key.verify(&header, covered)?;
+        // Over UDP, exactly a care-of address of IPv4 is registered, by nobody but the node itself.
+        let is_allowed = match grant.authorization.registrant {
+            Registrant::Gateway { address, .. } => covered.care_of == address && udp.is_none(),
+            Registrant::MobileNode => udp.is_some() == covered.care_of.to_ipv4_mapped().is_some(),
+        };
+        if !is_allowed {
+            return Err(Refusal::Address(covered.care_of));
         }
         match repr.message {
             Message::BindingUpdate(update) => {
@@ -340,7 +399,7 @@ impl Anchor {
     #[must_use]
     pub fn binding(&self, node: &[u8]) -> Option<(Ipv6Addr, u64)> {
         let active = self.nodes.get(node)?.active.as_ref()?;
-        Some((active.sender.care_of, active.epoch))
+        Some((active.sender.covered.care_of, active.epoch))
     }
 
     /// Where the gateway that a mobile node is bound at takes tunnelled packets, when it has named another address for that.
@@ -357,16 +416,16 @@ impl Anchor {
     /// Where a packet for this address is to be sent. A gateway takes IPv4 packets at its own address, as we do: addresses for
     /// tunnels alone are for tunnels of the kernel, and those carry IPv6.
     #[must_use]
-    pub fn care_of(&self, address: Ipv6Addr) -> Option<Ipv6Addr> {
+    pub fn care_of(&self, address: Ipv6Addr) -> Option<TunnelEnd> {
         let place = self.node_of(address)?.active.as_ref()?.place();
-        Some(if address.to_ipv4_mapped().is_some() { place.care_of } else { place.tunnel_end() })
+        Some(if address.to_ipv4_mapped().is_some() { place.source() } else { place.tunnel_end() })
     }
 
     /// Whether a packet of this address may come from there: from where it is reached, or will be (RFC 6058 section 4.2).
     #[must_use]
-    pub fn accepts(&self, address: Ipv6Addr, care_of: Ipv6Addr) -> bool {
+    pub fn accepts(&self, address: Ipv6Addr, from: TunnelEnd) -> bool {
         self.node_of(address).is_some_and(|node| {
-            node.active.iter().chain(&node.transient).any(|at| at.sender.care_of == care_of)
+            node.active.iter().chain(&node.transient).any(|at| at.place().source() == from)
         })
     }
 
@@ -394,18 +453,24 @@ impl Anchor {
     }
 }
 
-/// The addresses that a message's proof covers: of a gateway its own and the prefix it registers, of a mobile node its
-/// care-of address and its home address.
-fn sender(addresses: &Addresses, repr: &Repr, authorization: &Authorization) -> Covered {
+/// The sender of a message. Its proof covers: of a gateway its own address and the prefix it registers, of a mobile node its
+/// care-of address and its home address. Over UDP the care-of address is the one that an option names.
+fn sender(
+    addresses: &Addresses,
+    repr: &Repr,
+    authorization: &Authorization,
+    udp: Option<SocketAddrV4>,
+) -> Sender {
     let alternate = repr.options.iter().find_map(|option| match option {
-        MobilityOption::AlternateCareOfAddress(address) => Some(*address),
+        MobilityOption::Ipv4CareOfAddress(address) if udp.is_some() => Some(address.to_ipv6_mapped()),
+        MobilityOption::AlternateCareOfAddress(address) if udp.is_none() => Some(*address),
         _ => None,
     });
     let peer = match authorization.registrant {
         Registrant::Gateway { .. } => authorization.prefix.address(),
         Registrant::MobileNode => addresses.home_address.unwrap_or(addresses.source),
     };
-    Covered { care_of: alternate.unwrap_or(addresses.source), peer }
+    Sender { covered: Covered { care_of: alternate.unwrap_or(addresses.source), peer }, udp }
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! its place: the present one is asked whether it is still there, and left when it is silent. So a node among several
 //! routers stays with one.
 //!
+//! As long as no router is heard since the link came, there may be a link that has IPv4 only.
+//!
 //! It makes no address and sends nothing itself.
 
 use std::collections::VecDeque;
@@ -18,6 +20,10 @@ use crate::discovery::{Heard, Router};
 /// in the first moment.
 const FIRST_SOLICITATION: Duration = Duration::from_millis(50);
 const LONGEST_SOLICITATION: Duration = Duration::from_secs(32);
+/// How long a router has to be heard before IPv4 is tried: it is asked twice within that time.
+const FIRST_IPV4: Duration = Duration::from_millis(150);
+/// How often it is tried while none is heard; addresses come and go there without that the link does.
+const NEXT_IPV4: Duration = Duration::from_millis(250);
 /// How long the present router has to answer that it is still there: many times what a neighbour takes. One that is slower
 /// is left, and nothing is lost but an update.
 const PROBE: Duration = Duration::from_millis(30);
@@ -33,6 +39,8 @@ pub enum Output {
     SolicitNeighbor(Ipv6Addr),
     /// This is the node's router from now on, or again.
     Settle(Router),
+    /// No router is heard: see whether there is a way over IPv4, and whether it is still the same.
+    TryIpv4,
 }
 
 /// A question to the present router.
@@ -50,6 +58,8 @@ pub struct Movement {
     present: Option<Router>,
     /// When routers are asked again, and after how long once more; while nothing is known since the link came.
     solicit: Option<(Duration, Duration)>,
+    /// When IPv4 is tried next; while nothing is known since the link came.
+    ipv4: Option<Duration>,
     probe: Option<Probe>,
     outputs: VecDeque<Output>,
 }
@@ -58,6 +68,7 @@ impl Movement {
     /// The link is there, for the first time or again.
     pub fn link_up(&mut self, now: Duration) {
         self.solicit = Some((now, FIRST_SOLICITATION));
+        self.ipv4 = Some(now + FIRST_IPV4);
         self.probe = None;
         self.handle_timeout(now);
     }
@@ -81,7 +92,7 @@ impl Movement {
     }
 
     fn settle(&mut self, router: Router) {
-        (self.present, self.solicit, self.probe) = (Some(router), None, None);
+        (self.present, self.solicit, self.ipv4, self.probe) = (Some(router), None, None, None);
         self.outputs.push_back(Output::Settle(router));
     }
 
@@ -92,6 +103,12 @@ impl Movement {
         {
             self.outputs.push_back(Output::SolicitRouters);
             self.solicit = Some((now + wait, (wait * 2).min(LONGEST_SOLICITATION)));
+        }
+        if let Some(next) = self.ipv4
+            && next <= now
+        {
+            self.outputs.push_back(Output::TryIpv4);
+            self.ipv4 = Some(now + NEXT_IPV4);
         }
         let Some(probe) = self.probe.as_mut().filter(|probe| probe.next <= now) else { return };
         match self.present.filter(|_| probe.asked < PROBES) {
@@ -116,7 +133,7 @@ impl Movement {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let solicit = self.solicit.map(|(next, _)| next);
-        solicit.into_iter().chain(self.probe.as_ref().map(|probe| probe.next)).min()
+        solicit.into_iter().chain(self.ipv4).chain(self.probe.as_ref().map(|probe| probe.next)).min()
     }
 }
 

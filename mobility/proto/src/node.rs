@@ -18,6 +18,9 @@
 //!
 //! What it sends is tunnelled from the moment its update is out: the home agent takes the update first.
 //!
+//! A node that has IPv4 only attaches with its IPv4 address as an IPv4-mapped one: its signalling and its packets then go to the home
+//! agent in UDP over IPv4, through NATs too (RFC 5555), which it keeps awake by registering as often as it is told to.
+//!
 //! It never finds a care-of address itself, believes nothing that its home agent has not proved, and asks nobody else.
 
 mod registration;
@@ -67,6 +70,8 @@ pub enum Happened {
 pub enum Output {
     /// Send this IPv6 packet: signalling.
     Send(Vec<u8>),
+    /// Send this packet to the home agent in UDP: signalling.
+    SendDatagram(Vec<u8>),
     /// Send this packet through the tunnel to the home agent.
     Tunnel(Vec<u8>),
     /// Give this packet to the node's own programs.
@@ -95,7 +100,7 @@ impl MobileNode {
         Self { config, care_of: None, registration, dropped: 0, outputs: VecDeque::new() }
     }
 
-    /// It can be reached at this care-of address from now on, or again: it registers there.
+    /// It can be reached at this care-of address from now on, or again: it registers there. An IPv4-mapped one is of IPv4.
     pub fn attach(&mut self, now: Duration, unix_ns: u64, care_of: Ipv6Addr) {
         self.care_of = Some(care_of);
         self.registration.begin(now);
@@ -121,7 +126,9 @@ impl MobileNode {
     /// [`Refusal`]: nothing has changed, and nothing is sent.
     pub fn handle_packet(&mut self, now: Duration, unix_ns: u64, packet: &[u8]) -> Result<(), Refusal> {
         let care_of = self.care_of.unwrap_or(self.config.home_address);
-        let Received { addresses, header, repr, spi } = Received::parse(packet, care_of)?;
+        // In UDP it is for the home address.
+        let own = if is_ipv4(care_of) { self.config.home_address } else { care_of };
+        let Received { addresses, header, repr, spi } = Received::parse(packet, own)?;
         let Config { home_address, home_agent, key, .. } = &self.config;
         if addresses.source != *home_agent || addresses.home_address.is_some() {
             return Err(Refusal::Address(addresses.source));
@@ -209,28 +216,43 @@ impl MobileNode {
         self.care_of.is_some_and(|care_of| care_of != self.config.home_address)
     }
 
-    /// The update of RFC 6275 section 11.7.1: from the care-of address, with the Home Address option; at home from there.
+    /// The update of RFC 6275 section 11.7.1: from the care-of address, with the Home Address option; at home from there, and
+    /// in UDP from the home address too, with the care-of address in an option (RFC 5555 section 3.3.1).
     fn send(&mut self, care_of: Ipv6Addr, due: Due) {
         let Config { home_address, home_agent, name, key, .. } = &self.config;
+        let flags = BindingUpdateFlags::ACKNOWLEDGE | BindingUpdateFlags::HOME_REGISTRATION;
         let update = BindingUpdate {
             sequence: due.sequence,
-            flags: BindingUpdateFlags::ACKNOWLEDGE | BindingUpdateFlags::HOME_REGISTRATION,
+            flags: if is_ipv4(care_of) { flags | BindingUpdateFlags::FORCE_UDP } else { flags },
             lifetime: due.lifetime,
         };
-        let options = vec![
+        let mut options = vec![
             MobilityOption::MobileNodeIdentifier { kind: IdentifierType::NAI, identifier: name.clone() },
             MobilityOption::MessageIdentification(due.time),
         ];
         let mut addresses = Addresses::direct(care_of, *home_agent);
-        addresses.home_address = Some(*home_address).filter(|home_address| *home_address != care_of);
+        if let Some(address) = care_of.to_ipv4_mapped() {
+            addresses.source = *home_address;
+            options.push(MobilityOption::Ipv4CareOfAddress(address));
+        } else {
+            addresses.home_address = Some(*home_address).filter(|home_address| *home_address != care_of);
+        }
         let repr = Repr { message: Message::BindingUpdate(update), options };
         let covered = Covered { care_of, peer: *home_address };
         // All that is sent is short: a name has at most 254 bytes.
         let Ok(message) = key.emit(&repr, addresses.endpoints(), covered) else { return };
         if let Ok(header) = MobilityHeader::new_checked(&message) {
-            self.outputs.push_back(Output::Send(addresses.emit(header)));
+            let packet = addresses.emit(header);
+            self.outputs.push_back(match is_ipv4(care_of) {
+                true => Output::SendDatagram(packet),
+                false => Output::Send(packet),
+            });
         }
     }
+}
+
+fn is_ipv4(care_of: Ipv6Addr) -> bool {
+    care_of.to_ipv4_mapped().is_some()
 }
 
 /// The care-of address that a node makes of a prefix of 64 bits or less: its interface identifier is an opaque one (RFC 7217
@@ -248,3 +270,5 @@ pub fn care_of_address(prefix: Ipv6Prefix, home_address: Ipv6Addr) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod udp_tests;

@@ -105,7 +105,7 @@ impl Ways {
 
     /// The tunnel of the kernel to a gateway. A mobile node has none: there may be very many.
     async fn tunnel_to(&mut self, place: Place) -> Result<Option<(Peer, Tunnel)>, LinkError> {
-        let Place { care_of, user_plane: Some(user_plane) } = place else { return Ok(None) };
+        let Place { care_of, user_plane: Some(user_plane), .. } = place else { return Ok(None) };
         let peer = Peer { address: care_of, user_plane };
         if let Some(tunnel) = self.tunnels.get(peer) {
             return Ok(Some((peer, tunnel)));

@@ -1,6 +1,6 @@
 //! `longhaul mobile-node`: a guest on a host that is not ours keeps its address itself. Needs no daemon.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -21,6 +21,9 @@ pub(super) struct MobileNodeArgs {
     /// Its home agent's address
     #[arg(long, value_name = "ADDRESS")]
     home_agent: Option<Ipv6Addr>,
+    /// Its home agent's IPv4 address, for links that have IPv4 only
+    #[arg(long, value_name = "ADDRESS")]
+    home_agent_ipv4: Option<Ipv4Addr>,
     /// The name that the home agent knows it by, as node@example.org
     #[arg(long)]
     name: Option<String>,
@@ -56,6 +59,7 @@ impl MobileNodeArgs {
                 .home_agent
                 .or(file.map(|file| file.home_agent))
                 .with_context(|| missing("home-agent"))?,
+            home_agent_ipv4: self.home_agent_ipv4.or(file.and_then(|file| file.home_agent_ipv4)),
             name: self.name.or(file.map(|file| file.name.clone())).with_context(|| missing("name"))?,
             link: self.link.or(file.map(|file| file.link.clone())).with_context(|| missing("link"))?,
             interface: self

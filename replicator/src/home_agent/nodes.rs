@@ -121,7 +121,7 @@ impl Nodes {
                 "prefix": self.prefix(node).to_string(),
                 "owner": "itself",
                 "epoch": null,
-                "care_of": binding.map(|binding| binding.care_of),
+                "care_of": binding.map(|binding| binding.care_of.to_canonical()),
             }));
         }
         list

@@ -279,6 +279,7 @@ pub fn home_agent_config(plane: DataPlane) -> home_agent::Config {
         interface: "lh-anchor".to_owned(),
         plane: PlaneChoice::Only(plane),
         user_plane: Some(user_plane(ANCHOR)),
+        ipv4_address: None,
         max_nodes: 1000,
         restart_counter: 1,
     }

@@ -1,24 +1,24 @@
 //! A guest that looks after its address itself, as a mobile node: it moves between two foreign links, each with a router of
-//! the paper's kind, radvd. The platforms know nothing of it.
+//! the paper's kind, radvd, or with IPv4 only behind a NAT, the kernel's. The platforms know nothing of it.
 //!
 //! ```text
-//!   correspondent --- home agent ===(delay line)=== edge --- platform a (radvd) --+
-//!                                                       --- platform b (radvd) --+-- guest (mobile node)
+//!   correspondent --- home agent ===(delay line)=== edge --- platform a (radvd or NAT) --+
+//!                                                       --- platform b (radvd or NAT) --+-- guest (mobile node)
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use harness::lab::apt::{self, ROUTER};
+use anyhow::{Context, Result, bail};
+use harness::lab::apt::{self, NAT, ROUTER};
 use harness::{DelayLine, Namespace, Way};
 use mobility::DataPlane;
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
-use mobility::home_agent::HomeAgent;
+use mobility::home_agent::{self, HomeAgent};
 use mobility::mobile_node::{Config, Happened, MobileNode};
 use mobility::wire::Ipv6Prefix;
 use tokio::sync::broadcast::Receiver;
@@ -37,22 +37,39 @@ const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Longer than anything takes here, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The home agent's IPv4 address.
+pub const ANCHOR_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The guest's address behind either NAT.
+pub const BEHIND_NAT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
+
+/// What a foreign link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It has IPv6 and a router that advertises.
+    Advertised,
+    /// It has IPv4 only, with a NAT as its router. Both such links have the same addresses.
+    BehindNat,
+}
+
 /// One of the two foreign links.
 #[derive(Debug)]
 struct Site {
     /// Where the router is.
-    _namespace: Arc<Namespace>,
+    namespace: Arc<Namespace>,
+    kind: Kind,
     prefix: Ipv6Prefix,
     /// The guest's interface on this link.
     port: &'static str,
-    router: Child,
-    _config: tempfile::NamedTempFile,
+    /// The program that advertises.
+    router: Option<(Child, tempfile::NamedTempFile)>,
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let _ = self.router.kill();
-        let _ = self.router.wait();
+        if let Some((router, _)) = &mut self.router {
+            let _ = router.kill();
+            let _ = router.wait();
+        }
     }
 }
 
@@ -113,14 +130,27 @@ impl ForeignLinks {
     /// # Errors
     /// What the kernel or a router says.
     pub fn lay(round_trip: Duration) -> Result<Self> {
+        Self::lay_of(round_trip, [Kind::Advertised; 2])
+    }
+
+    /// As [`lay`](Self::lay), with links of these kinds.
+    ///
+    /// # Errors
+    /// What the kernel or a router says.
+    pub fn lay_of(round_trip: Duration, kinds: [Kind; 2]) -> Result<Self> {
         apt::install(ROUTER)?;
+        apt::install(NAT)?;
         let wires = Wires::lay(Some(1))?;
         wires.set_round_trip(round_trip);
         let Wires { anchor, platforms: [a, b], correspondent, line, edge } = wires;
         let guest = Arc::new(Namespace::new()?);
         guest.ip(&format!("link add {LINK} type bridge mcast_snooping 0 ageing_time 0"))?;
         guest.ip(&format!("link set {LINK} address 02:00:00:00:00:10 up"))?;
-        let sites = [site(&a, &edge, &guest, "port-a")?, site(&b, &edge, &guest, "port-b")?];
+        anchor.namespace.ip(&format!("address add {ANCHOR_IPV4}/24 dev edge"))?;
+        edge.ip("address add 192.0.2.2/24 dev anchor")?;
+        anchor.namespace.ip("route add default via 192.0.2.2")?;
+        let sites =
+            [site(&a, &edge, &guest, "port-a", kinds[0])?, site(&b, &edge, &guest, "port-b", kinds[1])?];
         for platform in [&a, &b] {
             // Refused, but from now on the neighbours on the way know each other, as those of a network in use do.
             let _ = platform
@@ -143,7 +173,8 @@ impl ForeignLinks {
     /// # Errors
     /// What the kernel says.
     pub fn unplug(&self, site: usize) -> Result<()> {
-        set_port(&self.guest, self.sites[site].port, false)
+        set_port(&self.guest, self.sites[site].port, false)?;
+        self.guest.ip(&format!("-4 address flush dev {LINK}")).map(drop)
     }
 
     /// The guest is plugged in at this site.
@@ -151,13 +182,29 @@ impl ForeignLinks {
     /// # Errors
     /// What the kernel says.
     pub fn plug(&self, site: usize) -> Result<()> {
-        set_port(&self.guest, self.sites[site].port, true)
+        set_port(&self.guest, self.sites[site].port, true)?;
+        if self.sites[site].kind == Kind::BehindNat {
+            // As a DHCP client does.
+            self.guest.ip(&format!("address replace {BEHIND_NAT}/24 dev {LINK}"))?;
+            self.guest.ip(&format!("route replace default via 192.168.1.1 dev {LINK}"))?;
+        }
+        Ok(())
+    }
+
+    /// Where a site's router is.
+    #[must_use]
+    pub fn router(&self, site: usize) -> &Namespace {
+        &self.sites[site].namespace
     }
 
     /// Whether this address is of a site's link.
     #[must_use]
     pub fn is_at(&self, care_of: Ipv6Addr, site: usize) -> bool {
-        self.sites[site].prefix.contains(care_of)
+        let Site { kind, prefix, .. } = &self.sites[site];
+        match kind {
+            Kind::Advertised => prefix.contains(care_of),
+            Kind::BehindNat => care_of == BEHIND_NAT.to_ipv6_mapped(),
+        }
     }
 }
 
@@ -167,7 +214,15 @@ impl Roaming {
     /// # Errors
     /// What the kernel or an agent says.
     pub fn start(plane: DataPlane, round_trip: Duration) -> Result<Self> {
-        let links = ForeignLinks::lay(round_trip)?;
+        Self::start_between(plane, round_trip, [Kind::Advertised; 2])
+    }
+
+    /// As [`start`](Self::start), with links of these kinds.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn start_between(plane: DataPlane, round_trip: Duration, kinds: [Kind; 2]) -> Result<Self> {
+        let links = ForeignLinks::lay_of(round_trip, kinds)?;
         let home_agent = start_home_agent(&links.anchor, plane, None)?;
         let node = start_node(&links.guest)?;
         Ok(Self { home_agent, node, plane, links })
@@ -268,7 +323,8 @@ fn start_home_agent(
     care_of: Option<Ipv6Addr>,
 ) -> Result<Running<HomeAgent>> {
     Running::start(anchor, async move || {
-        let home_agent = HomeAgent::start(home_agent_config(plane)).await?;
+        let config = home_agent::Config { ipv4_address: Some(ANCHOR_IPV4), ..home_agent_config(plane) };
+        let home_agent = HomeAgent::start(config).await?;
         home_agent.authorize(authorization()).await??;
         if let Some(care_of) = care_of {
             home_agent.restore_mobile_node(NAI, care_of).await?;
@@ -282,6 +338,7 @@ fn start_node(guest: &Arc<Namespace>) -> Result<Running<MobileNode>> {
         MobileNode::start(Config {
             home_address: HOME,
             home_agent: ANCHOR,
+            home_agent_ipv4: Some(ANCHOR_IPV4),
             name: NAI.to_owned(),
             key: key(),
             link: LINK.to_owned(),
@@ -291,8 +348,8 @@ fn start_node(guest: &Arc<Namespace>) -> Result<Running<MobileNode>> {
     })
 }
 
-/// A link at a platform, with a router that advertises as often as the paper's.
-fn site(host: &Host, edge: &Namespace, guest: &Namespace, port: &'static str) -> Result<Site> {
+/// A link at a platform.
+fn site(host: &Host, edge: &Namespace, guest: &Namespace, port: &'static str, kind: Kind) -> Result<Site> {
     let Host { namespace, address: platform } = host;
     let mut segments = platform.segments();
     (segments[3], segments[7]) = (1, 0);
@@ -303,6 +360,31 @@ fn site(host: &Host, edge: &Namespace, guest: &Namespace, port: &'static str) ->
     guest.ip(&format!("link set {port} master {LINK}"))?;
     set_port(guest, port, false)?;
     edge.ip(&format!("-6 route add {prefix} via {platform}"))?;
+    let router = match kind {
+        Kind::Advertised => Some(advertise(namespace, prefix)?),
+        Kind::BehindNat => {
+            translate(namespace, edge, platform.segments()[2])?;
+            None
+        }
+    };
+    Ok(Site { namespace: Arc::clone(namespace), kind, prefix, port, router })
+}
+
+/// Makes the platform with this number the NAT of its link, which sends from another port each time that it has forgotten one.
+fn translate(namespace: &Namespace, edge: &Namespace, number: u16) -> Result<()> {
+    namespace.ip("-6 address flush dev guests")?;
+    namespace.ip("address add 192.168.1.1/24 dev guests")?;
+    namespace.ip(&format!("address add 100.64.{number}.1/24 dev edge"))?;
+    edge.ip(&format!("address add 100.64.{number}.2/24 dev to-{number:x}"))?;
+    namespace.ip(&format!("route add default via 100.64.{number}.2"))?;
+    let chain = "type nat hook postrouting priority srcnat; oifname \"edge\" masquerade random;";
+    let mut command = Command::new("nft");
+    command.arg(format!("table ip nat {{ chain out {{ {chain} }}; }}"));
+    namespace.run(&mut command).map(drop)
+}
+
+/// A router that advertises as often as the paper's.
+fn advertise(namespace: &Arc<Namespace>, prefix: Ipv6Prefix) -> Result<(Child, tempfile::NamedTempFile)> {
     let config = tempfile::NamedTempFile::new()?;
     let text = format!(
         "interface guests {{ AdvSendAdvert on; MinRtrAdvInterval 0.03; MaxRtrAdvInterval 0.07;\n\
@@ -314,11 +396,13 @@ fn site(host: &Host, edge: &Namespace, guest: &Namespace, port: &'static str) ->
     command.args(["--nodaemon", "--logmethod", "none", "--pidfile"]).arg(config.path().with_extension("pid"));
     command.arg("--config").arg(config.path()).stdout(Stdio::null()).stderr(Stdio::null());
     let hears = Raw::open(namespace, ICMPV6)?;
-    let router = namespace.spawn(&mut command)?;
-    let site = Site { _namespace: Arc::clone(namespace), prefix, port, router, _config: config };
+    let mut router = namespace.spawn(&mut command)?;
     let start = Instant::now();
     while hears.hear(PATIENCE)?.is_none_or(|(_, message)| message[0] != ROUTER_ADVERTISEMENT) {
-        ensure!(start.elapsed() < PATIENCE, "radvd advertises nothing at {platform}");
+        if start.elapsed() > PATIENCE {
+            let _ = router.kill();
+            bail!("radvd advertises nothing of {prefix}");
+        }
     }
-    Ok(site)
+    Ok((router, config))
 }

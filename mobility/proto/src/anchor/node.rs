@@ -2,7 +2,7 @@
 //! Binding Update does to it stands in `update`.
 
 use std::collections::VecDeque;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use super::update::Freshness;
@@ -49,14 +49,24 @@ pub(super) struct Grant {
 pub(super) struct Registration {
     pub(super) spi: u32,
     pub(super) epoch: u64,
-    pub(super) sender: Covered,
+    pub(super) sender: Sender,
     pub(super) user_plane: Option<Ipv6Addr>,
     pub(super) expires: Duration,
 }
 
+/// Who has sent a message, and is answered there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender {
+    /// What the message's proof covers.
+    pub(super) covered: Covered,
+    /// From where it came, when that was over UDP.
+    pub(super) udp: Option<SocketAddrV4>,
+}
+
 impl Registration {
     pub(super) fn place(&self) -> Place {
-        Place { care_of: self.sender.care_of, user_plane: self.user_plane }
+        let Sender { covered, udp } = self.sender;
+        Place { care_of: covered.care_of, udp, user_plane: self.user_plane }
     }
 }
 
@@ -64,7 +74,7 @@ impl Registration {
 #[derive(Debug)]
 struct Revocation {
     sequence: u16,
-    sender: Covered,
+    sender: Sender,
     sent: u32,
     again: Duration,
 }
@@ -123,7 +133,8 @@ impl Node {
     ) -> Option<Registration> {
         let grant = self.grant(spi)?;
         let Registrant::Gateway { address, epoch } = grant.authorization.registrant else { return None };
-        let sender = Covered { care_of: address, peer: self.prefix.address() };
+        let covered = Covered { care_of: address, peer: self.prefix.address() };
+        let sender = Sender { covered, udp: None };
         Some(Registration { spi, epoch, sender, user_plane, expires })
     }
 
@@ -138,7 +149,7 @@ impl Node {
     pub(super) fn own_registration(&self, care_of: Ipv6Addr, expires: Duration) -> Option<Registration> {
         let own = |grant: &&Grant| grant.authorization.registrant == Registrant::MobileNode;
         let grant = self.grants.iter().find(own)?;
-        let sender = Covered { care_of, peer: self.prefix.address() };
+        let sender = Sender { covered: Covered { care_of, peer: self.prefix.address() }, udp: None };
         let (spi, epoch) = (grant.authorization.key.spi(), grant.epoch());
         Some(Registration { spi, epoch, sender, user_plane: None, expires })
     }
@@ -250,24 +261,31 @@ impl Node {
         MobilityOption::MobileNodeIdentifier { kind: IdentifierType::NAI, identifier: self.name.clone() }
     }
 
-    /// Sends a message with the proof of this key to the other end of `peer`: a mobile node behind a type 2 routing header.
+    /// Sends a message with the proof of this key to the other end of `peer`: a mobile node behind a type 2 routing header, over
+    /// UDP at its home address (RFC 5555 section 3.3.2).
     pub(super) fn send(
         &self,
         spi: u32,
-        peer: Covered,
+        Sender { covered: peer, udp }: Sender,
         repr: Repr,
         address: Ipv6Addr,
         outputs: &mut VecDeque<Output>,
     ) {
         let Some(grant) = self.grant(spi) else { return };
         let mut addresses = Addresses::direct(address, peer.care_of);
-        if grant.authorization.registrant == Registrant::MobileNode && peer.care_of != peer.peer {
+        if udp.is_some() {
+            addresses.destination = peer.peer;
+        } else if grant.authorization.registrant == Registrant::MobileNode && peer.care_of != peer.peer {
             addresses.routed_to = Some(peer.peer);
         }
         // All that is sent is short: an identifier has at most 254 bytes.
         let Ok(message) = grant.authorization.key.emit(&repr, addresses.endpoints(), peer) else { return };
         if let Ok(header) = MobilityHeader::new_checked(&message) {
-            outputs.push_back(Output::Send(addresses.emit(header)));
+            let packet = addresses.emit(header);
+            outputs.push_back(match udp {
+                Some(to) => Output::SendDatagram { to, packet },
+                None => Output::Send(packet),
+            });
         }
     }
 }

@@ -133,7 +133,7 @@ fn deliver(anchor: &mut Anchor, ms: u64, packet: &[u8]) -> Vec<Output> {
 }
 
 fn place(care_of: Ipv6Addr) -> Place {
-    Place { care_of, user_plane: None }
+    Place { care_of, udp: None, user_plane: None }
 }
 
 fn switch(gateway: &Gateway) -> Output {
@@ -301,7 +301,7 @@ fn packets_are_taken_from_where_a_node_is_or_will_be_and_sent_where_its_gateway_
         });
         (taken.collect::<Vec<_>>(), outputs)
     };
-    let (first, second) = (place(source.address), Place { care_of: target.address, user_plane });
+    let (first, second) = (place(source.address), Place { care_of: target.address, udp: None, user_plane });
     let (taken, outputs) = came(0, &source.update(300));
     assert_eq!(taken, [vec![first]]);
     let Output::Send(packet) = &outputs[1] else { panic!("{outputs:?}") };
@@ -603,7 +603,7 @@ impl World {
             match output {
                 Output::SwitchRoute { place, .. } => self.route = Some(place.care_of),
                 Output::RemoveRoute { .. } => self.route = None,
-                Output::Send(_) | Output::TakeFrom { .. } => {}
+                Output::Send(_) | Output::SendDatagram { .. } | Output::TakeFrom { .. } => {}
             }
         }
         let binding = self.anchor.binding(NAME);

@@ -5,20 +5,23 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use super::node::{Grant, Node, Registration};
+use super::node::{Grant, Node, Registration, Sender};
 use super::{Config, Output, Registrant};
-use crate::auth::Covered;
 use crate::wire::*;
 
 /// How far a mobile node's clock may be from ours (RFC 4285 section 6.2 leaves it open; 7 s is UMIP's).
 const REPLAY_WINDOW_NS: u64 = 7_000_000_000;
+
+/// How often a mobile node behind a NAT is to register again. RFC 5555 section 5.3 has 110 s; but there are NATs that forget
+/// sooner than in 30.
+const NAT_REFRESH_S: u32 = 25;
 
 /// A Binding Update that was proved.
 pub(super) struct Came<'a> {
     pub(super) now: Duration,
     pub(super) unix_ns: u64,
     pub(super) spi: u32,
-    pub(super) sender: Covered,
+    pub(super) sender: Sender,
     pub(super) update: BindingUpdate,
     pub(super) options: &'a [MobilityOption],
 }
@@ -77,6 +80,16 @@ impl Came<'_> {
             MobilityOption::Ipv4HomeAddressRequest(interface) => Some(*interface),
             _ => None,
         })
+    }
+
+    /// What a mobile node is told that has registered over UDP (RFC 5555 section 3.2.2): whether there is a NAT, which its update
+    /// shows by coming from another address than it names. Without one UDP is used all the same, for we have no other way over IPv4,
+    /// but nothing has to be kept awake.
+    fn nat_detection(&self) -> Option<MobilityOption> {
+        let from = self.sender.udp?.ip().to_ipv6_mapped();
+        let is_behind = from != self.sender.covered.care_of;
+        let refresh_s = if is_behind { NAT_REFRESH_S } else { u32::MAX };
+        Some(MobilityOption::NatDetection { force: !is_behind, refresh_s })
     }
 
     fn transient(&self) -> Option<TransientLifetime> {
@@ -142,9 +155,9 @@ impl Node {
         if self.is_repeated(came, grant)? {
             return Ok(Accepted::Again);
         }
+        let covered = came.sender.covered;
         let is_active = self.active.as_ref().is_some_and(|active| active.spi == came.spi);
-        let deregisters =
-            came.update.lifetime == BindingLifetime::ZERO || came.sender.care_of == came.sender.peer;
+        let deregisters = came.update.lifetime == BindingLifetime::ZERO || covered.care_of == covered.peer;
         match came.transient() {
             _ if deregisters => Ok(Accepted::End),
             None => Ok(Accepted::Bind),
@@ -206,7 +219,7 @@ impl Node {
         if !came.update.flags.contains(BindingUpdateFlags::HOME_REGISTRATION) {
             return Err(Status::HOME_REGISTRATION_NOT_SUPPORTED);
         }
-        if !self.prefix.contains(came.sender.peer) || self.is_named(came) == Some(false) {
+        if !self.prefix.contains(came.sender.covered.peer) || self.is_named(came) == Some(false) {
             return Err(Status::NOT_HOME_AGENT);
         }
         let sent = sent.ok_or(Status::MESSAGE_ID_REQUIRED)?;
@@ -271,6 +284,7 @@ impl Node {
                 options.push(MobilityOption::Ipv4DefaultRouterAddress(interface.router()));
             }
         }
+        options.extend(came.nat_detection());
         options.extend(came.options.iter().filter(echoed).cloned());
         if status == Status::ID_MISMATCH {
             // Our clock, for the mobile node to set its own by (RFC 4285 section 6.3).

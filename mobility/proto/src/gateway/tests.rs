@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::anchor::{Anchor, Authorization, Config as AnchorConfig, Output as AnchorOutput, Registrant};
+use crate::anchor::{
+    Anchor, Authorization, Config as AnchorConfig, Output as AnchorOutput, Registrant, TunnelEnd,
+};
 use crate::auth::{Algorithm, VerifyError};
 use crate::inner::end_marker;
 
@@ -164,13 +166,10 @@ impl World {
                     self.put(ANCHOR, to, Wire::Signalling(packet));
                 }
                 AnchorOutput::SwitchRoute { prefix, before: Some(before), .. } => {
-                    self.put(
-                        ANCHOR,
-                        before.tunnel_end(),
-                        Wire::Tunnelled(ANCHOR, end_marker(ANCHOR, prefix)),
-                    );
+                    self.put(ANCHOR, before.care_of, Wire::Tunnelled(ANCHOR, end_marker(ANCHOR, prefix)));
                 }
-                AnchorOutput::SwitchRoute { .. }
+                AnchorOutput::SendDatagram { .. }
+                | AnchorOutput::SwitchRoute { .. }
                 | AnchorOutput::RemoveRoute { .. }
                 | AnchorOutput::TakeFrom { .. } => {}
             }
@@ -205,7 +204,8 @@ impl World {
                 0 => inner(CORRESPONDENT, HOME, self.numbered),
                 _ => inner_ipv4(Ipv4Addr::new(203, 0, 113, 1), HOME_IPV4, self.numbered),
             };
-            if let Some(to) = self.anchor.care_of(Inner::parse(&packet).unwrap().destination) {
+            let to = self.anchor.care_of(Inner::parse(&packet).unwrap().destination);
+            if let Some(TunnelEnd::Ipv6(to)) = to {
                 self.put(ANCHOR, to, Wire::Tunnelled(ANCHOR, packet));
             }
             while let Some(entry) = self.under_way.first_entry()
@@ -225,7 +225,8 @@ impl World {
                         let _ = self.anchor.handle_packet(now, unix_ns, &packet);
                     }
                     (Wire::Tunnelled(from, packet), None) => {
-                        assert!(self.anchor.accepts(Inner::parse(&packet).unwrap().source, from));
+                        let source = Inner::parse(&packet).unwrap().source;
+                        assert!(self.anchor.accepts(source, TunnelEnd::Ipv6(from)));
                     }
                 }
                 self.drain();

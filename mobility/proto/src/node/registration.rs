@@ -245,8 +245,16 @@ impl Registration {
             MobilityOption::BindingRefreshAdvice(advice) => Some(advice.as_secs()),
             _ => None,
         });
+        let keep_awake = options.iter().find_map(|option| match option {
+            // Neither "as you like" nor "never" (RFC 5555 section 3.2.2).
+            MobilityOption::NatDetection { refresh_s, .. } if !matches!(refresh_s, 0 | &u32::MAX) => {
+                Some(*refresh_s)
+            }
+            _ => None,
+        });
+        let sooner = advice.into_iter().chain(keep_awake).min();
         let refresh =
-            advice.map_or(lifetime / 2, |advice| Duration::from_secs(advice.into()).min(lifetime / 2));
+            sooner.map_or(lifetime / 2, |sooner| Duration::from_secs(sooner.into()).min(lifetime / 2));
         self.next = Some(now + refresh.max(FIRST_RETRY));
         Answered::Bound
     }

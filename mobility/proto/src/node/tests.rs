@@ -138,6 +138,7 @@ impl World {
                     self.updates.push(self.now);
                     self.put(true, packet);
                 }
+                Output::SendDatagram(_) => panic!("it has IPv6"),
                 Output::Event(happened) => self.events.push(happened),
                 Output::Deliver(_) => self.delivered += 1,
                 Output::Tunnel(packet) => {

@@ -25,7 +25,9 @@ fn flags_are_enough_and_take_the_place_of_what_the_file_says() {
     let all = over(&line, None).unwrap();
     assert_eq!((all.spi, all.interface.as_str(), all.proof), (300, "longhaul-node", Proof::HmacSha256));
     assert_eq!(over("", Some(&all)).unwrap(), all);
-    let changed = over("--link eth1 --proof hmac-sha1-96 --interface t0", Some(&all)).unwrap();
+    let line_of_more = "--link eth1 --proof hmac-sha1-96 --interface t0 --home-agent-ipv4 192.0.2.1";
+    let changed = over(line_of_more, Some(&all)).unwrap();
+    assert_eq!((all.home_agent_ipv4, changed.home_agent_ipv4), (None, Some(Ipv4Addr::new(192, 0, 2, 1))));
     assert_eq!(
         (changed.link.as_str(), changed.proof, changed.interface.as_str()),
         ("eth1", Proof::HmacSha1, "t0")

@@ -1,7 +1,7 @@
 //! A home agent, two gateways and a mobile node under orders and messages in any order, proved or not: a binding is only ever
 //! where a key was given for or the mobile node has been, no epoch comes back, and nobody gets more out than is put in.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use mobility_proto::anchor::{self, Anchor, Authorization, Output, Registrant};
@@ -14,6 +14,9 @@ use super::mobility::reprs;
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0);
+const HOME_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// What a NAT makes of the mobile node's IPv4 addresses.
+const NAT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 4001);
 const NAME: &[u8] = b"vm";
 /// The home address of the mobile node, and its name.
 const NODES_HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 2, 0, 0, 0, 0x10);
@@ -31,7 +34,12 @@ fn address(epoch: u8) -> Ipv6Addr {
 fn grant(epoch: u8) -> Grant {
     let key = SharedKey::new(300 + u32::from(epoch), Algorithm::HmacSha256_128, &[epoch; 32]);
     let prefix = Ipv6Prefix::new(HOME, 64).expect("64 is at most 128");
-    Grant { key, node: NAME.to_vec(), prefix }
+    Grant { key, node: NAME.to_vec(), prefix, ipv4: Ipv4Interface::new(HOME_IPV4, 24) }
+}
+
+/// Where the mobile node may be: over IPv6, and over IPv4 behind a NAT.
+fn nodes_care_of(at: u8) -> Ipv6Addr {
+    if at & 2 == 0 { address(at) } else { Ipv4Addr::new(192, 168, 1, at & 1).to_ipv6_mapped() }
 }
 
 fn nodes_key() -> SharedKey {
@@ -60,9 +68,9 @@ impl World {
             started_unix_ns: START_NS,
         });
         for epoch in 1..=4 {
-            let Grant { key, node, prefix } = grant(epoch);
+            let Grant { key, node, prefix, ipv4 } = grant(epoch);
             let registrant = Registrant::Gateway { address: address(epoch), epoch: epoch.into() };
-            let authorized = anchor.authorize(Authorization { key, node, prefix, registrant });
+            let authorized = anchor.authorize(Authorization { key, node, prefix, ipv4, registrant });
             authorized.expect("four keys are not too many");
         }
         let gateways = [0, 1].map(|number| {
@@ -78,7 +86,8 @@ impl World {
         });
         let prefix = Ipv6Prefix::new(NODES_HOME, 128).expect("128 is at most 128");
         let (key, name, registrant) = (nodes_key(), NODE.to_vec(), Registrant::MobileNode);
-        let authorized = anchor.authorize(Authorization { key, node: name.clone(), prefix, registrant });
+        let node = name.clone();
+        let authorized = anchor.authorize(Authorization { key, node, prefix, ipv4: None, registrant });
         authorized.expect("there is room for two");
         let node = MobileNode::new(node::Config {
             home_address: NODES_HOME,
@@ -99,6 +108,7 @@ impl World {
     fn deliver(&mut self, packet: &[u8], depth: u8) {
         let (now, unix_ns) = (self.now, self.unix_ns());
         let _ = self.anchor.handle_packet(now, unix_ns, packet);
+        let _ = self.anchor.handle_datagram(now, unix_ns, NAT, packet);
         for gateway in &mut self.gateways {
             let _ = gateway.handle_packet(now, unix_ns, packet);
         }
@@ -113,7 +123,7 @@ impl World {
     fn drain(&mut self) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         while let Some(output) = self.anchor.poll_output() {
-            if let Output::Send(packet) = output {
+            if let Output::Send(packet) | Output::SendDatagram { packet, .. } = output {
                 sent.push(packet);
             }
         }
@@ -125,7 +135,7 @@ impl World {
             }
         }
         while let Some(output) = self.node.poll_output() {
-            if let node::Output::Send(packet) = output {
+            if let node::Output::Send(packet) | node::Output::SendDatagram(packet) = output {
                 sent.push(packet);
             }
         }
@@ -197,7 +207,7 @@ impl World {
 
     fn node_order(&mut self, [what, at, ..]: [u8; 4], packet: &[u8]) {
         let (now, unix_ns) = (self.now, self.unix_ns());
-        let care_of = address(at);
+        let care_of = nodes_care_of(at);
         match what % 5 {
             0 | 1 => {
                 self.proved.push(care_of);
@@ -227,8 +237,12 @@ impl World {
         if ends & 1 == 0 {
             repr.options = vec![MobilityOption::MessageIdentification(NtpTimestamp::from_unix_ns(sent_ns))];
         }
-        let care_of = address(at);
-        let addresses = if ends & 2 == 0 {
+        let care_of = nodes_care_of(at);
+        let addresses = if let Some(address) = care_of.to_ipv4_mapped() {
+            repr.options.push(MobilityOption::Ipv4CareOfAddress(address));
+            let (from, to) = if ends & 2 == 0 { (NODES_HOME, ANCHOR) } else { (ANCHOR, NODES_HOME) };
+            Addresses::direct(from, to)
+        } else if ends & 2 == 0 {
             Addresses { home_address: Some(NODES_HOME), ..Addresses::direct(care_of, ANCHOR) }
         } else {
             Addresses { routed_to: Some(NODES_HOME), ..Addresses::direct(ANCHOR, care_of) }
@@ -248,10 +262,15 @@ impl World {
         whole.extend(from.octets());
         whole.extend(HOME.octets());
         whole.extend(packet);
+        let mut whole_ipv4 = vec![0x45; 12];
+        whole_ipv4.extend(if what & 8 == 0 { HOME_IPV4 } else { *NAT.ip() }.octets());
+        whole_ipv4.extend(if what & 8 == 0 { *NAT.ip() } else { HOME_IPV4 }.octets());
         let gateway = &mut self.gateways[usize::from(what % 2)];
         match what % 4 {
             0 | 1 => gateway.handle_tunnelled(self.now, from, whole),
-            2 => gateway.handle_tunnelled(self.now, from, packet.to_vec()),
+            2 if what & 4 == 0 => gateway.handle_tunnelled(self.now, from, packet.to_vec()),
+            2 => gateway.handle_tunnelled(self.now, from, whole_ipv4),
+            3 if what & 4 == 0 => gateway.handle_guest(whole_ipv4),
             _ => gateway.handle_guest(packet.to_vec()),
         }
         self.drain();
@@ -293,7 +312,8 @@ pub(super) fn histories() -> Vec<Vec<u8>> {
         [[0, 16, 0xf4, 1, 1], [0, 16, 0xf4, 2, 2], [0, 5, 0, 1, 1], [2, 0, 0, 0, 0], [3, 0, 0, 0, 0]];
     let node = |what: u8, at: u8| [5, what, at, 0, 0];
     let roams = [node(0, 0), wait, node(0, 1), node(4, 0), wait, node(2, 0), node(0, 0), node(3, 0), wait];
+    let behind_nats = [node(0, 2), wait, node(0, 3), wait, node(0, 1), wait, node(0, 2), node(3, 0), wait];
     let posing =
         [[6, 16, 0xf0, 1, 1], [6, 16, 0x10, 0, 2], [6, 17, 0xf2, 1, 3], node(0, 0), [6, 16, 0, 1, 9]];
-    [a_move.concat(), given_up.concat(), messages.concat(), roams.concat(), posing.concat()].into()
+    [a_move.concat(), given_up.concat(), messages.concat(), roams.concat(), behind_nats.concat(), posing.concat()].into()
 }

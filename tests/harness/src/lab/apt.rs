@@ -48,6 +48,9 @@ pub const ORACLES: &[Package] = &[
 pub const ROUTER: &[Package] =
     &[Package { name: "radvd", purpose: "is the router of a link that a guest moves to" }];
 
+/// What makes a router's namespace one that translates addresses.
+pub const NAT: &[Package] = &[Package { name: "nftables", purpose: "sets up the kernel's NAT" }];
+
 /// What asks for neighbours over IPv4.
 pub const ARPING: &[Package] =
     &[Package { name: "busybox-static", purpose: "asks a link for neighbours over IPv4 (arping)" }];

@@ -18,6 +18,10 @@ fn anchor_with_ipv4() -> Anchor {
     anchor
 }
 
+fn at(gateway: &Gateway) -> TunnelEnd {
+    TunnelEnd::Ipv6(gateway.address)
+}
+
 fn asking(gateway: &mut Gateway, address: Ipv4Addr) -> Vec<u8> {
     let asked = Ipv4Interface::new(address, 0).unwrap();
     let repr = gateway.repr(300, vec![MobilityOption::Ipv4HomeAddressRequest(asked)]);
@@ -50,16 +54,16 @@ fn the_address_goes_where_the_prefix_goes_and_its_route_first() {
     ];
     assert_eq!(told(&first, &outputs[2]), (Status::ACCEPTED, accepted.clone()));
     assert_eq!(anchor.bound().collect::<Vec<_>>(), [own, prefix()]);
-    assert!(anchor.accepts(own.address(), first.address) && !anchor.accepts(own.address(), second.address));
+    assert!(anchor.accepts(own.address(), at(&first)) && !anchor.accepts(own.address(), at(&second)));
 
     // The end of the old way is marked once, behind both.
     let outputs = deliver(&mut anchor, 1, &asking(&mut second, Ipv4Addr::UNSPECIFIED));
     let before = Some(place(first.address));
     assert_eq!(outputs[..2], [switched(own, &second, None), switched(prefix(), &second, before)]);
     assert_eq!(told(&second, &outputs[2]), (Status::ACCEPTED, accepted));
-    assert_eq!(anchor.care_of(own.address()), Some(second.address));
+    assert_eq!(anchor.care_of(own.address()), Some(at(&second)));
     let neighbour = Ipv4Addr::new(198, 51, 100, 11).to_ipv6_mapped();
-    assert!(anchor.care_of(neighbour).is_none() && !anchor.accepts(neighbour, second.address));
+    assert!(anchor.care_of(neighbour).is_none() && !anchor.accepts(neighbour, at(&second)));
 
     let outputs = deliver(&mut anchor, 2, &second.update(0));
     assert_eq!(outputs[..2], [Output::RemoveRoute { prefix: own }, Output::RemoveRoute { prefix: prefix() }]);
@@ -72,8 +76,8 @@ fn ipv4_packets_go_to_a_gateways_own_address() {
     let user_plane = MobilityOption::LmaUserPlaneAddress(ANCHOR_USER_PLANE.into());
     let repr = gateway.repr(300, vec![user_plane]);
     deliver(&mut anchor, 0, &gateway.packet(&repr));
-    assert_eq!(anchor.care_of(HOME), Some(ANCHOR_USER_PLANE));
-    assert_eq!(anchor.care_of(OWN.to_ipv6_mapped()), Some(gateway.address));
+    assert_eq!(anchor.care_of(HOME), Some(TunnelEnd::Ipv6(ANCHOR_USER_PLANE)));
+    assert_eq!(anchor.care_of(OWN.to_ipv6_mapped()), Some(at(&gateway)));
 }
 
 #[test]
