@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use longhaul_proto::Epoch;
 use longhaul_proto::wire::{Open, PermitAnswer, PermitRequest};
 use migrate_driver::{GuestStatus, NetworkDefinition, VmDefinition};
+use mobility::DataPlane;
 use mobility::access::{AccessGateway, Config, Event, Grant, Happened, Link};
 use mobility::auth::{Algorithm, SharedKey};
 use mobility::wire::{Ipv4Interface, Ipv6Prefix};
@@ -133,6 +134,8 @@ impl Addresses {
             "gateway": self.config.address,
             "home_agent": self.config.home_agent_address,
             "data_plane": self.gateway.plane(),
+            // Whatever carries IPv6.
+            "data_plane_ipv4": DataPlane::Tun,
             "vms": vms,
         })
     }

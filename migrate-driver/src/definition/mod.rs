@@ -440,7 +440,8 @@ fn parse_ipv4(text: &str) -> Option<(Ipv4Addr, u8)> {
     let host_bits = u32::MAX.checked_shr(len.into()).unwrap_or(0);
     let host = u32::from(address) & host_bits;
     let is_host = len > 30 || (host != 0 && host != host_bits);
-    let is_special = address.is_loopback() || address.is_multicast() || address.octets()[0] % 240 == 0;
+    let is_special =
+        address.is_loopback() || address.is_multicast() || !(1..240).contains(&address.octets()[0]);
     ((8..=32).contains(&len) && is_host && !is_special).then_some((address, len))
 }
 

@@ -69,6 +69,26 @@ fn a_guest_keeps_its_address_and_its_correspondent() -> Result<()> {
 }
 
 #[test]
+fn a_guest_keeps_its_ipv4_address_and_its_correspondent() -> Result<()> {
+    let turn = turn("a_guest_keeps_its_ipv4_address_and_its_correspondent");
+    let (lab, base) = lab()?;
+    let sites = Sites::start_ipv4(&lab, &base, Duration::from_millis(20))?;
+    sites.boot(2 * PATIENCE)?;
+    assert_eq!(sites.home.cli(&["addresses"])?["home_agent"][0]["ipv4"].as_str(), Some("198.51.100.10/24"));
+    for (from, to) in [(0, 1), (1, 0)] {
+        sites.collector.mark();
+        let report = migrate(&sites, from, to)?;
+        sites.collector.wait_progress(16, PATIENCE)?;
+        let silence = sites.collector.longest_since_mark();
+        turn.say(&format!("not heard for {silence:?}, stood still for {} ms", report["downtime_ms"]));
+        assert!(sites.rebind_note(to)?.contains("the address followed"), "{}", sites.rebind_note(to)?);
+        assert_eq!(care_of(&sites)?, sites.wires.platforms[to].address.to_string());
+    }
+    assert_eq!((sites.collector.duplicates(), sites.collector.instances().len()), (0, 1));
+    Ok(())
+}
+
+#[test]
 fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
     let turn = turn("an_address_survives_its_home_agent_and_a_move_that_fails");
     let (lab, base) = lab()?;

@@ -31,6 +31,8 @@ pub struct Guest {
     pub workload: Workload,
     /// The network that moves with it, in place of QEMU's own: its tap interface, link-layer address and prefix.
     pub home: Option<[String; 3]>,
+    /// Its IPv4 address there, with the length of its network's prefix.
+    pub home_ipv4: Option<String>,
     kernel: PathBuf,
     initrd: PathBuf,
 }
@@ -45,6 +47,7 @@ impl Guest {
             disk: disk.to_path_buf(),
             workload: Workload { port, ..Workload::default() },
             home: None,
+            home_ipv4: None,
             kernel: lab.kernel().to_path_buf(),
             initrd: lab.initrd().to_path_buf(),
         }
@@ -81,8 +84,10 @@ impl Guest {
         match &self.home {
             Some([interface, mac, prefix]) => {
                 let network = [("interface", interface), ("mac", mac), ("prefix", prefix)];
-                let network = network.map(|(key, value)| (key.to_owned(), text(value)));
-                table.insert("network".into(), Value::Table(Table::from_iter(network)));
+                let ipv4 = self.home_ipv4.as_ref().map(|ipv4| ("ipv4", ipv4));
+                let network =
+                    network.into_iter().chain(ipv4).map(|(key, value)| (key.to_owned(), text(value)));
+                table.insert("network".into(), Value::Table(network.collect()));
             }
             None => {
                 let args = network().iter().map(|argument| text(argument)).collect();

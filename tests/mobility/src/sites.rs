@@ -1,6 +1,6 @@
 //! The real daemons in the lab's network: a home agent and two platforms, and a real guest whose address follows it.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use harness::guest::DISK;
 use harness::{Collector, Guest, Lab, Platform};
 
 use crate::Wires;
-use crate::wires::Host;
+use crate::network::HOME_IPV4;
+use crate::wires::{CORRESPONDENT_IPV4, Host};
 
 /// The guest's name.
 pub const VM: &str = "wanderer";
@@ -48,10 +49,25 @@ impl Sites {
     /// # Errors
     /// When one does not come up.
     pub fn start(lab: &Lab, base: &Path, round_trip: Duration) -> Result<Self> {
+        Self::start_hearing(lab, base, round_trip, false)
+    }
+
+    /// As [`start`](Self::start), with a guest that speaks over IPv4.
+    ///
+    /// # Errors
+    /// When a daemon does not come up.
+    pub fn start_ipv4(lab: &Lab, base: &Path, round_trip: Duration) -> Result<Self> {
+        Self::start_hearing(lab, base, round_trip, true)
+    }
+
+    fn start_hearing(lab: &Lab, base: &Path, round_trip: Duration, over_ipv4: bool) -> Result<Self> {
         let wires = Wires::lay(Some(1))?;
         wires.set_round_trip(round_trip);
         let anchor = wires.anchor.address;
-        let home = format!("[home_agent]\naddress = \"{anchor}\"\nprefixes = [\"2001:db8:f::/48\"]");
+        let home = format!(
+            "[home_agent]\naddress = \"{anchor}\"\nprefixes = [\"2001:db8:f::/48\"]\n\
+             ipv4_prefixes = [\"198.51.100.0/24\"]"
+        );
         let home = platform(&wires.anchor, "home", &home)?;
         let mobility = |host: &Host| {
             let own = host.address;
@@ -68,10 +84,14 @@ impl Sites {
             }
         }
         let correspondent = &wires.correspondent;
-        let collector = Collector::within(&correspondent.namespace, correspondent.address.into())?;
+        let heard_at =
+            if over_ipv4 { IpAddr::from(CORRESPONDENT_IPV4) } else { correspondent.address.into() };
+        let collector = Collector::within(&correspondent.namespace, heard_at)?;
         let disk = platforms[0].place_disk(VM, base)?;
         let mut guest = Guest::new(lab, VM, &disk, collector.port());
-        guest.workload.host = correspondent.address.into();
+        guest.workload.host = heard_at;
+        guest.workload.address = HOME_IPV4;
+        guest.home_ipv4 = over_ipv4.then(|| format!("{HOME_IPV4}/24"));
         guest.workload.ring_mib = 32;
         guest.home = Some([TAP, MAC, PREFIX].map(str::to_owned));
         Ok(Self { home, platforms, collector, guest, wires })

@@ -1,6 +1,6 @@
 //! The network of the lab without anybody in it: a home agent's host, two platforms' hosts and a correspondent.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,9 @@ use harness::{DelayLine, Namespace, Way};
 
 /// The home agent's address.
 pub const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+
+/// The correspondent's IPv4 address.
+pub const CORRESPONDENT_IPV4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 12);
 
 /// A host.
 #[derive(Debug)]
@@ -101,7 +104,7 @@ impl Wires {
         correspondent.ip("-6 route add default via 2001:db8:c::1")?;
         // Only here is there IPv4.
         anchor.ip("address add 203.0.113.1/24 dev cn")?;
-        correspondent.ip("address add 203.0.113.12/24 dev anchor")?;
+        correspondent.ip(&format!("address add {CORRESPONDENT_IPV4}/24 dev anchor"))?;
         correspondent.ip("route add default via 203.0.113.1")?;
         anchor.ip("-6 route add default via 2001:db8:1::2")?;
         edge.ip("-6 route add default via 2001:db8:1::1")?;

@@ -11,6 +11,7 @@ use harness::lab::apt::{self, ARPING};
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, HOME_IPV4};
 use mobility_lab::raw::{TUNNEL_IPV4, packet, udp_ipv4};
+use mobility_lab::wires::CORRESPONDENT_IPV4 as CORRESPONDENT;
 use mobility_lab::{Network, Planes, Raw, Stream};
 use tokio::runtime::Runtime;
 
@@ -22,7 +23,6 @@ mobility_lab::on_each_plane!(
     a_gateway_that_ends_leaves_nothing_behind,
 );
 
-const CORRESPONDENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 12);
 const PAUSE: Duration = Duration::from_millis(20);
 const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 4004;

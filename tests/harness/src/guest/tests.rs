@@ -3,6 +3,7 @@ use super::*;
 fn guest() -> Guest {
     Guest {
         home: None,
+        home_ipv4: None,
         name: "g1".into(),
         memory_mib: 96,
         disk: "/tmp/a \"b\".raw".into(),
