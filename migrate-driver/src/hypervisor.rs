@@ -49,9 +49,21 @@ impl fmt::Display for GuestStatus {
     }
 }
 
+/// Whether a guest runs while it moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Until nearly all of its memory is sent.
+    #[default]
+    Live,
+    /// It is stopped before its memory is sent, and each page is sent once.
+    Cold,
+}
+
 /// How memory is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryParams {
+    /// With the guest running, or stopped first.
+    pub mode: Mode,
     /// The guest is paused when the rest is predicted to take no longer than this.
     pub max_downtime: Duration,
     /// Upper bound in bytes per second; `None` leaves it to the stream's reader.
@@ -133,8 +145,8 @@ pub trait Hypervisor: Send + Sync {
     /// Whatever a crash left: ends an outgoing migration, removes all taps, lets the guest run, says where it stands.
     /// A VM that came in and was never resumed here is never resumed by this. Idempotent. Bitmaps of warm passes stay.
     async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
-    /// Whether a VM of this definition can run here and, if it runs now, move alive; else an error that says why not.
-    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError>;
+    /// Whether a VM of this definition can run here and, if it runs now, move in this way; else an error that says why not.
+    async fn check_movable(&self, def: &VmDefinition, mode: Mode) -> Result<(), DriverError>;
     /// The definition of a guest that runs here and was not started by us; `None` where the hypervisor knows none of that
     /// name.
     async fn discover(&self, vm: &VmName) -> Result<Option<VmDefinition>, DriverError>;
@@ -229,8 +241,8 @@ pub enum DriverError {
         /// The end of what it said.
         message: String,
     },
-    /// This VM cannot move, or not alive.
-    #[error("VM {vm} cannot move alive: {why}")]
+    /// This VM cannot move, or not in the way that was asked for.
+    #[error("VM {vm} cannot move: {why}")]
     NotMovable {
         /// The VM.
         vm: VmName,

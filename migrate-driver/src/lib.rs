@@ -27,12 +27,15 @@ pub mod fuzzing {
         requests as nbd_requests,
     };
     pub use crate::qmp::fuzzing::{lines as qmp_lines, seeds as qmp_seeds};
+    pub use crate::xen::fuzzing::{seeds as xl_seeds, stream as xl_stream};
 }
 
 pub use definition::{
     CacheMode, DefinitionError, DiskDefinition, DomainType, NameError, NetworkDefinition, NicDefinition,
     QemuDefinition, VmDefinition, VmName, XenDefinition,
 };
-pub use hypervisor::{DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind};
+pub use hypervisor::{
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
+};
 pub use qemu::Qemu;
 pub use xen::Xen;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use chunkstore::RawImage;
 use longhaul_proto::wire::Target;
+use migrate_driver::Mode;
 use serde::Serialize;
 
 use crate::migrate::source::{MigrateError, plan};
@@ -65,9 +66,15 @@ pub struct DiskEstimate {
 }
 
 /// Scans the VM's disks and asks `peer` what it lacks.
-pub async fn estimate(platform: &Platform, vm: &str, peer: &str) -> Result<Estimate, EstimateError> {
+pub async fn estimate(
+    platform: &Platform,
+    vm: &str,
+    peer: &str,
+    mode: Mode,
+) -> Result<Estimate, EstimateError> {
     let epoch = platform.vms.owned(vm).map_err(MigrateError::from)?.next().0;
     let plan = plan(platform, vm)?;
+    platform.hypervisor.check_movable(&plan.definition, mode).await.map_err(MigrateError::from)?;
     let connection = platform.network.dial(peer).await?;
     let mut disks = Vec::new();
     for (disk, definition) in plan.disks.iter().zip(&plan.definition.disks) {

@@ -1,27 +1,40 @@
-//! Points at which a test may kill the daemon: `LONGHAUL_CRASH_AT=source:journal:released` ends the process as SIGKILL
-//! would, the moment it reaches that label. `LABEL#N` means the N-th time. Without the variable it does nothing.
+//! Points at which a test may kill or halt the daemon: `LONGHAUL_CRASH_AT=source:journal:released` ends the process as
+//! SIGKILL would, the moment it reaches that label; `LONGHAUL_STOP_AT` halts it as SIGSTOP does, until it gets SIGCONT.
+//! `LABEL#N` means the N-th time. Without the variables it does nothing.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-static TARGET: LazyLock<Option<(String, u32)>> = LazyLock::new(|| {
-    let text = std::env::var("LONGHAUL_CRASH_AT").ok()?;
-    match text.split_once('#') {
-        Some((label, count)) => Some((label.to_owned(), count.parse().ok()?)),
-        None => Some((text, 1)),
-    }
+use rustix::process::Signal;
+
+struct Target {
+    label: String,
+    count: u32,
+    signal: Signal,
+}
+
+static TARGET: LazyLock<Option<Target>> = LazyLock::new(|| {
+    let of = |name, signal| {
+        let text = std::env::var(name).ok()?;
+        let (label, count) = match text.split_once('#') {
+            Some((label, count)) => (label.to_owned(), count.parse().ok()?),
+            None => (text, 1),
+        };
+        Some(Target { label, count, signal })
+    };
+    of("LONGHAUL_CRASH_AT", Signal::KILL).or_else(|| of("LONGHAUL_STOP_AT", Signal::STOP))
 });
 static SEEN: AtomicU32 = AtomicU32::new(0);
 
 /// Here is the point `{side}:{kind}:{what}`.
 pub fn reach(side: &str, kind: &str, what: &str) {
-    let Some((label, count)) = &*TARGET else { return };
-    let mut parts = label.split(':');
+    let Some(target) = &*TARGET else { return };
+    let mut parts = target.label.split(':');
     if parts.next() != Some(side) || parts.next() != Some(kind) || parts.next() != Some(what) {
         return;
     }
-    if SEEN.fetch_add(1, Ordering::Relaxed) + 1 == *count {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    if SEEN.fetch_add(1, Ordering::Relaxed) + 1 == target.count {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), target.signal);
     }
 }
 

@@ -11,7 +11,7 @@ use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
 use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
-use migrate_driver::{DriverError, GuestStatus, MemoryParams, StopHow, TapKind, VmName};
+use migrate_driver::{DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind, VmName};
 
 use crate::address;
 use crate::jobs::JobHandle;
@@ -91,6 +91,7 @@ pub struct Outgoing {
     link: Arc<Link>,
     disks: Vec<(PlanDisk, std::path::PathBuf)>,
     plan: Option<Plan>,
+    mode: Mode,
     limits: Limits,
     open: tokio::sync::Mutex<Vec<Disk>>,
     server: Mutex<Option<NbdServer>>,
@@ -98,21 +99,22 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// For the disks of `plan`; without one only [`Outgoing::roll_back`] and [`Outgoing::retire`] work.
+    /// For the disks of a plan; without `data` only [`Outgoing::roll_back`] and [`Outgoing::retire`] work.
     pub fn new(
         platform: Arc<Platform>,
         handle: JobHandle,
         vm: VmName,
         link: Arc<Link>,
-        plan: Option<&Plan>,
+        data: Option<(&Plan, Mode)>,
         limits: Limits,
     ) -> Self {
-        let disks = plan.map_or_else(Vec::new, |plan| {
+        let (plan, mode) = data.map_or((None, Mode::default()), |(plan, mode)| (Some(plan.clone()), mode));
+        let disks = plan.as_ref().map_or_else(Vec::new, |plan| {
             let paths = plan.definition.disks.iter().map(|disk| disk.path.clone());
             plan.disks.iter().cloned().zip(paths).collect()
         });
         let (open, server, stopped) = Default::default();
-        Outgoing { platform, handle, vm, link, disks, plan: plan.cloned(), limits, open, server, stopped }
+        Outgoing { platform, handle, vm, link, disks, plan, mode, limits, open, server, stopped }
     }
 
     /// Since when the guest has stood still, once it does.
@@ -208,7 +210,8 @@ impl Outgoing {
     pub async fn send_memory(&self) -> Result<(), OutgoingError> {
         let connection = self.link.connection().await?;
         // The hypervisor's share: the disk's last round, the device state and the resume want some of it too.
-        let params = MemoryParams { max_downtime: self.limits.max_downtime / 2, max_bandwidth_bytes_s: None };
+        let (mode, max_downtime) = (self.mode, self.limits.max_downtime / 2);
+        let params = MemoryParams { mode, max_downtime, max_bandwidth_bytes_s: None };
         let memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
         let (mut send, recv) = connection.open_bi().await.map_err(NetError::from)?;
         net::send(&mut send, &Open::Memory { job: self.handle.id() }).await?;

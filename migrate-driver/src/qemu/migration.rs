@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::session::Session;
-use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress};
+use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress, Mode};
 use crate::process::io_error;
 use crate::qmp::Event;
 
@@ -124,6 +125,10 @@ pub(crate) async fn send_memory(s: &Session, params: &MemoryParams) -> Result<Un
     let bandwidth = params.max_bandwidth_bytes_s.unwrap_or(UNLIMITED_BYTES_S).clamp(1, UNLIMITED_BYTES_S);
     let parameters = json!({"downtime-limit": downtime_ms, "max-bandwidth": bandwidth});
     s.run("migrate-set-parameters", parameters).await?;
+    if params.mode == Mode::Cold {
+        pause(s).await?;
+    }
+    *lock(s) = (params.mode == Mode::Cold).then(Instant::now);
     let path = s.vm.paths.memory();
     remove_socket(&path);
     let listener = UnixListener::bind(&path).map_err(io_error(&s.vm.name, "listen on", &path))?;
@@ -141,13 +146,17 @@ pub(crate) async fn send_memory(s: &Session, params: &MemoryParams) -> Result<Un
     }
 }
 
+fn lock(s: &Session) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    s.vm.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn no_connection(s: &Session) -> DriverError {
     s.too_long("QEMU's connection to the memory socket", CONNECT_TIMEOUT, "roll back")
 }
 
 /// Waits until the guest is stopped at `pre-switchover`.
 pub(crate) async fn wait_paused(s: &Session) -> Result<Instant, DriverError> {
-    let mut stopped = None;
+    let mut stopped = *lock(s);
     reaches_hearing(s, &["pre-switchover"], |event| {
         if event.name == "STOP" {
             stopped = Some(Instant::now());

@@ -25,7 +25,7 @@ use tokio::net::UnixStream;
 
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind,
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
 };
 use crate::process::{Process, io_error};
 use command::Purpose;
@@ -152,7 +152,7 @@ impl Hypervisor for Qemu {
         }
     }
 
-    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError> {
+    async fn check_movable(&self, def: &VmDefinition, _: Mode) -> Result<(), DriverError> {
         match def.xen {
             None => Ok(()),
             Some(_) => Err(DriverError::NotMovable {

@@ -30,11 +30,19 @@ pub(crate) struct Vm {
     connection: Mutex<Option<Arc<Qmp>>>,
     /// Held while the process is started or ended.
     pub(crate) lifecycle: Mutex<()>,
+    /// When the guest was stopped for a cold migration.
+    pub(crate) stopped: std::sync::Mutex<Option<Instant>>,
 }
 
 impl Vm {
     pub(crate) fn new(name: VmName, paths: VmPaths) -> Vm {
-        Vm { name, paths, connection: Mutex::new(None), lifecycle: Mutex::new(()) }
+        Vm {
+            name,
+            paths,
+            connection: Mutex::default(),
+            lifecycle: Mutex::default(),
+            stopped: Default::default(),
+        }
     }
 
     /// The kept connection, or a new one.

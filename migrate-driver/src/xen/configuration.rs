@@ -140,8 +140,14 @@ pub(crate) fn for_create(def: &VmDefinition, xen: &XenDefinition, rules: &Rules)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) definition: VmDefinition,
-    /// Why it cannot move alive, if so.
+    /// Why it cannot move, if so.
     pub(crate) obstacle: Option<String>,
+}
+
+impl Found {
+    pub(crate) fn is_pv(&self) -> bool {
+        self.definition.xen.as_ref().is_some_and(|xen| xen.kind == DomainType::Pv)
+    }
 }
 
 /// Reads a domain out of `xl list -l`.
@@ -154,12 +160,7 @@ pub(crate) fn found(vm: &VmName, text: &str) -> Result<Found, String> {
     let kind = match create["type"].as_str() {
         Some("pvh") => DomainType::Pvh,
         Some("hvm") => DomainType::Hvm,
-        Some("pv") => {
-            let why = "Xen migrates paravirtual domains alive only where it was built with shadow paging, which \
-                       Debian's is not; stop it and let it run as PVH";
-            obstacle = Some(why.to_owned());
-            DomainType::Pv
-        }
+        Some("pv") => DomainType::Pv,
         other => return Err(format!("its type is {other:?}")),
     };
     let mut disks = Vec::new();

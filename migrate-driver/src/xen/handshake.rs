@@ -18,6 +18,9 @@
 //!       <- REPORT 1, GO       rollback: xl resumes the guest
 //! ```
 //!
+//! A cold migration has no `xl migrate`: the source's keeper runs `xl save -p`, whose stream is the same, and xl ends with
+//! its domain paused. That is PostMigrate there; the destination sees no difference.
+//!
 //! Source: tools/xl/xl_migrate.c (4.17); all texts but the first end with a NUL.
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The processes that hold xl's hand while a domain moves, one at each end: `longhaul xl-transport`, which `xl migrate`
-//! runs as its transport, and `longhaul xl-receive`, which runs `xl migrate-receive`. They outlive the daemon, as the
-//! guests do; a daemon that was restarted finds them by their socket and goes on.
+//! runs as its transport, or `longhaul xl-save`, which runs `xl save`; and `longhaul xl-receive`, which runs
+//! `xl migrate-receive`. They outlive the daemon, as the guests do; a daemon that was restarted finds them by their socket
+//! and goes on.
 //!
 //! A keeper decides nothing: it relays the stream, keeps what xl waits for, and does what the daemon tells it. Of itself
 //! it only ends what cannot become whole any more: a stream that breaks before its last byte.
@@ -25,7 +26,7 @@ pub(crate) enum Phase {
     Streaming,
     /// Source: its last byte has passed; xl, its domain suspended, waits for READY.
     Sent,
-    /// Source: xl has said GO and given its domain up; it waits for the report.
+    /// Source: xl has said GO and given its domain up; it waits for the report. Cold: it has ended, its domain is paused.
     GivenUp,
     /// Destination: xl has said READY; its domain is paused and waits for GO.
     Loaded,
@@ -45,7 +46,8 @@ pub(crate) enum Request {
     Wait,
     /// Go on to the next phase: READY at the source, GO at the destination. Answered when xl has followed.
     Proceed,
-    /// End it: at the source xl resumes the guest, at the destination it destroys the copy. Answered before that.
+    /// End it: at the source xl resumes the guest (one that it has saved stays paused), at the destination it destroys the
+    /// copy. Answered before that.
     Undo,
 }
 
@@ -215,6 +217,8 @@ impl KeeperPaths {
 pub enum Role {
     /// The source's: run by `xl migrate`, whose words are its standard input and output.
     Transport,
+    /// The source's of a cold migration: runs `xl save`.
+    Save,
     /// The destination's: runs `xl migrate-receive`.
     Receive,
 }
@@ -224,6 +228,7 @@ pub fn run(role: Role, dir: &Path) -> io::Result<()> {
     let paths = KeeperPaths { dir: dir.to_owned() };
     match role {
         Role::Transport => super::transport::run(&paths),
+        Role::Save => super::save::run(&paths),
         Role::Receive => super::receive::run(&paths),
     }
 }

@@ -17,7 +17,7 @@ use super::configuration::Rules;
 use super::keeper::{Answer, KeeperPaths, Phase, Request};
 use super::xl;
 use crate::definition::VmName;
-use crate::hypervisor::{DriverError, GuestStatus};
+use crate::hypervisor::{DriverError, GuestStatus, Mode};
 use crate::process::{Process, io_error};
 
 /// xl and the keeper are up within a moment, or never.
@@ -38,14 +38,26 @@ pub(super) struct Move {
 }
 
 impl Move {
-    /// Starts `xl migrate` with our keeper as its transport, and takes the keeper's connection.
-    pub(super) async fn send_memory(&self) -> Result<UnixStream, DriverError> {
+    /// Starts `xl migrate` with our keeper as its transport, or the keeper with its `xl save`, and takes the keeper's
+    /// connection.
+    pub(super) async fn send_memory(&self, mode: Mode) -> Result<UnixStream, DriverError> {
         let path = self.paths.memory();
         self.remove(&[path.clone(), self.paths.control()])?;
         let listener = UnixListener::bind(&path).map_err(io_error(&self.vm, "listen on", &path))?;
-        let transport = format!("exec {} xl-transport {}", quoted(&self.program), quoted(&self.mark()));
-        let mut command = Command::new("xl");
-        command.args(["migrate", "-s", "", self.vm.as_str(), &transport]);
+        let command = match mode {
+            Mode::Live => {
+                let transport =
+                    format!("exec {} xl-transport {}", quoted(&self.program), quoted(&self.mark()));
+                let mut command = Command::new("xl");
+                command.args(["migrate", "-s", "", self.vm.as_str(), &transport]);
+                command
+            }
+            Mode::Cold => {
+                let mut command = Command::new(&self.program);
+                command.arg("xl-save").arg(self.mark());
+                command
+            }
+        };
         let mut child = self.spawn(command).await?;
         let accepted = tokio::select! {
             accepted = timeout(START_TIMEOUT, listener.accept()) => accepted,
@@ -56,7 +68,7 @@ impl Move {
         match accepted {
             Ok(Ok((stream, _))) => Ok(stream),
             Ok(Err(error)) => Err(io_error(&self.vm, "accept xl's transport on", &path)(error)),
-            Err(_) => Err(self.too_long("the start of xl migrate", START_TIMEOUT)),
+            Err(_) => Err(self.too_long("the start of xl's migration", START_TIMEOUT)),
         }
     }
 
@@ -187,13 +199,16 @@ impl Move {
             }
             (None, None) => None,
         };
-        match domain {
-            Some(domain) if domain.suspended && !domain.dead => {
-                tracing::warn!(vm = %self.vm, "xl has left the domain suspended; it is resumed in its place");
-                xl::resume_suspended(&self.vm, domain.id).await
-            }
-            _ => Ok(()),
+        let Some(domain) = domain.filter(|domain| !domain.dead) else { return Ok(()) };
+        if domain.suspended {
+            tracing::warn!(vm = %self.vm, "xl has left the domain suspended; it is resumed in its place");
+            xl::resume_suspended(&self.vm, domain.id).await?;
         }
+        if domain.paused {
+            // Saved for a cold migration.
+            xl::xl(&self.vm, "let the guest run", &["unpause", self.vm.as_str()]).await?;
+        }
+        Ok(())
     }
 
     /// Ends xl and the keeper at once, whatever they do. What becomes of the domain is the caller's to see.
@@ -229,7 +244,13 @@ impl Move {
             let mut stream = match UnixStream::connect(&path).await {
                 Ok(stream) => stream,
                 Err(error)
-                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+                    if matches!(
+                        error.kind(),
+                        // The last one: it ended between our call and its answer.
+                        io::ErrorKind::NotFound
+                            | io::ErrorKind::ConnectionRefused
+                            | io::ErrorKind::ConnectionReset
+                    ) =>
                 {
                     return Ok(None);
                 }
@@ -278,7 +299,7 @@ impl Move {
         Process::find(&self.vm, &self.pid(), &self.mark())
     }
 
-    /// The id of the process that we started: xl at the source, the keeper at the destination.
+    /// The id of the process that we started: xl at the source of a live migration, else the keeper.
     fn pid(&self) -> PathBuf {
         self.paths.dir.join("xl.pid")
     }

@@ -7,10 +7,14 @@
 //! What the two ends of xl's handshake become here stands in `handshake`.
 
 mod configuration;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod handshake;
 pub mod keeper;
 mod migration;
+mod outgoing;
 mod receive;
+mod save;
 mod stream;
 mod transport;
 mod xl;
@@ -28,7 +32,7 @@ use tokio::time::sleep;
 
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, StopHow, TapKind,
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
 };
 use crate::process::io_error;
 use crate::qemu::paths::VmPaths;
@@ -189,8 +193,8 @@ impl Hypervisor for Xen {
         self.moving(vm)?.incoming_loaded().await
     }
 
-    /// xl decides by itself when to stop the guest: [`MemoryParams`] mean nothing to it.
-    async fn send_memory(&self, vm: &VmName, _: &MemoryParams) -> Result<UnixStream, DriverError> {
+    /// xl decides by itself when to stop the guest: of `params` only the mode counts.
+    async fn send_memory(&self, vm: &VmName, params: &MemoryParams) -> Result<UnixStream, DriverError> {
         match self.status(vm).await? {
             GuestStatus::Running => {}
             status => {
@@ -202,7 +206,7 @@ impl Hypervisor for Xen {
         let moving = self.moving(vm)?;
         // It runs, so it is ours, whatever a crash has left of its way here.
         moving.clear_marks()?;
-        moving.send_memory().await
+        moving.send_memory(params.mode).await
     }
 
     /// xl stops the guest after so many rounds or at so few pages, at whatever rate they go.
@@ -272,7 +276,7 @@ impl Hypervisor for Xen {
         self.status(vm).await
     }
 
-    async fn check_live(&self, def: &VmDefinition) -> Result<(), DriverError> {
+    async fn check_movable(&self, def: &VmDefinition, mode: Mode) -> Result<(), DriverError> {
         let refuse = |why: String| DriverError::NotMovable { vm: def.name.clone(), why };
         if def.xen.is_none() {
             return Err(refuse("it is defined for QEMU, and this platform runs Xen".into()));
@@ -284,6 +288,11 @@ impl Hypervisor for Xen {
         let found = configuration::found(&def.name, &text).map_err(refuse)?;
         if let Some(why) = found.obstacle {
             return Err(refuse(why));
+        }
+        if mode == Mode::Live && found.is_pv() && !xl::has_shadow_paging(&def.name).await? {
+            let why = "Xen moves a paravirtual domain alive only where it was built with shadow paging, which this one (as \
+                       Debian's) is not; move it with `longhaul migrate --cold`, or let it run as PVH";
+            return Err(refuse(why.into()));
         }
         if found.definition.disks != def.disks {
             let why = "its disks are not those of its definition; adopt it anew with `longhaul vm adopt`";

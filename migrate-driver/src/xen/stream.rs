@@ -3,6 +3,8 @@
 //!
 //! Source: Xen's docs/specs/libxl-migration-stream.pandoc and libxc-migration-stream.pandoc, tools/xl/xl.h (4.17).
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod sample;
 #[cfg(test)]
 mod tests;
 

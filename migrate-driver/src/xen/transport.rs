@@ -2,65 +2,17 @@
 //!
 //! Until READY is given, this process's end makes xl resume the guest; after GO nothing does but a report of failure.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::Instant;
+use std::sync::Arc;
 
 use super::handshake::{Due, FAILED, GO, READY, RECEIVER_READY, REPORT};
 use super::keeper::{self, Board, KeeperPaths, Orders, Phase};
-use super::stream::Follower;
-
-/// Read at once.
-const RELAY_BYTES: usize = 256 << 10;
-/// zstd's quickest: the guest waits for the last of it.
-const LEVEL: i32 = 1;
+use super::outgoing::{News, Watch, relay};
 
 struct Xl {
     board: Board,
     watch: Watch,
-}
-
-/// xenstore's news of domains that have stopped: the last before the stream's end is of ours. Without it the guest
-/// counts as stopped at the end of the stream, which is later.
-#[derive(Clone, Default)]
-struct Watch(Arc<Mutex<Option<Child>>>);
-
-impl Watch {
-    fn start(board: &Board) -> Watch {
-        let watch = Watch::default();
-        let mut command = Command::new("xenstore-watch");
-        command.arg("@releaseDomain").stdin(Stdio::null()).stdout(Stdio::piped());
-        match command.spawn() {
-            Ok(mut child) => {
-                if let Some(news) = child.stdout.take() {
-                    let board = board.clone();
-                    // The first line only says that it watches.
-                    thread::spawn(move || {
-                        for _ in BufReader::new(news).lines().map_while(Result::ok).skip(1) {
-                            board.stopped(Instant::now());
-                        }
-                    });
-                }
-                *watch.lock() = Some(child);
-            }
-            Err(error) => eprintln!("longhaul xl-transport: cannot run xenstore-watch: {error}"),
-        }
-        watch
-    }
-
-    fn end(&self) {
-        if let Some(mut child) = self.lock().take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Writes to xl.
@@ -95,7 +47,7 @@ impl Orders for Xl {
 
 pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
     let board = Board::new();
-    let watch = Watch::start(&board);
+    let watch = Watch::start(&board, News::Last);
     let xl = Xl { board: board.clone(), watch: watch.clone() };
     // Before the daemon hears of us: from then on it asks.
     keeper::serve(&paths.control(), &board, Arc::new(xl))?;
@@ -123,24 +75,4 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
             board.enter(Phase::GivenUp);
         }
     }
-}
-
-/// Passes the stream on to its last byte, as one zstd frame: most of a guest's memory is zeroes or text.
-fn relay(input: &mut impl Read, out: &mut impl Write, board: &Board) -> io::Result<()> {
-    let mut follower = Follower::new();
-    let mut out = zstd::Encoder::new(out, LEVEL)?;
-    let mut buffer = vec![0; RELAY_BYTES];
-    while !follower.is_at_end() {
-        let length = input.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "xl ended its stream early"));
-        }
-        let taken = follower.follow(&buffer[..length]).map_err(io::Error::other)?;
-        if taken < length {
-            return Err(io::Error::other("xl sends more than its stream"));
-        }
-        out.write_all(&buffer[..length])?;
-        board.count(length as u64);
-    }
-    out.finish().map(drop)
 }

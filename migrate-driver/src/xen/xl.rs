@@ -117,6 +117,18 @@ pub(crate) async fn domains(vm: &VmName) -> Result<Domains, DriverError> {
     Ok(Domains::parse(vm, &xl(vm, "list the domains", &["list", "-v"]).await?))
 }
 
+/// Whether the hypervisor can follow a paravirtual domain's writes to its memory.
+pub(crate) async fn has_shadow_paging(vm: &VmName) -> Result<bool, DriverError> {
+    let info = xl(vm, "ask what the hypervisor can do", &["info"]).await?;
+    Ok(says_shadow(&info))
+}
+
+/// Reads that out of `xl info`.
+fn says_shadow(info: &str) -> bool {
+    let capabilities = info.lines().find_map(|line| line.strip_prefix("virt_caps")).unwrap_or_default();
+    capabilities.split_whitespace().any(|capability| capability == "shadow")
+}
+
 /// Lets a suspended domain run on where it was suspended: what xl does itself when a migration fails, and what it has no
 /// command for. libxc and xenstore are reached by the bindings that come with xl.
 pub(crate) async fn resume_suspended(vm: &VmName, id: u32) -> Result<(), DriverError> {
@@ -162,5 +174,17 @@ mod tests {
         assert_eq!(parse("u2"), Domains::default());
         let left = ["u1", "u1--incoming", "u1--migratedaway"].map(|name| VmName::new(name).unwrap());
         assert_eq!(left.each_ref().map(moving_of), [None, Some("u1"), Some("u1")]);
+    }
+
+    #[test]
+    fn shadow_paging_is_a_capability() {
+        let info = |capabilities: &str| {
+            format!(
+                "xen_version            : 4.17.5\nvirt_caps              : {capabilities}\nfree_memory : 9\n"
+            )
+        };
+        assert!(!says_shadow(&info("pv hvm hvm_directio pv_directio hap gnttab-v1 gnttab-v2")));
+        assert!(says_shadow(&info("pv hvm hap shadow")));
+        assert!(!says_shadow("shadow"));
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::qmp::Qmp;
 use migrate_driver::{
-    DiskDefinition, DriverError, GuestStatus, Hypervisor, MemoryParams, Qemu, QemuDefinition, TapKind,
+    DiskDefinition, DriverError, GuestStatus, Hypervisor, MemoryParams, Mode, Qemu, QemuDefinition, TapKind,
     VmDefinition, VmName,
 };
 use serde_json::json;
@@ -183,7 +183,7 @@ impl Drop for Host {
 }
 
 pub(crate) fn memory_params() -> MemoryParams {
-    MemoryParams { max_downtime: Duration::from_millis(300), max_bandwidth_bytes_s: None }
+    MemoryParams { mode: Mode::Live, max_downtime: Duration::from_millis(300), max_bandwidth_bytes_s: None }
 }
 
 /// Real tests need the real thing; they never pass without it.

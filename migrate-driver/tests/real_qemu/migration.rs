@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use migrate_driver::{DriverError, GuestStatus, StopHow, TapKind};
+use migrate_driver::{DriverError, GuestStatus, Hypervisor, MemoryParams, Mode, StopHow, TapKind};
 
 use crate::common::guest::{Pace, check_disk};
-use crate::common::{DISK, Host, Tap, copy_image, relay, soon};
+use crate::common::{DISK, Host, Tap, copy_image, memory_params, relay, soon};
 
 /// Everything up to the moment both guests are paused, the destination loaded and its disk complete.
 pub(crate) async fn switch_over(source: &Host, target: &Host) -> Tap {
@@ -42,6 +42,29 @@ pub(crate) async fn switch_over(source: &Host, target: &Host) -> Tap {
     source.assert_still().await;
     target.assert_still().await;
     tap
+}
+
+#[tokio::test]
+async fn a_cold_migration_stops_the_guest_first_and_can_be_taken_back() {
+    let source = Host::with_guest(Pace::Full).await;
+    let target = Host::waiting().await;
+    let params = MemoryParams { mode: Mode::Cold, ..memory_params() };
+    let stopped = Instant::now();
+    let memory = source.driver.send_memory(source.vm(), &params).await.unwrap();
+    source.assert_still().await;
+    let incoming = target.driver.open_incoming(target.vm()).await.unwrap();
+    let relayed = relay(memory, incoming);
+    let paused = soon("wait_paused", source.driver.wait_paused(source.vm())).await.unwrap();
+    assert!(
+        paused > stopped && paused.elapsed() > std::time::Duration::from_millis(150),
+        "it counts from the stop"
+    );
+    soon("finish_memory", source.driver.finish_memory(source.vm())).await.unwrap();
+    soon("incoming_loaded", target.driver.incoming_loaded(target.vm())).await.unwrap();
+    relayed.await.unwrap();
+    assert_eq!(source.driver.rollback(source.vm()).await.unwrap(), GuestStatus::Running);
+    source.wait_for_writes(20).await;
+    target.assert_still().await;
 }
 
 #[tokio::test]

@@ -115,6 +115,12 @@ enum Command {
         /// The domain's directory
         dir: PathBuf,
     },
+    /// What runs `xl save` for a cold migration
+    #[command(hide = true)]
+    XlSave {
+        /// The domain's directory
+        dir: PathBuf,
+    },
     /// What runs `xl migrate-receive`
     #[command(hide = true)]
     XlReceive {
@@ -240,6 +246,9 @@ struct MigrateArgs {
     /// Switch over once the guest is predicted to stand still for no longer than this, as `300ms` or `2s`
     #[arg(long, value_name = "DURATION", value_parser = milliseconds)]
     max_downtime: Option<u64>,
+    /// Stop the guest before its memory is sent, once; for guests that the hypervisor cannot move while they run
+    #[arg(long)]
+    cold: bool,
     /// Show what would be done and sent
     #[arg(long)]
     dry_run: bool,
@@ -391,6 +400,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             Ok(EXIT_DONE)
         }
         Command::XlTransport { dir } => Ok(keeper(Role::Transport, &dir)),
+        Command::XlSave { dir } => Ok(keeper(Role::Save, &dir)),
         Command::XlReceive { dir } => Ok(keeper(Role::Receive, &dir)),
         Command::ExampleConfig => {
             print!("{}", crate::config::EXAMPLE);
@@ -548,8 +558,8 @@ fn request(command: Command) -> anyhow::Result<Request> {
             Post(at("/v1/vms", &name, "/stop")?, json!({ "kill": kill }))
         }
         Command::Replicate { vm, to } => Pass(at("/v1/vms", &vm, "/replicate")?, json!({ "to": to })),
-        Command::Migrate(MigrateArgs { vm, to, max_downtime, dry_run }) => {
-            let body = json!({ "to": to, "max_downtime_ms": max_downtime, "dry_run": dry_run });
+        Command::Migrate(MigrateArgs { vm, to, max_downtime, cold, dry_run }) => {
+            let body = json!({ "to": to, "max_downtime_ms": max_downtime, "cold": cold, "dry_run": dry_run });
             let path = at("/v1/vms", &vm, "/migrate")?;
             if dry_run { Post(path, body) } else { Job(path, body) }
         }
@@ -587,6 +597,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Identity
         | Command::ExampleConfig
         | Command::XlTransport { .. }
+        | Command::XlSave { .. }
         | Command::XlReceive { .. }
         | Command::Probe(_) => {
             anyhow::bail!("this command needs no daemon")

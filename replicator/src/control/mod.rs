@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use longhaul_proto::handoff::Limits;
-use migrate_driver::{GuestStatus, StopHow, VmDefinition, VmName};
+use migrate_driver::{GuestStatus, Mode, StopHow, VmDefinition, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -255,7 +255,11 @@ async fn adopt_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> An
     }
     let vm = VmName::new(name.as_str())?;
     match platform.hypervisor.discover(&vm).await? {
-        Some(definition) => platform.vms.define(definition)?,
+        Some(mut definition) => {
+            // The hypervisor does not know it; who adopts a VM anew keeps what was said of it.
+            definition.network = platform.vms.definition(&name).ok().and_then(|known| known.network.clone());
+            platform.vms.define(definition)?;
+        }
         None => {
             let why = format!(
                 "the hypervisor knows no running guest '{name}'; describe it with `longhaul vm define`"
@@ -316,6 +320,8 @@ struct MigrateVm {
     to: String,
     max_downtime_ms: Option<u64>,
     #[serde(default)]
+    cold: bool,
+    #[serde(default)]
     dry_run: bool,
 }
 
@@ -324,8 +330,10 @@ async fn migrate_vm(
     UrlPath(name): UrlPath<String>,
     Json(migrate): Json<MigrateVm>,
 ) -> Answer {
+    let mode = if migrate.cold { Mode::Cold } else { Mode::Live };
     if migrate.dry_run {
-        return Ok(Json(serde_json::to_value(estimate::estimate(&platform, &name, &migrate.to).await?)?));
+        let estimate = estimate::estimate(&platform, &name, &migrate.to, mode).await?;
+        return Ok(Json(serde_json::to_value(estimate)?));
     }
     let mut limits = Limits::default();
     if let Some(ms) = migrate.max_downtime_ms {
@@ -334,7 +342,7 @@ async fn migrate_vm(
         }
         limits.max_downtime = Duration::from_millis(ms);
     }
-    job(migrate::source::start(&platform, &name, &migrate.to, limits).await?)
+    job(migrate::source::start(&platform, &name, &migrate.to, limits, mode).await?)
 }
 
 #[derive(Deserialize)]

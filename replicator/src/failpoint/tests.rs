@@ -52,3 +52,22 @@ fn another_label_or_none_that_can_be_read_does_nothing() {
         assert_eq!(ends(Some(value)), (None, "after 3".to_owned()), "{value}");
     }
 }
+
+#[test]
+fn a_halted_process_goes_on_when_it_is_told() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "failpoint::tests::child", "--nocapture"]).stderr(Stdio::null());
+    command.env_remove("LONGHAUL_CRASH_AT").env("LONGHAUL_STOP_AT", LABEL).stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    let halted = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !halted() {
+        assert!(std::time::Instant::now() < deadline, "it is not halted");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("after 3"));
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{Event, Limits, Message, Output, Phase, Source, SourceAction, SourceInput};
-use migrate_driver::{GuestStatus, VmName};
+use migrate_driver::{GuestStatus, Mode, VmName};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -37,9 +37,7 @@ pub enum MigrateError {
     #[error(transparent)]
     Driver(#[from] migrate_driver::DriverError),
     /// The guest is in no state to be moved.
-    #[error(
-        "VM '{vm}' is {status}; a live migration wants it running: start it with `longhaul vm start {vm}`"
-    )]
+    #[error("VM '{vm}' is {status}; a migration wants it running: start it with `longhaul vm start {vm}`")]
     NotRunning {
         /// The VM.
         vm: String,
@@ -91,6 +89,7 @@ pub async fn start(
     vm: &str,
     peer: &str,
     limits: Limits,
+    mode: Mode,
 ) -> Result<JobId, MigrateError> {
     platform.peers.get(peer)?;
     let job = jobs::new_id();
@@ -98,7 +97,7 @@ pub async fn start(
     let epoch = platform.vms.owned(vm)?;
     let mut plan = plan(platform, vm)?;
     let name = plan.definition.name.clone();
-    platform.hypervisor.check_live(&plan.definition).await?;
+    platform.hypervisor.check_movable(&plan.definition, mode).await?;
     match platform.hypervisor.status(&name).await? {
         GuestStatus::Running => {}
         status => return Err(MigrateError::NotRunning { vm: vm.to_owned(), status }),
@@ -121,9 +120,13 @@ pub async fn start(
     handle.update(|report| {
         report.image_bytes = plan.disks.iter().map(|disk| disk.size).sum();
         report.notes.extend(left_out);
+        if mode == Mode::Cold {
+            report.notes.push("cold: the guest stands still while its memory is sent".to_owned());
+        }
     });
     let machine = Source::new(vm.to_owned(), peer.to_owned(), epoch, bytes, limits);
-    let owner = Owner::new(platform.clone(), handle, journal, machine, name, peer, hold, Some(&plan), limits);
+    let data = Some((&plan, mode));
+    let owner = Owner::new(platform.clone(), handle, journal, machine, name, peer, hold, data, limits);
     owner.input(SourceInput::Start);
     tokio::spawn(owner.run());
     Ok(job)
@@ -184,7 +187,7 @@ impl Owner {
         vm: VmName,
         peer: &str,
         hold: Hold,
-        plan: Option<&Plan>,
+        data: Option<(&Plan, Mode)>,
         limits: Limits,
     ) -> Self {
         let (inputs, inbox) = mpsc::unbounded_channel();
@@ -194,7 +197,7 @@ impl Owner {
             let _ = lost.send(SourceInput::LinkLost);
         });
         let outgoing =
-            Arc::new(Outgoing::new(platform.clone(), handle.clone(), vm.clone(), link.clone(), plan, limits));
+            Arc::new(Outgoing::new(platform.clone(), handle.clone(), vm.clone(), link.clone(), data, limits));
         platform.handoffs.register(job, Port::Source { inbox: inputs.clone(), link: link.clone() });
         Owner {
             platform,
@@ -305,12 +308,13 @@ impl Owner {
         if self.running.get(action.label()).is_some_and(|task| !task.is_finished()) {
             return; // asked for twice, done once
         }
-        let (outgoing, inputs) = (self.outgoing.clone(), self.inputs.clone());
+        let (outgoing, inputs, job) = (self.outgoing.clone(), self.inputs.clone(), self.handle.id());
         let task = self.actions.spawn(async move {
             let input = match perform(&outgoing, action).await {
                 Ok(input) => input,
                 Err(error) => SourceInput::Failed { action, reason: error.to_string() },
             };
+            tracing::debug!(%job, "{} ended", action.label());
             let _ = inputs.send(input);
         });
         self.running.insert(action.label(), task);

@@ -69,7 +69,7 @@ fn a_running_domain_is_described_as_it_is() {
 }
 
 #[test]
-fn what_cannot_move_alive_says_why() {
+fn what_cannot_move_says_why() {
     let obstacle = |change: fn(&mut Value)| {
         let mut sent = sent();
         change(&mut sent);
@@ -77,5 +77,8 @@ fn what_cannot_move_alive_says_why() {
     };
     assert!(obstacle(|sent| sent["disks"][0]["backend"] = json!("phy")).contains("backendtype=qdisk"));
     assert!(obstacle(|sent| sent["disks"][0]["format"] = json!("qcow2")).contains("qcow2"));
-    assert!(obstacle(|sent| sent["c_info"]["type"] = json!("pv")).contains("shadow"));
+    let mut sent = sent();
+    sent["c_info"]["type"] = json!("pv");
+    let found = found(&VmName::new("u1").unwrap(), &json!([{"config": sent}]).to_string()).unwrap();
+    assert!(found.is_pv() && found.obstacle.is_none());
 }

@@ -74,6 +74,7 @@ pub(crate) const TARGETS: &[Target] = &[
     plain("nbd_options", driver::nbd_options, driver::nbd_option_seeds, MIB),
     plain("nbd_requests", driver::nbd_requests, driver::nbd_request_seeds, 70 * MIB),
     plain("qmp", driver::qmp_lines, driver::qmp_seeds, MIB),
+    plain("xl_stream", driver::xl_stream, driver::xl_seeds, MIB),
     plain("definition", text::definition, text::definitions, MIB),
     plain("plan", service::plan, service::plans, MIB),
     plain("config", service::config, service::configs, MIB),

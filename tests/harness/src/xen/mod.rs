@@ -24,6 +24,10 @@ pub const OURS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
 /// Large packets halve what a byte costs an emulated network card.
 const MTU: u32 = 60_000;
+/// What passes between the hosts, each way, and from each of them to us: a line as between two small sites. The burst has
+/// to be larger than a packet, the queue is short.
+pub const LINK_MBIT_S: u32 = 100;
+const LINK_SHAPE: &str = "burst 128k latency 30ms";
 /// The size of the file system on which a host keeps what is its own.
 const OWN_MIB: u32 = 2048;
 
@@ -61,6 +65,11 @@ impl XenPair {
         namespace.ip(&format!("link set br0 mtu {MTU} up"))?;
         a.wait_ready()?;
         b.wait_ready()?;
+        for tap in ["tap-a", "tap-b"] {
+            // Out of the bridge, so into the host: each way of the line once.
+            let shape = format!("qdisc add dev {tap} root tbf rate {LINK_MBIT_S}mbit {LINK_SHAPE}");
+            namespace.run(Command::new("tc").args(shape.split(' ')))?;
+        }
         Ok(Self { a, b, namespace, dir })
     }
 
@@ -68,6 +77,28 @@ impl XenPair {
     #[must_use]
     pub fn namespace(&self) -> &Arc<Namespace> {
         &self.namespace
+    }
+
+    /// How many bytes have gone into a host.
+    ///
+    /// # Errors
+    /// When its link cannot be asked.
+    pub fn bytes_into(&self, host: &XenHost) -> Result<u64> {
+        let link = self.namespace.ip(&format!("-j -s link show dev tap-{}", host.name()))?;
+        let link: serde_json::Value = serde_json::from_str(&link)?;
+        link[0]["stats64"]["tx"]["bytes"].as_u64().context("a link's counters")
+    }
+
+    /// Cuts the line between the two hosts, or mends it. Both still reach us.
+    ///
+    /// # Errors
+    /// When the bridge cannot be told.
+    pub fn cut(&self, cut: bool) -> Result<()> {
+        let isolated = if cut { "on" } else { "off" };
+        for tap in ["tap-a", "tap-b"] {
+            self.namespace.ip(&format!("link set dev {tap} type bridge_slave isolated {isolated}"))?;
+        }
+        Ok(())
     }
 
     /// A collector of the guest's packets.

@@ -26,17 +26,18 @@ pub(super) struct Moved {
 }
 
 /// Moves the running guest and looks at both hosts afterwards.
-pub(super) fn go(from: &XenHost, to: &XenHost, collector: &Collector) -> Result<Moved> {
-    step(&format!("longhaul migrate {VM} --to {}", to.name()));
+pub(super) fn go(from: &XenHost, to: &XenHost, collector: &Collector, how: &str) -> Result<Moved> {
+    step(&format!("longhaul migrate {VM} --to {} {how}", to.name()));
     collector.mark();
     let started = Instant::now();
-    let report = product::migrate(from, to)?;
+    let report = product::migrate(from, to, how)?;
     let total = started.elapsed();
     collector.wait_progress(1, BOOT).with_context(|| format!("the guest on {}", to.name()))?;
     thread::sleep(AFTER);
     let unreachable = collector.longest_since_mark();
     let moved = Moved { unreachable, total, report };
     println!("    {}", moved.line());
+    product::show_logs([from, to])?;
     check(from, to, collector)?;
     Ok(moved)
 }
@@ -89,17 +90,18 @@ pub(super) fn prepare(pair: &XenPair, collector: &Collector) -> Result<()> {
     product::adopt(&pair.a)
 }
 
-/// There and back, and there again. Where the guest is then.
-pub(super) fn run<'a>(
-    pair: &'a XenPair,
+/// From the first host to the second, and back, `moves` times in all. The hosts are changed over with the guest: it is
+/// on the first of them before and after.
+pub(super) fn run(
+    hosts: &mut [&XenHost; 2],
     collector: &Collector,
     moves: usize,
-) -> Result<(Vec<Moved>, &'a XenHost)> {
-    let (mut from, mut to) = (&pair.a, &pair.b);
+    how: &str,
+) -> Result<Vec<Moved>> {
     let mut all = Vec::new();
     for _ in 0..moves {
-        all.push(go(from, to, collector)?);
-        (from, to) = (to, from);
+        all.push(go(hosts[0], hosts[1], collector, how)?);
+        hosts.swap(0, 1);
     }
-    Ok((all, from))
+    Ok(all)
 }

@@ -30,9 +30,13 @@ impl Machine {
         let kernel = lab.xen()?.guest_kernel;
         for own in [machine.own_a(), machine.own_b()] {
             files::create_dir(&own)?;
-            let program = own.join("longhaul");
-            shell::run(Command::new("strip").arg("-o").arg(&program).arg(platform::binary()?))?;
+            let (longhaul, agent) =
+                (platform::binary()?, platform::binary()?.with_file_name("conformance-agent"));
+            for (program, name) in [(longhaul, "longhaul"), (agent, "agent")] {
+                shell::run(Command::new("strip").arg("-o").arg(own.join(name)).arg(program))?;
+            }
             fs::copy(&kernel, own.join("vmlinux")).context("copying the guest's kernel")?;
+            fs::copy(lab.kernel(), own.join("vmlinuz")).context("copying the guest's kernel")?;
             fs::copy(lab.initrd(), own.join("initrd")).context("copying the guest's initramfs")?;
             files::create_dir(&own.join("ssh"))?;
         }
@@ -87,9 +91,9 @@ impl Machine {
     }
 
     /// What the guest does: 10 records of 4 KiB a second, each flushed; a packet every 20 ms.
-    fn workload(port: u16) -> Workload {
+    fn workload(host: IpAddr, port: u16) -> Workload {
         Workload {
-            host: IpAddr::V4(OURS),
+            host,
             port,
             rate: 10,
             record_bytes: 4096,
@@ -101,7 +105,12 @@ impl Machine {
 
     /// The kernel's command line of a guest whose packets go to `port`.
     pub(super) fn append(port: u16) -> String {
-        format!("console=hvc0 quiet panic=-1 mitigations=off {}", Self::workload(port).to_cmdline())
+        Self::append_to(IpAddr::V4(OURS), port)
+    }
+
+    /// The same, of one whose packets go to `host`.
+    pub(super) fn append_to(host: IpAddr, port: u16) -> String {
+        format!("console=hvc0 quiet panic=-1 mitigations=off {}", Self::workload(host, port).to_cmdline())
     }
 
     /// The domain's configuration for xl, on `disk`.

@@ -1,8 +1,11 @@
 //! `cargo xtask lab xen`: two real Xen hosts in emulators, and guests that move between them. Each hour of a real site
 //! costs minutes here; what must hold on Xen is shown on Xen. Reaches the product only through its command line.
 
+mod conformance;
+mod kinds;
 mod live;
 mod machine;
+mod mobility;
 mod plain;
 mod product;
 mod table;
@@ -18,6 +21,21 @@ use harness::{Collector, Lab, XenPair};
 use crate::tasks;
 use machine::Machine;
 
+/// How often the guest moves by `xl migrate` alone, and by `longhaul migrate --cold`.
+const SHARED_MOVES: usize = 3;
+const COLD_MOVES: usize = 1;
+
+/// What was measured.
+#[derive(Debug, Default)]
+struct Figures {
+    /// Experiment 1: by xl alone, with a shared disk.
+    shared: Vec<plain::Shared>,
+    /// Experiment 2: saved, copied by scp, restored.
+    copied: Option<plain::Copied>,
+    cold: Vec<live::Moved>,
+    live: Vec<live::Moved>,
+}
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -29,6 +47,14 @@ pub(crate) struct Options {
     moves: usize,
     /// Where the figures go; a drawing of them beside it.
     json: Option<PathBuf>,
+    /// Two hosts with a guest, for a person to look at, instead.
+    hold: bool,
+    /// The drivers' conformance suite instead.
+    conformance: bool,
+    /// A guest whose address follows it instead.
+    mobility: bool,
+    /// Domains of other kinds instead.
+    kinds: bool,
     /// Which faults to walk through instead.
     walk: Option<RangeInclusive<usize>>,
 }
@@ -39,12 +65,26 @@ impl Options {
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { smoke: false, alone: false, moves: 3, json: None, walk: None };
+        let mut options = Self {
+            smoke: false,
+            alone: false,
+            moves: 3,
+            json: None,
+            hold: false,
+            conformance: false,
+            mobility: false,
+            kinds: false,
+            walk: None,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
                 "--smoke" => options.smoke = true,
                 "--alone" => options.alone = true,
+                "--hold" => options.hold = true,
+                "--conformance" => options.conformance = true,
+                "--mobility" => options.mobility = true,
+                "--kinds" => options.kinds = true,
                 "--moves" => {
                     let moves = words.next().and_then(|word| word.parse().ok());
                     options.moves =
@@ -56,10 +96,10 @@ impl Options {
                         let (from, to) = word.split_once('-')?;
                         Some(from.parse().ok()?..=to.parse().ok()?)
                     });
-                    options.walk = Some(range.context("--walk takes FROM-TO, as 1-16")?);
+                    options.walk = Some(range.context("--walk takes FROM-TO, as 1-33")?);
                 }
                 _ => bail!(
-                    "lab xen has no option `{word}`; it has --smoke, --alone, --moves N, --json FILE and --walk FROM-TO"
+                    "lab xen has no option `{word}`; it has --smoke, --alone, --hold, --conformance, --mobility, --kinds, --moves N, --json FILE and --walk FROM-TO"
                 ),
             }
         }
@@ -78,36 +118,46 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let machine = Machine::make(&lab)?;
     step("two Xen hosts");
     let pair = boot(&lab, &machine)?;
-    let plain = if options.alone { None } else { Some(plain::live(&pair)?) };
+    if options.hold {
+        return hold(&pair);
+    }
+    if options.conformance {
+        return self::conformance::run(&pair);
+    }
+    if options.mobility {
+        return mobility::run(&pair);
+    }
+    if options.kinds {
+        return kinds::run(&pair);
+    }
+    let mut figures = Figures::default();
+    if !options.alone {
+        figures.shared = plain::live(&pair, if options.smoke { 1 } else { SHARED_MOVES })?;
+    }
     if options.smoke {
         return Ok(());
     }
-    let copied = if options.alone { None } else { Some(plain::copied(&pair)?) };
+    if !options.alone {
+        figures.copied = Some(plain::copied(&pair)?);
+    }
     let collector = pair.collector()?;
     live::prepare(&pair, &collector)?;
-    let (moved, last) = match &options.walk {
-        Some(range) => (Vec::new(), walk::run(&pair, &collector, range.clone())?),
-        None => live::run(&pair, &collector, options.moves)?,
-    };
-    let last = last.name().to_owned();
+    let mut hosts = [&pair.a, &pair.b];
+    match &options.walk {
+        Some(range) => walk::run(&pair, &mut hosts, &collector, range.clone())?,
+        None => {
+            figures.live = live::run(&mut hosts, &collector, options.moves, "")?;
+            figures.cold = live::run(&mut hosts, &collector, COLD_MOVES, "--cold")?;
+        }
+    }
+    let last = hosts[0].name().to_owned();
     prove(pair, &collector, &last)?;
-    for moved in &moved {
-        println!(
-            "    longhaul without shared storage: not heard for {:.0} ms",
-            moved.unreachable.as_secs_f64() * 1e3
-        );
-    }
-    if let Some(plain) = plain {
-        println!("    xl migrate with a shared disk: not heard for {:.0} ms", plain.as_secs_f64() * 1e3);
-    }
-    if let Some(copied) = copied {
-        report(options, &table::columns(&copied, &moved))?;
-    }
-    Ok(())
+    report(options, &figures)
 }
 
 /// Prints the table; figures and drawing go where they are wanted.
-fn report(options: &Options, columns: &[table::Column]) -> Result<()> {
+fn report(options: &Options, figures: &Figures) -> Result<()> {
+    let columns = &table::columns(figures);
     println!("\n{}", table::text(columns));
     if let Some(file) = &options.json {
         let lines = table::figures(columns).iter().map(|line| format!("{line}\n")).collect::<String>();
@@ -132,6 +182,19 @@ fn prove(pair: XenPair, collector: &Collector, host: &str) -> Result<()> {
     let records = harness::verify_records(&image, instance, acked)?;
     println!("    {records:?}");
     ensure!(records.is_whole() && records.found > 0, "acknowledged records are missing: {records:?}");
+    Ok(())
+}
+
+/// Leaves the hosts to a person, with daemons and a guest on a, until standard input ends.
+fn hold(pair: &XenPair) -> Result<()> {
+    let collector = pair.collector()?;
+    live::prepare(pair, &collector)?;
+    step("the hosts are yours, until standard input ends; a shell on each:");
+    for host in [&pair.a, &pair.b] {
+        let namespace = pair.namespace().path();
+        println!("    nsenter --net={} socat - TCP:{}:2222", namespace.display(), host.address());
+    }
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use harness::{Collector, XenPair};
 
 use super::machine::{Machine, VM};
-use super::{indent, step};
+use super::step;
 
 const BOOT: Duration = Duration::from_secs(90);
 const MIGRATE: Duration = Duration::from_secs(240);
@@ -18,29 +18,44 @@ const WRITING: Duration = Duration::from_secs(4);
 const RECEIVER: &str =
     "nohup socat -t 600 TCP-LISTEN:8002,reuseaddr EXEC:'xl migrate-receive' >/tmp/receiver.log 2>&1 &";
 
-/// Boots the guest on a's view of the shared disk and moves it to b. How long it was not heard.
-pub(super) fn live(pair: &XenPair) -> Result<Duration> {
+/// One move by xl alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared {
+    /// How long nothing was heard of the guest.
+    pub(super) unreachable: Duration,
+    /// From the command to its end.
+    pub(super) total: Duration,
+    /// What went over the line, with everything around it.
+    pub(super) bytes: u64,
+}
+
+/// Boots the guest on a's view of the shared disk and moves it to b, and back, `moves` times in all.
+pub(super) fn live(pair: &XenPair, moves: usize) -> Result<Vec<Shared>> {
     step("Experiment 1: xl migrate with a disk that both hosts see");
     let collector = pair.collector()?;
     boot(pair, &collector, "/dev/vdc")?;
-    pair.b.run(RECEIVER)?;
-    collector.mark();
-    let started = Instant::now();
-    let transport = format!("socat -t 600 - TCP:{}:8002", pair.b.address());
-    let said = pair.a.run_within(&format!("xl migrate -s '' {VM} '{transport}' 2>&1"), MIGRATE)?;
-    println!("{}\n    {:.1} s", indent(&said), started.elapsed().as_secs_f64());
-    collector.wait_progress(1, BOOT).context("the guest on b")?;
-    thread::sleep(WRITING);
-    let gap = collector.longest_since_mark();
-    println!(
-        "    not heard for {:.0} ms; {} records acknowledged",
-        gap.as_secs_f64() * 1e3,
-        collector.acked()
-    );
-    println!("{}", indent(&pair.b.run("xl list")?));
-    ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
-    pair.b.run(&format!("xl destroy {VM}"))?;
-    Ok(gap)
+    let (mut from, mut to) = (&pair.a, &pair.b);
+    let mut all = Vec::new();
+    for _ in 0..moves {
+        // What it has read of the disk before is no longer so.
+        to.run(&format!("blockdev --flushbufs /dev/vdc; {RECEIVER}"))?;
+        collector.mark();
+        let (started, before) = (Instant::now(), pair.bytes_into(to)?);
+        let transport = format!("socat -t 600 - TCP:{}:8002", to.address());
+        let said = from.run_within(&format!("xl migrate -s '' {VM} '{transport}' 2>&1"), MIGRATE)?;
+        let (total, bytes) = (started.elapsed(), pair.bytes_into(to)? - before);
+        collector
+            .wait_progress(1, BOOT)
+            .with_context(|| format!("the guest on {}; xl: {said}", to.name()))?;
+        thread::sleep(WRITING);
+        let moved = Shared { unreachable: collector.longest_since_mark(), total, bytes };
+        println!("    to {}: {moved:?}", to.name());
+        ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
+        all.push(moved);
+        (from, to) = (to, from);
+    }
+    from.run(&format!("xl destroy {VM}"))?;
+    Ok(all)
 }
 
 /// The paper's Experiment 2: the guest is saved, image and memory are copied by scp, the guest is restored.

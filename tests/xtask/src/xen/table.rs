@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::Figures;
 use super::live::Moved;
-use super::plain::Copied;
 
 /// One way to move a guest.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +39,10 @@ impl Samples {
     }
 }
 
-/// What the paper gives: seconds for the whole, a 4 GB image and 256 MB of memory over a gigabit link.
+/// What the paper gives for its Experiment 2: seconds for the whole, a 4 GB image and 256 MB of memory over a gigabit link.
+const PAPER_CASE: &str = "paper";
+const SCP_CASE: &str = "scp";
+const SHARED_CASE: &str = "xl_shared";
 const PAPER: [f64; 4] = [181_000.0, 181_000.0, 4e9, 256e6];
 
 fn ms(duration: Duration) -> f64 {
@@ -56,22 +59,34 @@ fn column(case: &'static str, title: &'static str, moves: &[[f64; 4]]) -> Column
 }
 
 /// The columns of one run.
-pub(super) fn columns(copied: &Copied, moved: &[Moved]) -> Vec<Column> {
-    let [disk, memory] = copied.bytes.map(|bytes| bytes as f64);
-    let scp = [ms(copied.unreachable), ms(copied.parts.iter().sum()), disk, memory];
-    let mut columns = vec![column("paper", "paper", &[PAPER]), column("scp", "its method here", &[scp])];
-    let moves: Vec<[f64; 4]> = moved
-        .iter()
-        .map(|moved| {
+pub(super) fn columns(figures: &Figures) -> Vec<Column> {
+    let shared = figures.shared.iter().map(|moved| {
+        let (unreachable, total) = (ms(moved.unreachable), ms(moved.total));
+        [unreachable, total, 0.0, moved.bytes as f64]
+    });
+    let copied = figures.copied.iter().map(|copied| {
+        let [disk, memory] = copied.bytes.map(|bytes| bytes as f64);
+        [ms(copied.unreachable), ms(copied.parts.iter().sum()), disk, memory]
+    });
+    let ours = |moves: &[Moved]| {
+        let moves = moves.iter().map(|moved| {
             let bytes = |key: &str| moved.report[key].as_f64().unwrap_or(f64::NAN);
             let (disk, memory) = (bytes("wire_bytes_disk"), bytes("wire_bytes_memory"));
             [ms(moved.unreachable), ms(moved.total), disk, memory]
-        })
-        .collect();
-    if !moves.is_empty() {
-        columns.push(column("longhaul_live", "longhaul live", &moves));
-    }
-    columns
+        });
+        moves.collect::<Vec<_>>()
+    };
+    [
+        (PAPER_CASE, "paper", vec![PAPER]),
+        (SCP_CASE, "its method here", copied.collect()),
+        ("longhaul_cold", "longhaul cold", ours(&figures.cold)),
+        ("longhaul_live", "longhaul live", ours(&figures.live)),
+        (SHARED_CASE, "xl, shared disk", shared.collect()),
+    ]
+    .into_iter()
+    .filter(|(_, _, moves)| !moves.is_empty())
+    .map(|(case, title, moves)| column(case, title, &moves))
+    .collect()
 }
 
 fn shown(value: f64, unit: &str) -> String {
@@ -96,24 +111,33 @@ pub(super) fn text(columns: &[Column]) -> String {
     out
 }
 
-/// One object a line, in the form of all benchmarks; the peer is the paper's method in the same run.
+/// One object a line, in the form of all benchmarks; the peer is the paper's method in the same run, and for the time that
+/// a live migration makes the guest unreachable once more `xl migrate` with a shared disk.
 pub(super) fn figures(columns: &[Column]) -> Vec<Value> {
-    let scp = columns.iter().find(|column| column.case == "scp");
+    let of = |case: &str| columns.iter().find(|column| column.case == case);
     let mut out = Vec::new();
     for column in columns {
-        let peer = scp.filter(|_| column.case.starts_with("longhaul"));
-        for (at, (metric, unit)) in METRICS.into_iter().enumerate() {
-            let (samples, value) = (&column.samples[at].0, column.samples[at].median());
-            let peer_value = peer.map(|peer| peer.samples[at].median());
-            out.push(json!({
-                "bench": "xen", "case": column.case, "metric": metric, "value": value, "unit": unit,
-                "peer": peer.map(|peer| peer.case), "peer_value": peer_value,
-                "ratio": peer_value.map(|peer| peer / value),
-                "runs": samples.len(), "min": samples.first(), "max": samples.last(),
-            }));
+        let peer = of(SCP_CASE).filter(|_| column.case.starts_with("longhaul"));
+        for at in 0..METRICS.len() {
+            out.push(figure(column, at, peer));
+        }
+        if let Some(shared) = of(SHARED_CASE).filter(|_| column.case == "longhaul_live") {
+            out.push(figure(column, UNREACHABLE, Some(shared)));
         }
     }
     out
+}
+
+fn figure(column: &Column, at: usize, peer: Option<&Column>) -> Value {
+    let (metric, unit) = METRICS[at];
+    let (samples, value) = (&column.samples[at].0, column.samples[at].median());
+    let peer_value = peer.map(|peer| peer.samples[at].median());
+    json!({
+        "bench": "xen", "case": column.case, "metric": metric, "value": value, "unit": unit,
+        "peer": peer.map(|peer| peer.case), "peer_value": peer_value,
+        "ratio": peer_value.map(|peer| peer / value),
+        "runs": samples.len(), "min": samples.first(), "max": samples.last(),
+    })
 }
 
 /// Drawn: how long the guest was not reached, on a logarithmic scale.
@@ -145,6 +169,7 @@ pub(super) fn svg(columns: &[Column]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plain::{Copied, Shared};
     use super::*;
 
     fn moved(unreachable_ms: u64) -> Moved {
@@ -157,30 +182,29 @@ mod tests {
 
     #[test]
     fn the_peer_is_the_papers_method_and_ours_is_the_median() {
-        let copied = Copied {
-            unreachable: Duration::from_secs(50),
-            parts: [Duration::from_secs(10); 4],
-            bytes: [256_000_000, 100_000_000],
-        };
-        let columns = columns(&copied, &[moved(9000), moved(4000), moved(5000)]);
+        let second = Duration::from_secs;
+        let copied =
+            Copied { unreachable: second(50), parts: [second(10); 4], bytes: [256_000_000, 100_000_000] };
+        let shared = Shared { unreachable: second(4), total: second(20), bytes: 100_000_000 };
+        let columns = columns(&Figures {
+            shared: vec![shared],
+            copied: Some(copied),
+            cold: vec![moved(12_000)],
+            live: vec![moved(9000), moved(4000), moved(5000)],
+        });
         let figures = figures(&columns);
-        assert_eq!(figures.len(), 12);
-        let of = |metric: &str| {
-            figures.iter().find(|f| f["case"] == "longhaul_live" && f["metric"] == metric).unwrap().clone()
+        assert_eq!(figures.len(), 5 * 4 + 1);
+        let of = |peer: &str, metric: &str| {
+            let ours = figures.iter().filter(|f| f["case"] == "longhaul_live");
+            ours.clone().find(|f| f["peer"] == peer && f["metric"] == metric).unwrap().clone()
         };
-        assert_eq!(
-            (of("unreachable")["value"].as_f64(), of("unreachable")["ratio"].as_f64()),
-            (Some(5000.0), Some(10.0))
-        );
-        assert_eq!(of("disk_bytes")["ratio"].as_f64(), Some(128.0));
-        assert_eq!(
-            (
-                of("unreachable")["min"].as_f64(),
-                of("unreachable")["max"].as_f64(),
-                of("total")["runs"].as_u64()
-            ),
-            (Some(4000.0), Some(9000.0), Some(3))
-        );
+        let number = |value: &Value, key: &str| value[key].as_f64().unwrap();
+        let unreachable = of("scp", "unreachable");
+        assert_eq!((number(&unreachable, "value"), number(&unreachable, "ratio")), (5000.0, 10.0));
+        assert_eq!((number(&unreachable, "min"), number(&unreachable, "max")), (4000.0, 9000.0));
+        assert_eq!(unreachable["runs"], 3);
+        assert_eq!(number(&of("scp", "disk_bytes"), "ratio"), 128.0);
+        assert_eq!(number(&of("xl_shared", "unreachable"), "ratio"), 0.8);
         assert!(figures[0]["peer"].is_null());
         assert!(text(&columns).contains("181.0 s") && svg(&columns).contains("5.0 s"));
     }

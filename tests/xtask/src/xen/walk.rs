@@ -1,5 +1,5 @@
-//! The fault walk on Xen: at every step of the hand-off a daemon dies, alone or with the xl beside it, and afterwards
-//! exactly one domain runs, under its own name, with nothing left of the attempt.
+//! The fault walk on Xen: at every step of the hand-off a daemon dies, alone or with the xl beside it, or the line is cut;
+//! and afterwards exactly one domain runs, under its own name, with nothing left of the attempt.
 
 use std::time::{Duration, Instant};
 
@@ -23,73 +23,95 @@ enum Outcome {
 }
 use Outcome::{Back, Either, Forth};
 
-/// What dies at that point besides the daemon.
+/// What is lost at that point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum With {
-    /// Nothing: xl waits for the next daemon.
-    Alone,
-    /// xl and its keeper on the same host.
-    Xl,
+enum Lost {
+    /// The daemon dies; xl waits for the next one.
+    Daemon,
+    /// The daemon dies, and xl and its keeper on the same host.
+    DaemonAndXl,
+    /// The line between the hosts is cut, for longer than either daemon waits.
+    Line,
 }
-use With::{Alone, Xl};
+use Lost::{Daemon, DaemonAndXl, Line};
 
 /// One fault.
 #[derive(Debug, Clone, Copy)]
 struct Fault {
     point: &'static str,
-    with: With,
+    lost: Lost,
     outcome: Outcome,
 }
 
-const fn fault(point: &'static str, with: With, outcome: Outcome) -> Fault {
-    Fault { point, with, outcome }
+const fn fault(point: &'static str, lost: Lost, outcome: Outcome) -> Fault {
+    Fault { point, lost, outcome }
 }
 
-/// Every message of xl's handshake and what stands between them, in order.
-const FAULTS: [Fault; 16] = [
-    fault("dest:action:start_incoming", Alone, Back),
-    fault("source:action:send_memory", Alone, Back),
-    fault("dest:transmit:memory_ready", Xl, Back),
+/// Every message of xl's handshake, every phase of the disk and what stands between them, in order; then the line.
+const FAULTS: [Fault; 33] = [
+    fault("dest:action:prepare_disks", Daemon, Back),
+    fault("source:action:copy_disks", Daemon, Back),
+    fault("source:action:run_round", Daemon, Back),
+    fault("dest:action:start_incoming", Daemon, Back),
+    fault("dest:transmit:memory_ready", DaemonAndXl, Back),
+    fault("source:action:send_memory", Daemon, Back),
     // The domain is suspended, READY not given.
-    fault("source:action:drain_disks", Alone, Back),
-    fault("source:action:drain_disks", Xl, Back),
+    fault("source:action:drain_disks", Daemon, Back),
+    fault("source:action:drain_disks", DaemonAndXl, Back),
+    fault("source:action:send_final", Daemon, Back),
     // READY is given, and GO comes.
-    fault("source:action:finish_memory", Alone, Back),
-    fault("source:transmit:final", Alone, Back),
+    fault("source:action:finish_memory", Daemon, Back),
+    fault("source:transmit:final", Daemon, Back),
+    fault("dest:action:seal_disks", Daemon, Back),
     // GO is lost with the xl that said it.
-    fault("source:journal:released", Xl, Back),
-    fault("dest:journalled:ready", Alone, Either),
+    fault("source:journal:released", DaemonAndXl, Back),
+    fault("dest:journalled:ready", Daemon, Either),
     // The copy is whole, and nobody waits for GO any more.
-    fault("dest:journalled:ready", Xl, Either),
-    fault("source:journalled:released", Alone, Forth),
-    fault("source:journalled:released", Xl, Forth),
-    fault("dest:journalled:owned", Alone, Forth),
-    fault("dest:journalled:owned", Xl, Forth),
+    fault("dest:journalled:ready", DaemonAndXl, Either),
+    fault("source:journalled:released", Daemon, Forth),
+    fault("source:journalled:released", DaemonAndXl, Forth),
+    fault("dest:journalled:owned", Daemon, Forth),
+    fault("dest:journalled:owned", DaemonAndXl, Forth),
     // The report is lost.
-    fault("dest:journal:resumed", Alone, Forth),
-    fault("source:action:retire", Alone, Forth),
+    fault("dest:journal:resumed", Daemon, Forth),
+    fault("source:action:retire", Daemon, Forth),
+    fault("source:transmit:offer", Line, Back),
+    fault("source:action:copy_disks", Line, Back),
+    fault("source:action:run_round", Line, Back),
+    fault("dest:transmit:memory_ready", Line, Back),
+    fault("source:action:send_memory", Line, Back),
+    fault("source:action:drain_disks", Line, Back),
+    fault("source:transmit:final", Line, Back),
+    fault("dest:transmit:ready", Line, Either),
+    // Released, and nobody there to hear it until the line is mended.
+    fault("source:journal:released", Line, Forth),
+    fault("source:transmit:release", Line, Forth),
+    fault("dest:journalled:owned", Line, Forth),
+    fault("dest:transmit:resumed", Line, Forth),
 ];
 
+/// Longer than the daemons' `idle_timeout_s`.
+const CUT: Duration = Duration::from_secs(15);
 /// How long a migration and the recovery after it may take.
 const ATTEMPT: Duration = Duration::from_secs(400);
 const SETTLE: Duration = Duration::from_secs(150);
 const ALIVE: Duration = Duration::from_secs(60);
 
-/// Walks through the faults `from` to `to`, numbered from 1. The guest runs on a; where it runs in the end.
-pub(super) fn run<'a>(
-    pair: &'a XenPair,
+/// Walks through the faults of `range`, numbered from 1. The guest is on the first host before and after.
+pub(super) fn run(
+    pair: &XenPair,
+    hosts: &mut [&XenHost; 2],
     collector: &Collector,
     range: std::ops::RangeInclusive<usize>,
-) -> Result<&'a XenHost> {
-    let (mut at, mut other) = (&pair.a, &pair.b);
+) -> Result<()> {
     for (number, fault) in FAULTS.iter().enumerate().map(|(index, fault)| (index + 1, fault)) {
         if !range.contains(&number) {
             continue;
         }
-        step(&format!("fault {number} of {}: {} killed, {:?}", FAULTS.len(), fault.point, fault.with));
+        step(&format!("fault {number} of {}: {:?} lost at {}", FAULTS.len(), fault.lost, fault.point));
         let started = Instant::now();
-        let outcome = attempt(at, other, collector, fault).with_context(|| {
-            let logs = [at, other].map(|host| format!("--- {}\n{}", host.name(), product::trouble(host)));
+        let outcome = attempt(pair, *hosts, collector, fault).with_context(|| {
+            let logs = hosts.map(|host| format!("--- {}\n{}", host.name(), product::trouble(host, VM)));
             format!("{}\n{}", fault.point, logs.join("\n"))
         })?;
         println!(
@@ -97,27 +119,50 @@ pub(super) fn run<'a>(
             started.elapsed().as_secs_f64()
         );
         if outcome == Forth {
-            (at, other) = (other, at);
+            hosts.swap(0, 1);
         }
     }
-    Ok(at)
+    Ok(())
 }
 
-fn attempt(from: &XenHost, to: &XenHost, collector: &Collector, fault: &Fault) -> Result<Outcome> {
+fn attempt(
+    pair: &XenPair,
+    [from, to]: [&XenHost; 2],
+    collector: &Collector,
+    fault: &Fault,
+) -> Result<Outcome> {
     let victim = if fault.point.starts_with("source:") { from } else { to };
     product::kill_daemon(victim)?;
-    product::start_daemon(victim, &format!("LONGHAUL_CRASH_AT={}", fault.point))?;
+    let variable = if fault.lost == Line { "LONGHAUL_STOP_AT" } else { "LONGHAUL_CRASH_AT" };
+    product::start_daemon(victim, &format!("{variable}={}", fault.point))?;
     // Not waited for: the other daemon may wait for an answer for a minute.
     from.run(&format!(
         "setsid /lab/longhaul --json migrate {VM} --to {} >/tmp/migrate.out 2>&1 &",
         to.name()
     ))?;
-    wait_for("the daemon to be killed", ATTEMPT, || Ok(!product::is_daemon_running(victim)?))?;
-    if fault.with == Xl {
-        // xl and its keeper, one the parent of the other, at once: neither can clean up after the other.
-        victim.run(&format!("p=$(cat /run/longhaul/vm/{VM}/xl.pid); kill -9 $p $(pgrep -P $p); true"))?;
+    match fault.lost {
+        Line => {
+            wait_for("the daemon to be halted", ATTEMPT, || {
+                Ok(product::daemon(victim)? == product::Daemon::Halted)
+            })?;
+            pair.cut(true)?;
+            product::signal_daemon(victim, "CONT")?;
+            std::thread::sleep(CUT);
+            pair.cut(false)?;
+        }
+        Daemon | DaemonAndXl => {
+            wait_for("the daemon to be killed", ATTEMPT, || {
+                Ok(product::daemon(victim)? == product::Daemon::Dead)
+            })?;
+            if fault.lost == DaemonAndXl {
+                // xl and its keeper, one the parent of the other, at once: neither can clean up after the other.
+                victim.run(&format!(
+                    "p=$(cat /run/longhaul/vm/{VM}/xl.pid); kill -9 $p $(pgrep -P $p); true"
+                ))?;
+            }
+            product::start_daemon(victim, "")?;
+        }
     }
-    product::start_daemon(victim, "")?;
     wait_for("both daemons' jobs to end", SETTLE, || Ok(settled(from)? && settled(to)?))?;
     collector.wait_progress(4, ALIVE).context("the guest is dead")?;
     let (left, right) = (names(from)?, names(to)?);
