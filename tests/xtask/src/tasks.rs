@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use harness::Lab;
 use harness::lab::{apt, workspace};
 
-use crate::{fuzz, tidy};
+use crate::{fuzz, tidy, xen};
 
 /// Builds the product's programs where the tests and the demo look for them.
 pub(crate) fn build() -> Result<()> {
@@ -54,7 +54,8 @@ pub(crate) fn ci() -> Result<()> {
     tidy()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
     cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])?;
-    test()
+    test()?;
+    xen::run(&xen::Options::smoke())
 }
 
 /// Prints every broken rule.

@@ -61,6 +61,10 @@ const KINDS: [Kind; 4] = [
 
 /// Runs them all, each on a and then on b.
 pub(super) fn run(pair: &XenPair) -> Result<()> {
+    // For the emulated machine's network card.
+    for host in [&pair.a, &pair.b] {
+        host.run("modprobe tun")?;
+    }
     product::start(pair)?;
     product::seed(pair)?;
     for kind in &KINDS {

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::lab::apt;
-use harness::{Collector, Lab, XenPair};
+use harness::{Collector, Lab, XenHost, XenPair};
 
 use crate::tasks;
 use machine::Machine;
@@ -36,70 +36,74 @@ struct Figures {
     live: Vec<live::Moved>,
 }
 
-/// What to run.
+/// What is run on the two hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    /// The figures.
+    Figures,
+    /// One move there, alive, and one back, cold, with proof.
+    Smoke,
+    /// These faults, with proof.
+    Walk(RangeInclusive<usize>),
+    /// The drivers' conformance suite.
+    Conformance,
+    /// Domains of other kinds.
+    Kinds,
+    /// A guest whose address follows it.
+    Mobility,
+    /// Nothing: they are left to a person.
+    Hold,
+}
+
+/// What to run, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// Build, boot, one `xl migrate`, and no more.
-    smoke: bool,
-    /// Without what Xen does by itself.
+    what: What,
+    /// Figures without what Xen does by itself.
     alone: bool,
-    /// How often the guest moves.
+    /// How often the guest moves for the figures.
     moves: usize,
     /// Where the figures go; a drawing of them beside it.
     json: Option<PathBuf>,
-    /// Two hosts with a guest, for a person to look at, instead.
-    hold: bool,
-    /// The drivers' conformance suite instead.
-    conformance: bool,
-    /// A guest whose address follows it instead.
-    mobility: bool,
-    /// Domains of other kinds instead.
-    kinds: bool,
-    /// Which faults to walk through instead.
-    walk: Option<RangeInclusive<usize>>,
 }
 
 impl Options {
+    /// The short form, for CI.
+    pub(crate) fn smoke() -> Self {
+        Self { what: What::Smoke, alone: false, moves: 3, json: None }
+    }
+
     /// Reads the words after `lab xen`.
     ///
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self {
-            smoke: false,
-            alone: false,
-            moves: 3,
-            json: None,
-            hold: false,
-            conformance: false,
-            mobility: false,
-            kinds: false,
-            walk: None,
-        };
+        let mut options = Self { what: What::Figures, ..Self::smoke() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
-                "--smoke" => options.smoke = true,
+                "--smoke" => options.what = What::Smoke,
+                "--conformance" => options.what = What::Conformance,
+                "--kinds" => options.what = What::Kinds,
+                "--mobility" => options.what = What::Mobility,
+                "--hold" => options.what = What::Hold,
+                "--walk" => {
+                    let range = words.next().and_then(|word| {
+                        let (from, to) = word.split_once('-')?;
+                        Some(from.parse().ok()?..=to.parse().ok()?)
+                    });
+                    options.what = What::Walk(range.context("--walk takes FROM-TO, as 1-33")?);
+                }
                 "--alone" => options.alone = true,
-                "--hold" => options.hold = true,
-                "--conformance" => options.conformance = true,
-                "--mobility" => options.mobility = true,
-                "--kinds" => options.kinds = true,
                 "--moves" => {
                     let moves = words.next().and_then(|word| word.parse().ok());
                     options.moves =
                         moves.filter(|moves| (1..=100).contains(moves)).context("--moves takes 1 to 100")?;
                 }
                 "--json" => options.json = Some(words.next().context("--json needs a file")?.into()),
-                "--walk" => {
-                    let range = words.next().and_then(|word| {
-                        let (from, to) = word.split_once('-')?;
-                        Some(from.parse().ok()?..=to.parse().ok()?)
-                    });
-                    options.walk = Some(range.context("--walk takes FROM-TO, as 1-33")?);
-                }
                 _ => bail!(
-                    "lab xen has no option `{word}`; it has --smoke, --alone, --hold, --conformance, --mobility, --kinds, --moves N, --json FILE and --walk FROM-TO"
+                    "lab xen has no option `{word}`; it has --smoke, --walk FROM-TO, --conformance, --kinds, --mobility, \
+                     --hold, --alone, --moves N and --json FILE"
                 ),
             }
         }
@@ -118,41 +122,48 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let machine = Machine::make(&lab)?;
     step("two Xen hosts");
     let pair = boot(&lab, &machine)?;
-    if options.hold {
-        return hold(&pair);
+    match &options.what {
+        What::Figures => measure(pair, options),
+        What::Smoke => with_guest(pair, |_, hosts, collector| {
+            live::run(hosts, collector, 1, "")?;
+            live::run(hosts, collector, 1, "--cold").map(drop)
+        }),
+        What::Walk(range) => {
+            with_guest(pair, |pair, hosts, collector| walk::run(pair, hosts, collector, range.clone()))
+        }
+        What::Conformance => self::conformance::run(&pair),
+        What::Kinds => kinds::run(&pair),
+        What::Mobility => mobility::run(&pair),
+        What::Hold => hold(&pair),
     }
-    if options.conformance {
-        return self::conformance::run(&pair);
-    }
-    if options.mobility {
-        return mobility::run(&pair);
-    }
-    if options.kinds {
-        return kinds::run(&pair);
-    }
+}
+
+/// The paper's experiments and ours, and their table.
+fn measure(pair: XenPair, options: &Options) -> Result<()> {
     let mut figures = Figures::default();
     if !options.alone {
-        figures.shared = plain::live(&pair, if options.smoke { 1 } else { SHARED_MOVES })?;
-    }
-    if options.smoke {
-        return Ok(());
-    }
-    if !options.alone {
+        figures.shared = plain::live(&pair, SHARED_MOVES)?;
         figures.copied = Some(plain::copied(&pair)?);
     }
+    with_guest(pair, |_, hosts, collector| {
+        figures.live = live::run(hosts, collector, options.moves, "")?;
+        figures.cold = live::run(hosts, collector, COLD_MOVES, "--cold")?;
+        Ok(())
+    })?;
+    report(options, &figures)
+}
+
+/// Has `work` done to the guest, which is on the first of the hosts before and after; then looks for every record.
+fn with_guest(
+    pair: XenPair,
+    work: impl FnOnce(&XenPair, &mut [&XenHost; 2], &Collector) -> Result<()>,
+) -> Result<()> {
     let collector = pair.collector()?;
     live::prepare(&pair, &collector)?;
     let mut hosts = [&pair.a, &pair.b];
-    match &options.walk {
-        Some(range) => walk::run(&pair, &mut hosts, &collector, range.clone())?,
-        None => {
-            figures.live = live::run(&mut hosts, &collector, options.moves, "")?;
-            figures.cold = live::run(&mut hosts, &collector, COLD_MOVES, "--cold")?;
-        }
-    }
+    work(&pair, &mut hosts, &collector)?;
     let last = hosts[0].name().to_owned();
-    prove(pair, &collector, &last)?;
-    report(options, &figures)
+    prove(pair, &collector, &last)
 }
 
 /// Prints the table; figures and drawing go where they are wanted.
