@@ -80,11 +80,14 @@ pub enum RestoreError {
 /// Results that may wait for an earlier one, beside those being made. They hold no bytes of the image.
 const RESULTS_AHEAD: usize = 64;
 
+/// Threads beside those that keep the cores busy: some wait for their turn at the image or the pack.
+const WAITING_THREADS: usize = 1;
+
 /// Puts all of an image's chunks into the store and gives its manifest. `progress` gets the bytes of the image that
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
-/// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, and for each thread about 6 MiB (two
-/// windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
+/// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, 8 MiB for the pack that grows, and for each thread
+/// and one more about 6 MiB (two windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -99,7 +102,7 @@ pub fn ingest(
         || store.sync(),
         |written| {
             in_order(
-                options.threads,
+                options.threads.saturating_add(WAITING_THREADS),
                 RESULTS_AHEAD,
                 || cuts.batch().map_err(IngestError::Read),
                 |batch| Ok(store_batch(store, options.level, size, batch)?),

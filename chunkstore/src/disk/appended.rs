@@ -1,12 +1,17 @@
-//! A file that grows at its end, written past the page cache. To go through that costs a copy, which nobody reads soon: of
-//! the time that bringing in a new image takes it was an eighth.
+//! A file that grows at its end, written past the page cache. To go through that costs a copy that nobody reads soon, and a
+//! ninth of the time that bringing in a new image takes.
 //!
-//! What is below is written in whole blocks. The last bytes are therefore in memory until a block, or many of them, is full
-//! or the file is synced; then the rest of the block is zeroes, and is written again with what comes next. So until the file is
+//! What is below is written in whole blocks. The last bytes are therefore in memory until many blocks of them are full or the file
+//! is synced; then the rest of the last block is zeroes, and the block is written again with what comes next. So until the file is
 //! mapped, or dropped, it may be longer by some zeroes than it is said to be. Nothing is ever written through the page cache beside.
+//!
+//! Who appends does not wait for the disk, but where it is a whole [`WRITE_BYTES`] behind. A write that failed is therefore told
+//! to a later caller, and to every one after it: the file is of no use any more until it is opened anew.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
 
 use super::DiskFile;
 use crate::BLOCK_BYTES;
@@ -14,7 +19,7 @@ use crate::direct::Aligned;
 use crate::map::Map;
 use crate::sync::lock;
 
-/// Written at a time: the longer, the better for the disk; each file that grows needs the memory.
+/// Written at a time: the longer, the better for the disk; each file that grows needs the memory, twice.
 const WRITE_BYTES: usize = 4 << 20;
 
 /// Room on the disk is asked for so many bytes ahead, so that a full disk is known before anything is taken in that would not
@@ -22,7 +27,7 @@ const WRITE_BYTES: usize = 4 << 20;
 const RESERVE_BYTES: u64 = 16 << 20;
 
 /// A file that takes and gives whole blocks.
-pub(super) trait Below: DiskFile {
+pub(super) trait Below: DiskFile + 'static {
     /// Sees to it that there is room on the disk for the bytes in `from..to`. Its length stays.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
 }
@@ -30,7 +35,7 @@ pub(super) trait Below: DiskFile {
 /// A new file.
 #[derive(Debug)]
 pub(super) struct Appended<File: Below> {
-    below: File,
+    below: Arc<File>,
     state: Mutex<State>,
 }
 
@@ -39,6 +44,12 @@ struct State {
     /// The end of the file, from a block on.
     tail: Aligned,
     tail_at: u64,
+    /// What came before it and is being written.
+    flight: Option<JoinHandle<(Aligned, io::Result<()>)>>,
+    /// What was written last, to be used again.
+    spare: Option<Aligned>,
+    /// A write failed.
+    failed: bool,
     /// Some of `tail` is not written.
     dirty: bool,
     /// Up to here there is room on the disk.
@@ -50,11 +61,17 @@ struct State {
 impl<File: Below> Appended<File> {
     /// `below` is empty.
     pub(super) fn new(below: File) -> Appended<File> {
-        let tail = Aligned::with_capacity(WRITE_BYTES);
-        Appended {
-            below,
-            state: Mutex::new(State { tail, tail_at: 0, dirty: false, reserved: 0, ended: false }),
-        }
+        let state = State {
+            tail: Aligned::with_capacity(WRITE_BYTES),
+            tail_at: 0,
+            flight: None,
+            spare: None,
+            failed: false,
+            dirty: false,
+            reserved: 0,
+            ended: false,
+        };
+        Appended { below: Arc::new(below), state: Mutex::new(state) }
     }
 
     fn changing(&self, what: &str) -> io::Result<MutexGuard<'_, State>> {
@@ -76,8 +93,27 @@ impl<File: Below> Appended<File> {
         Ok(blocks)
     }
 
+    /// Has the tail, which is full, written by another thread, after the one before.
+    fn send_off(&self, state: &mut State) -> io::Result<()> {
+        state.land()?;
+        let next = state.spare.take().unwrap_or_else(|| Aligned::with_capacity(WRITE_BYTES));
+        let (full, at) = (std::mem::replace(&mut state.tail, next), state.tail_at);
+        state.tail_at += full.len() as u64;
+        state.dirty = false;
+        // Until it is known to be there.
+        state.failed = true;
+        let below = self.below.clone();
+        let write = move || {
+            let written = below.write_at(at, full.bytes());
+            (full, written)
+        };
+        state.flight = Some(thread::Builder::new().name("pack".to_owned()).spawn(write)?);
+        Ok(())
+    }
+
     /// Writes all there is.
     fn write_out(&self, state: &mut State) -> io::Result<()> {
+        state.land()?;
         if !state.dirty {
             return Ok(());
         }
@@ -88,7 +124,9 @@ impl<File: Below> Appended<File> {
         state.tail.resize(len);
         written?;
         state.dirty = false;
-        state.drop_blocks();
+        let blocks = len as u64 / BLOCK_BYTES * BLOCK_BYTES;
+        state.tail.remove_first(blocks as usize);
+        state.tail_at += blocks;
         Ok(())
     }
 
@@ -104,11 +142,20 @@ impl State {
         self.tail_at + self.tail.len() as u64
     }
 
-    /// Whole blocks in `tail` are written.
-    fn drop_blocks(&mut self) {
-        let whole = self.tail.len() as u64 / BLOCK_BYTES * BLOCK_BYTES;
-        self.tail.remove_first(whole as usize);
-        self.tail_at += whole;
+    /// Waits for what is being written.
+    fn land(&mut self) -> io::Result<()> {
+        if let Some(flight) = self.flight.take() {
+            let (mut buffer, written) = flight.join().unwrap_or_else(|panic| resume_unwind(panic));
+            written?;
+            buffer.resize(0);
+            self.spare = Some(buffer);
+            self.failed = false;
+        }
+        if self.failed {
+            Err(io::Error::other("an earlier write to it failed: open it anew"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Sees to it that there is room up to `end`, and for more where there is.
@@ -134,9 +181,12 @@ impl<File: Below> DiskFile for Appended<File> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let end = offset.saturating_add(buf.len() as u64);
         let written = {
-            let state = lock(&self.state);
+            let mut state = lock(&self.state);
             if end > state.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if offset < state.tail_at {
+                state.land()?;
             }
             let written = end.min(state.tail_at).saturating_sub(offset) as usize;
             if let Some(from) = (offset + written as u64).checked_sub(state.tail_at) {
@@ -162,13 +212,13 @@ impl<File: Below> DiskFile for Appended<File> {
             let message = format!("a write at {offset} to a file that grows at {}", state.len());
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        state.reserve(offset + data.len() as u64, &self.below)?;
+        state.reserve(offset + data.len() as u64, &*self.below)?;
         while !data.is_empty() {
             let (now, later) = data.split_at(data.len().min(WRITE_BYTES - state.tail.len()));
             state.tail.extend(now);
             state.dirty = true;
             if state.tail.len() == WRITE_BYTES {
-                self.write_out(&mut state)?;
+                self.send_off(&mut state)?;
             }
             data = later;
         }
@@ -181,6 +231,7 @@ impl<File: Below> DiskFile for Appended<File> {
         if len > state.len() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "a file that grows by writes only"));
         }
+        state.land()?;
         let in_block = len % BLOCK_BYTES;
         if len < state.tail_at {
             let block = if in_block > 0 {
@@ -223,9 +274,9 @@ impl<File: Below> DiskFile for Appended<File> {
 impl<File: Below> Drop for Appended<File> {
     /// What is not synced may be lost, but need not be.
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
+        let state = &mut *lock(&self.state);
         if !state.ended {
-            let _ = self.end(&mut state);
+            let _ = self.end(state);
         }
     }
 }

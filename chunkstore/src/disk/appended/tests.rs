@@ -116,3 +116,20 @@ fn a_write_that_is_not_at_the_end_is_refused() {
     }
     assert_eq!(file.len().unwrap(), 3);
 }
+
+#[test]
+fn a_write_that_failed_behind_the_callers_back_is_told_to_all_who_come_later() {
+    let disk = SimDisk::default();
+    let file = disk.create_appended(Path::new("/file")).unwrap();
+    file.write_at(0, b"header").unwrap();
+    file.sync().unwrap();
+    disk.cut_power_at(disk.operations());
+    let data = vec![1; WRITE_BYTES];
+    // The disk learns of it; who writes does not wait for that.
+    file.write_at(6, &data).unwrap();
+    let at = file.len().unwrap();
+    assert_eq!(file.write_at(at, &data).unwrap_err().to_string(), "no power");
+    for later in [file.sync(), file.read_at(0, &mut [0]), file.set_len(6)] {
+        assert!(later.unwrap_err().to_string().contains("open it anew"));
+    }
+}
