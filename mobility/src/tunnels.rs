@@ -12,6 +12,9 @@
 //! tunnel's interface goes to its other end; what comes from there comes in by that interface, and by no other: so rules and
 //! routes by interface decide what may come from whom.
 //!
+//! Tunnels of the kernel carry IPv6. IPv4 packets of guests pass through this program at both ends, whichever the plane: at a home
+//! agent their sources must be judged by where they come from, for which the kernel has routes of IPv6 only.
+//!
 //! # Who carries what, and when
 //! A virtual machine's packets are carried by the kernel while it runs where it is, and by this program during a move, when
 //! they are remembered, forwarded, held and ordered. Each step below is one route replaced in place: at every moment a packet
