@@ -115,7 +115,7 @@ fn moves_over_a_bad_line(planes: Planes, seed: u64) {
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         network.set_line(Way {
-            loss: 0.2,
+            loss: 0.3,
             duplicate: 0.3,
             reorder: 0.3,
             held: Duration::from_millis(30),

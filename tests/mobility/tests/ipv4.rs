@@ -41,7 +41,7 @@ fn a_guest_that_was_expected_moves_and_loses_nothing_of_either_version(planes: P
         });
         for epoch in 2..5 {
             tokio::time::sleep(SILENCE).await;
-            network.move_proactive(epoch as usize % 2 ^ 1, epoch, PAUSE).await.unwrap();
+            network.move_proactive((epoch as usize % 2) ^ 1, epoch, PAUSE).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(700)).await;
         for stream in streams {

@@ -142,7 +142,7 @@ fn a_home_agent_that_dies_knows_the_node_again() {
 #[test]
 fn a_node_is_found_over_a_bad_line() {
     let lab = Roaming::start(PLANE, Duration::from_millis(20)).unwrap();
-    lab.set_line(Way { loss: 0.2, duplicate: 0.2, ..Way::delay(Duration::from_millis(10)) });
+    lab.set_line(Way { loss: 0.3, duplicate: 0.3, ..Way::delay(Duration::from_millis(10)) });
     runtime().block_on(async {
         lab.appear(0).await.unwrap();
         for number in 0..4 {

@@ -9,6 +9,10 @@ use crate::wire::*;
 /// be configured: here a move waits for it); each further time doubles it.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(32);
+/// But not beyond this as long as a move may be waiting: over a line that loses many, the next one is not far.
+const SOON: Duration = Duration::from_secs(2);
+/// How often it is sent at that pace: for half a minute.
+const SOON_SENDS: u32 = 16;
 /// How often an end is asked for; the binding's lifetime ends it otherwise.
 const END_SENDS: u32 = 4;
 
@@ -89,7 +93,8 @@ impl Registration {
         self.sequence = self.sequence.next();
         self.time = Timestamp::from_unix_ns(unix_ns).after(self.time);
         self.is_answered = false;
-        self.next = Some(now + (FIRST_RETRY * (1 << self.sends.min(16))).min(LONGEST_RETRY));
+        let longest = if self.sends < SOON_SENDS { SOON } else { LONGEST_RETRY };
+        self.next = Some(now + (FIRST_RETRY * (1 << self.sends.min(16))).min(longest));
         self.sends += 1;
         Some(Due { wanted: self.wanted, sequence: self.sequence, time: self.time })
     }
