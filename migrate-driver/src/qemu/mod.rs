@@ -257,7 +257,11 @@ async fn power_down(vm: &Arc<Vm>, process: &Process, bound: Duration) -> Result<
 
 /// Asks QEMU to end and waits for its monitor to close.
 async fn quit(vm: &Arc<Vm>) -> Result<(), DriverError> {
-    let session = vm.session("end it").await?;
+    let session = match vm.session("end it").await {
+        // It ended while we looked.
+        Err(DriverError::NotRunning { .. }) => return Ok(()),
+        session => session?,
+    };
     let mut events = session.events();
     match session.run("quit", Value::Null).await {
         Ok(_) | Err(DriverError::Died { .. }) => {}

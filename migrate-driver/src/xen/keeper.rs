@@ -7,6 +7,7 @@
 //! it only ends what cannot become whole any more: a stream that breaks before its last byte.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -221,6 +222,15 @@ pub enum Role {
     Save,
     /// The destination's: runs `xl migrate-receive`.
     Receive,
+}
+
+/// What a socket between daemon and keeper may hold of a stream. What is in it when the guest is stopped, the guest waits
+/// for.
+const STREAM_BUFFER_BYTES: usize = 32 << 10;
+
+/// Bounds what waits in a stream's socket, at the end that writes.
+pub(super) fn bound_buffer(writer: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_send_buffer_size(writer, STREAM_BUFFER_BYTES)?)
 }
 
 /// Keeps, until xl has ended. `dir` is the directory of the domain.

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use super::configuration::Rules;
-use super::keeper::{Answer, KeeperPaths, Phase, Request};
+use super::keeper::{self, Answer, KeeperPaths, Phase, Request};
 use super::xl;
 use crate::definition::VmName;
 use crate::hypervisor::{DriverError, GuestStatus, Mode};
@@ -104,6 +104,7 @@ impl Move {
         let path = self.paths.memory();
         match UnixStream::connect(&path).await {
             Ok(stream) => {
+                keeper::bound_buffer(&stream).map_err(io_error(&self.vm, "use", &path))?;
                 self.remove(&[path])?;
                 Ok(stream)
             }

@@ -209,9 +209,10 @@ impl Hypervisor for Xen {
         moving.send_memory(params.mode).await
     }
 
-    /// xl stops the guest after so many rounds or at so few pages, at whatever rate they go.
+    /// xl stops the guest after so many rounds or at so few pages, at whatever rate they go: whatever is under way then, the
+    /// guest waits for, and compressed as it is it stands for several times as much.
     fn memory_floor_bytes(&self) -> u64 {
-        384 << 10
+        64 << 10
     }
 
     async fn wait_paused(&self, vm: &VmName) -> Result<Instant, DriverError> {

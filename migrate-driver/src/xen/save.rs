@@ -47,6 +47,7 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
     // Before the daemon hears of us: from then on it asks.
     keeper::serve(&paths.control(), &board, Arc::new(orders))?;
     let mut out = UnixStream::connect(paths.memory())?;
+    keeper::bound_buffer(&out)?;
     let _ = known.set(out.try_clone()?);
     let mut xl = Command::new("xl")
         .args(["save", "-p"])

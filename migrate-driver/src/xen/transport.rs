@@ -52,6 +52,7 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
     // Before the daemon hears of us: from then on it asks.
     keeper::serve(&paths.control(), &board, Arc::new(xl))?;
     let mut out = UnixStream::connect(paths.memory())?;
+    keeper::bound_buffer(&out)?;
     say(&[RECEIVER_READY])?;
     let mut input = io::stdin().lock();
     let relayed = relay(&mut input, &mut out, &board);
