@@ -465,8 +465,11 @@ impl Agent {
     async fn drain(&mut self) {
         while let Some(output) = self.gateway.poll_output() {
             match output {
-                Output::Send(packet) => send_signalling(&self.signalling, &packet),
-                Output::Tunnel { to, packet } => self.plane.send(to, &packet),
+                Output::Send(packet) => {
+                    self.plane.flush_tunnels();
+                    send_signalling(&self.signalling, &packet);
+                }
+                Output::Tunnel { to, packet } => self.plane.send_soon(to, packet),
                 Output::Deliver(packet) => {
                     self.meet(&packet).await;
                     self.plane.deliver(packet);
@@ -496,6 +499,7 @@ impl Agent {
                 }
             }
         }
+        self.plane.flush_tunnels();
         self.plane.flush().await;
         self.gateway.delivered(self.start.elapsed());
     }

@@ -2,13 +2,14 @@
 //! ICMPv6 (58). Sends and receives what is behind the IPv6 header; the kernel makes and takes off the header, but for
 //! [`WHOLE_PACKETS`]. Needs CAP_NET_RAW.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
+use rustix::net::addr::SocketAddrArg;
 use rustix::net::{
-    AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom,
-    sendto, socket_with, sockopt,
+    AddressFamily, MMsgHdr, Protocol, RawProtocol, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags,
+    SocketType, bind, recvfrom, sendmmsg, sendto, socket_with, sockopt,
 };
 use socket2::{SockFilter, SockRef};
 use tokio::io::Interest;
@@ -121,6 +122,29 @@ impl RawSocket {
         let to = SocketAddrV6::new(to, 0, 0, scope);
         sendto(self.0.get_ref(), payload, SendFlags::DONTWAIT, &to)?;
         Ok(())
+    }
+
+    /// Sends each payload at once or not at all, in their order; gives how many were not, and why the last was not.
+    pub(crate) fn send_all(&self, payloads: &[&[u8]], to: Ipv6Addr) -> (usize, Option<io::Error>) {
+        let to = SocketAddrV6::new(to, 0, 0, 0).as_any();
+        let slices: Vec<_> = payloads.iter().map(|payload| [IoSlice::new(payload)]).collect();
+        let mut nothing: Vec<_> = payloads.iter().map(|_| SendAncillaryBuffer::default()).collect();
+        let messages = slices.iter().zip(&mut nothing);
+        let mut messages: Vec<_> =
+            messages.map(|(slice, nothing)| MMsgHdr::new_with_addr(&to, slice, nothing)).collect();
+        let (mut rest, mut lost, mut reason) = (&mut messages[..], 0, None);
+        while !rest.is_empty() {
+            let sent = match sendmmsg(self.0.get_ref(), rest, SendFlags::DONTWAIT) {
+                Ok(sent) => sent,
+                // It is the first one that was not sent.
+                Err(error) => {
+                    (lost, reason) = (lost + 1, Some(error.into()));
+                    1
+                }
+            };
+            rest = &mut std::mem::take(&mut rest)[sent..];
+        }
+        (lost, reason)
     }
 
     /// Waits until there is something to receive.
