@@ -1,6 +1,7 @@
 //! The home agent and local mobility anchor as a running agent: what `mobility-proto` decides about bindings, with sockets,
 //! a clock and a tunnel interface. Whom it serves is said by its owner through [`HomeAgent`].
 
+mod keeping;
 mod ways;
 
 use std::collections::VecDeque;
@@ -11,7 +12,7 @@ use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output
 use mobility_proto::inner::{Inner, end_marker};
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::agent::{
@@ -23,7 +24,10 @@ use crate::plane::{Plane, Side};
 use crate::raw::{DESTINATION_OPTIONS, RawSocket, WHOLE_PACKETS};
 use crate::tunnels::{DataPlane, Own, PlaneChoice};
 use crate::udp::{self, Datagrams};
+use keeping::{Keeping, Outgoing};
 use ways::Ways;
+
+pub use keeping::{Change, Keeper};
 
 /// For how long packets that the kernel is forwarding at the moment when a route is switched may still be on their way out.
 const FENCE: Duration = Duration::from_millis(5);
@@ -70,6 +74,7 @@ enum Command {
     Restore { node: String, floor: u64, active: Option<u32>, user_plane: Option<Ipv6Addr> },
     RestoreMobileNode { node: String, care_of: Ipv6Addr },
     Binding(String, oneshot::Sender<Option<Binding>>),
+    Now(String, oneshot::Sender<Option<Change>>),
     KeepOnly(oneshot::Sender<()>),
     End(oneshot::Sender<()>),
 }
@@ -79,16 +84,15 @@ enum Command {
 #[derive(Debug, Clone)]
 pub struct HomeAgent {
     orders: Orders<Command>,
-    switched: broadcast::Sender<Ipv6Prefix>,
     plane: DataPlane,
 }
 
 impl HomeAgent {
-    /// Starts it.
+    /// Starts it. Nobody hears of a binding before the keeper, if there is one, has kept it.
     ///
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
-    pub async fn start(config: Config) -> Result<Self, AgentError> {
+    pub async fn start(config: Config, keeper: Option<Box<dyn Keeper>>) -> Result<Self, AgentError> {
         let Config { address, user_plane, .. } = config;
         if config.prefixes.iter().any(|prefix| prefix.as_ipv4().is_some()) {
             check_ipv4_forwarding()?;
@@ -116,10 +120,9 @@ impl HomeAgent {
             None => Datagrams::default(),
         };
         let (commands, inbox) = mpsc::channel(64);
-        let (switched, _) = broadcast::channel(4096);
         let (markers, start) = (VecDeque::new(), Instant::now());
         let kind = ways.plane();
-        let told = switched.clone();
+        let keeping = keeper.map(Keeping::start).transpose().map_err(opening("a thread to keep bindings"))?;
         let agent = Agent {
             address,
             anchor,
@@ -129,12 +132,12 @@ impl HomeAgent {
             datagrams,
             plane,
             ways,
-            switched: told,
+            keeping,
             markers,
             start,
         };
         tokio::spawn(agent.run(inbox));
-        Ok(Self { orders: Orders(commands), switched, plane: kind })
+        Ok(Self { orders: Orders(commands), plane: kind })
     }
 
     /// Who carries packets.
@@ -198,10 +201,12 @@ impl HomeAgent {
         self.orders.tell(Command::RestoreMobileNode { node: node.to_owned(), care_of }).await
     }
 
-    /// The prefixes whose bindings have changed, from now on.
-    #[must_use]
-    pub fn switched(&self) -> broadcast::Receiver<Ipv6Prefix> {
-        self.switched.subscribe()
+    /// What is known of a mobile node at this moment, whether it is kept already or not.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub async fn now(&self, node: &str) -> Result<Option<Change>, AgentError> {
+        self.orders.ask(|reply| Command::Now(node.to_owned(), reply)).await
     }
 
     /// Where a mobile node is reached.
@@ -224,7 +229,7 @@ struct Agent {
     datagrams: Datagrams,
     plane: Plane,
     ways: Ways,
-    switched: broadcast::Sender<Ipv6Prefix>,
+    keeping: Option<Keeping>,
     /// End markers that are to be sent, when and where.
     markers: VecDeque<(Instant, TunnelEnd, Vec<u8>)>,
     start: Instant,
@@ -267,8 +272,11 @@ impl Agent {
                         break None;
                     }
                 },
+                () = keeping::kept(&mut self.keeping) => {}
                 () = sleep_until(deadline) => {}
             }
+            let released: Vec<_> = self.keeping.iter_mut().flat_map(Keeping::released).collect();
+            released.iter().for_each(|packet| self.send_now(packet));
             self.anchor.handle_timeout(self.start.elapsed());
             self.drain().await;
             while let Some((at, to, marker)) = self.markers.front()
@@ -311,6 +319,10 @@ impl Agent {
                 let _ =
                     reply.send(found.map(|(care_of, epoch)| Binding { node, care_of, user_plane, epoch }));
             }
+            Command::Now(node, reply) => {
+                let kept = self.anchor.kept(node.as_bytes());
+                let _ = reply.send(kept.map(|kept| Change::of(node, kept)));
+            }
             Command::KeepOnly(reply) => {
                 let bound = self.anchor.bound().collect();
                 if let Err(error) = self.ways.keep_only(&bound).await {
@@ -325,12 +337,14 @@ impl Agent {
     async fn pass(&mut self, side: Side) {
         match side {
             Side::Kernel(count) => {
-                for packet in self.plane.taken(count) {
-                    let to = Inner::parse(packet).and_then(|inner| self.anchor.care_of(inner.destination));
-                    if let Some(to) = to {
-                        self.send(to, packet);
+                let way = |packet: &[u8]| self.anchor.care_of(Inner::parse(packet)?.destination);
+                self.plane.forward(count, |packet| match way(packet)? {
+                    TunnelEnd::Ipv6(to) => Some(to),
+                    TunnelEnd::Udp(to) => {
+                        self.datagrams.send(to, packet);
+                        None
                     }
-                }
+                });
             }
             Side::Tunnel => {
                 for (from, packet) in self.plane.tunnelled() {
@@ -375,15 +389,37 @@ impl Agent {
         }
     }
 
+    /// Sends signalling, unless it has to wait for what must be kept before.
+    fn send_out(&mut self, packet: Outgoing) {
+        let packet = match &mut self.keeping {
+            Some(keeping) => keeping.send(packet),
+            None => Some(packet),
+        };
+        packet.iter().for_each(|packet| self.send_now(packet));
+    }
+
+    fn send_now(&self, packet: &Outgoing) {
+        match packet {
+            Outgoing::Whole(packet) => send_whole(&self.sender, packet),
+            Outgoing::Datagram(to, packet) => self.datagrams.send(*to, packet),
+        }
+    }
+
     async fn drain(&mut self) {
         while let Some(output) = self.anchor.poll_output() {
             let done = match output {
                 Output::Send(packet) => {
-                    send_whole(&self.sender, &packet);
+                    self.send_out(Outgoing::Whole(packet));
                     continue;
                 }
                 Output::SendDatagram { to, packet } => {
-                    self.datagrams.send(to, &packet);
+                    self.send_out(Outgoing::Datagram(to, packet));
+                    continue;
+                }
+                Output::Keep { node, kept } => {
+                    if let Some(keeping) = &mut self.keeping {
+                        keeping.keep(Change::of(String::from_utf8_lossy(&node).into_owned(), kept));
+                    }
                     continue;
                 }
                 // To this program the binding cache itself says where packets go.
@@ -394,14 +430,9 @@ impl Agent {
                         let marker = end_marker(self.address, prefix);
                         self.markers.push_back((Instant::now() + fence, before.tunnel_end(), marker));
                     }
-                    // Nobody may be listening.
-                    let _ = self.switched.send(prefix);
                     done
                 }
-                Output::RemoveRoute { prefix } => {
-                    let _ = self.switched.send(prefix);
-                    self.ways.remove(prefix).await
-                }
+                Output::RemoveRoute { prefix } => self.ways.remove(prefix).await,
                 Output::TakeFrom { prefix, places } => {
                     let gateways = places.iter().filter_map(|place| place.user_plane);
                     gateways.for_each(|gateway| self.plane.announce(gateway));

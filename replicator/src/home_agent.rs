@@ -1,6 +1,8 @@
-//! The home agent's part of a daemon: who owns which VM's prefix, and so whose gateway may register it. Each VM's state is a
-//! file, so that a restart knows it again. It never decides where a VM runs: an owner names its successor.
+//! The home agent's part of a daemon: who owns which VM's prefix, and so whose gateway may register it. Each VM's permits are a
+//! file, and where each is reached stands in one of all, so that a restart knows it again. It never decides where a VM runs: an
+//! owner names its successor.
 
+pub mod bindings;
 mod nodes;
 
 use std::collections::BTreeMap;
@@ -8,20 +10,21 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Context;
 use longhaul_proto::wire::{PermitAnswer, PermitRequest};
 use mobility::anchor::{Authorization, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
-use mobility::home_agent::{Binding, Config as AgentConfig};
+use mobility::home_agent::{Binding, Change, Config as AgentConfig, Keeper};
 use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use mobility::{DataPlane, HomeAgent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::config::{ConfigError, HomeAgentConfig};
 use crate::files;
 use crate::identity::Fingerprint;
 use crate::mobile_node::FIRST_SPI;
+use bindings::{Bindings, Record};
 use nodes::Nodes;
 
 /// Who may register a VM in one epoch.
@@ -68,8 +71,30 @@ pub struct Home {
     agent: HomeAgent,
     prefixes: Vec<Ipv6Prefix>,
     dir: PathBuf,
-    machines: Mutex<BTreeMap<String, Machine>>,
+    machines: Machines,
     nodes: Nodes,
+}
+
+type Machines = Arc<Mutex<BTreeMap<String, Machine>>>;
+
+/// Whose a VM is follows from where it is bound.
+#[derive(Debug)]
+struct Ownership {
+    machines: Machines,
+    bindings: Bindings,
+}
+
+impl Keeper for Ownership {
+    fn keep(&mut self, changes: &[Change]) -> std::io::Result<()> {
+        let mut machines = self.machines.blocking_lock();
+        for change in changes {
+            if let Some(machine) = machines.get_mut(&change.node) {
+                machine.take_over(change.floor, change.binding.as_ref());
+            }
+        }
+        drop(machines);
+        self.bindings.keep(changes)
+    }
 }
 
 impl Home {
@@ -80,8 +105,21 @@ impl Home {
         let prefixes = prefixes.chain(of_ipv4).collect::<Result<Vec<_>, _>>()?;
         std::fs::create_dir_all(dir)?;
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        let machines = load(dir)?;
-        let agent = HomeAgent::start(AgentConfig {
+        let mut machines = load(dir)?;
+        let is_known = |record: &Record| {
+            machines.get(&record.node).is_some_and(|machine| machine.prefix == record.prefix)
+                || config.nodes.iter().any(|node| nodes::is_of(record, node))
+        };
+        let (bindings, records) = Bindings::open(dir, is_known)
+            .with_context(|| format!("opening the bindings in {}", dir.display()))?;
+        for Record { node, floor, binding, .. } in &records {
+            if let Some(machine) = machines.get_mut(node) {
+                machine.take_over(*floor, binding.as_ref());
+            }
+        }
+        let machines = Arc::new(Mutex::new(machines));
+        let keeper = Ownership { machines: machines.clone(), bindings };
+        let agent_config = AgentConfig {
             address: config.address,
             prefixes: prefixes.clone(),
             interface: config.interface.clone(),
@@ -90,22 +128,19 @@ impl Home {
             ipv4_address: config.ipv4_address,
             max_nodes: config.max_machines.saturating_add(config.nodes.len()),
             restart_counter: count_start(dir)?,
-        })
-        .await?;
-        for (vm, machine) in &machines {
+        };
+        let agent = HomeAgent::start(agent_config, Some(Box::new(keeper))).await?;
+        for (vm, machine) in &*machines.lock().await {
             for permit in &machine.permits {
                 agent.authorize(machine.authorization(vm, permit)).await??;
             }
             let active = machine.permits.iter().find(|permit| machine.bound && permit.epoch == machine.epoch);
             agent.restore(vm, machine.epoch, active.map(|permit| permit.spi), machine.user_plane).await?;
         }
-        let nodes = Nodes::start(config.nodes.clone(), &agent, &prefixes, dir.join("nodes")).await?;
+        let nodes = Nodes::start(config.nodes.clone(), &agent, &prefixes, &records).await?;
         // Behind all that is restored.
         agent.keep_only().await?;
-        let machines = Mutex::new(machines);
-        let home = Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines, nodes });
-        tokio::spawn(home.clone().keep());
-        Ok(home)
+        Ok(Arc::new(Home { agent, prefixes, dir: dir.to_owned(), machines, nodes }))
     }
 
     /// Answers a peer's request.
@@ -143,7 +178,11 @@ impl Home {
         let kept = (prefix.address(), prefix.len());
         let mut machine = match machines.get(vm).cloned() {
             Some(mut machine) => {
-                machine.take_over(self.agent.binding(vm).await.map_err(|error| error.to_string())?);
+                let now = self.agent.now(vm).await.map_err(|error| error.to_string())?;
+                machine.take_over(
+                    now.as_ref().map_or(0, |now| now.floor),
+                    now.and_then(|now| now.binding).as_ref(),
+                );
                 machine
             }
             None if peer == holder => Machine {
@@ -170,35 +209,6 @@ impl Home {
             machines.insert(vm.clone(), machine);
         }
         Ok(permit)
-    }
-
-    /// Keeps what changes.
-    async fn keep(self: Arc<Self>) {
-        let mut switched = self.agent.switched();
-        loop {
-            let prefix = match switched.recv().await {
-                Ok(prefix) => Some(prefix),
-                Err(RecvError::Lagged(_)) => None,
-                Err(RecvError::Closed) => return,
-            };
-            if self.nodes.keep(&self.agent, prefix).await.is_err() {
-                return;
-            }
-            let mut machines = self.machines.lock().await;
-            for (vm, machine) in machines.iter_mut() {
-                let concerns = |prefix: Ipv6Prefix| (prefix.address(), prefix.len()) == machine.prefix;
-                if prefix.is_none_or(concerns) {
-                    let before = machine.clone();
-                    let Ok(binding) = self.agent.binding(vm).await else { return };
-                    machine.take_over(binding);
-                    if *machine != before
-                        && let Err(error) = self.save(vm, machine)
-                    {
-                        tracing::error!("the binding of VM '{vm}' could not be kept: {error}");
-                    }
-                }
-            }
-        }
     }
 
     /// Who carries packets.
@@ -261,13 +271,14 @@ impl Home {
 }
 
 impl Machine {
-    /// Whoever is bound in a later epoch owns the machine from then on.
-    fn take_over(&mut self, binding: Option<Binding>) {
+    /// Whoever was bound in a later epoch owns the machine from then on.
+    fn take_over(&mut self, floor: u64, binding: Option<&Binding>) {
         self.bound = binding.is_some();
-        let Some(Binding { epoch, user_plane, .. }) = binding else { return };
-        self.user_plane = user_plane;
-        if let Some(permit) = self.permits.iter().find(|permit| permit.epoch == epoch && epoch > self.epoch) {
-            (self.epoch, self.holder) = (epoch, permit.holder);
+        if let Some(binding) = binding {
+            self.user_plane = binding.user_plane;
+        }
+        if let Some(permit) = self.permits.iter().find(|permit| permit.epoch == floor && floor > self.epoch) {
+            (self.epoch, self.holder) = (floor, permit.holder);
         }
     }
 
@@ -351,7 +362,6 @@ fn parse_ipv4_prefix(text: &str, path: &Path) -> Result<Ipv6Prefix, ConfigError>
 }
 
 fn load(dir: &Path) -> anyhow::Result<BTreeMap<String, Machine>> {
-    use anyhow::Context;
     let mut machines = BTreeMap::new();
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();

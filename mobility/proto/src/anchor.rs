@@ -169,6 +169,13 @@ pub enum Output {
         /// The mobile node's prefix.
         prefix: Ipv6Prefix,
     },
+    /// What must outlive a crash has changed: it is to be on the disk before anything that comes behind is sent.
+    Keep {
+        /// The mobile node's identifier.
+        node: Vec<u8>,
+        /// What must.
+        kept: Kept,
+    },
     /// Send this IPv6 packet.
     Send(Vec<u8>),
     /// Send this IPv6 packet in UDP.
@@ -178,6 +185,17 @@ pub enum Output {
         /// The packet.
         packet: Vec<u8>,
     },
+}
+
+/// What is known of a mobile node after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// The mobile node's prefix.
+    pub prefix: Ipv6Prefix,
+    /// The highest epoch in which it was bound.
+    pub floor: u64,
+    /// Where it is reached, and since which epoch.
+    pub bound: Option<(Place, u64)>,
 }
 
 /// The binding cache.
@@ -285,7 +303,7 @@ impl Anchor {
         active: Option<u32>,
         user_plane: Option<Ipv6Addr>,
     ) {
-        self.change(name, |node, config, outputs| {
+        self.alter(name, |node, config, outputs| {
             let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
             if let Some(registration) = active.and_then(|spi| node.registration_of(spi, user_plane, expires))
             {
@@ -302,7 +320,7 @@ impl Anchor {
         if care_of.to_ipv4_mapped().is_some() {
             return;
         }
-        self.change(name, |node, config, outputs| {
+        self.alter(name, |node, config, outputs| {
             let expires = now + Duration::from_secs(config.max_lifetime.as_secs().into());
             if let Some(registration) = node.own_registration(care_of, expires) {
                 node.bind(now, registration, outputs);
@@ -408,6 +426,12 @@ impl Anchor {
         self.nodes.get(node)?.active.as_ref()?.user_plane
     }
 
+    /// What is to be known of a mobile node after a restart.
+    #[must_use]
+    pub fn kept(&self, node: &[u8]) -> Option<Kept> {
+        self.nodes.get(node).map(Node::kept)
+    }
+
     /// The prefixes that are bound.
     pub fn bound(&self) -> impl Iterator<Item = Ipv6Prefix> {
         self.nodes.values().filter(|node| node.active.is_some()).flat_map(Node::prefixes)
@@ -434,8 +458,19 @@ impl Anchor {
         self.nodes.get(name).filter(|_| prefix.contains(address))
     }
 
-    /// Changes one node and keeps its deadline.
+    /// Changes one node, and says what of it must outlive a crash: before the first packet that tells of it.
     fn change(&mut self, name: &[u8], work: impl FnOnce(&mut Node, &Config, &mut VecDeque<Output>)) {
+        let (before, first) = (self.kept(name), self.outputs.len());
+        self.alter(name, work);
+        let Some(kept) = self.kept(name).filter(|kept| Some(*kept) != before) else { return };
+        let tells = |output: &Output| matches!(output, Output::Send(_) | Output::SendDatagram { .. });
+        let sent = self.outputs.iter().skip(first).position(tells);
+        let at = sent.map_or(self.outputs.len(), |sent| first + sent);
+        self.outputs.insert(at, Output::Keep { node: name.to_vec(), kept });
+    }
+
+    /// Changes one node and keeps its deadline.
+    fn alter(&mut self, name: &[u8], work: impl FnOnce(&mut Node, &Config, &mut VecDeque<Output>)) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         if let Some(deadline) = node.deadline() {
             self.deadlines.remove(&(deadline, name.to_vec()));

@@ -30,8 +30,8 @@ fn machine() -> Machine {
     }
 }
 
-fn bound(epoch: u64, number: u8) -> Option<Binding> {
-    Some(Binding { node: "vm".to_owned(), care_of: gateway(number), user_plane: None, epoch })
+fn bound(epoch: u64, number: u8) -> Binding {
+    Binding { node: "vm".to_owned(), care_of: gateway(number), user_plane: None, epoch }
 }
 
 #[test]
@@ -60,15 +60,19 @@ fn only_the_owner_and_whom_it_names_get_permits() {
     assert!(machine.judge(two, OWN, 2, three).is_err());
     assert!(machine.judge(two, OWN, 3, two).is_err());
     // Until it is bound the owner is the same.
-    machine.take_over(bound(1, 1));
+    machine.take_over(1, Some(&bound(1, 1)));
     assert_eq!(machine.holder, one);
-    machine.take_over(bound(2, 2));
+    machine.take_over(2, Some(&bound(2, 2)));
     assert_eq!((machine.holder, machine.epoch), (two, 2));
     assert!(machine.judge(one, OWN, 3, one).is_err(), "it has given the machine away");
     assert_eq!(machine.judge(two, OWN, 3, one), Ok(()));
     // Whoever was bound last stays the owner when the binding ends.
-    machine.take_over(None);
+    machine.take_over(2, None);
     assert_eq!((machine.holder, machine.epoch, machine.bound), (two, 2, false));
+    // Also of a successor that nobody has seen bound.
+    machine.permit(permit(3, 1, 302));
+    machine.take_over(3, None);
+    assert_eq!((machine.holder, machine.epoch, machine.bound), (one, 3, false));
 }
 
 #[test]
@@ -80,7 +84,7 @@ fn the_same_permit_is_given_again_and_old_ones_end() {
     assert!(machine.permit(permit(2, 2, 301)).1.is_empty());
     let (other, over) = machine.permit(permit(2, 3, 302));
     assert_eq!((other.spi, over), (302, vec![301]));
-    machine.take_over(bound(2, 3));
+    machine.take_over(2, Some(&bound(2, 3)));
     // The key of the epoch that is over stays until the next permit, for its revocation to be understood.
     assert_eq!(machine.permits.len(), 2);
     assert_eq!(machine.permit(permit(3, 1, 303)).1, [300]);

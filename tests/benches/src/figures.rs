@@ -132,6 +132,14 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// The same of a case elsewhere.
+    pub(crate) fn within(mut self, place: &str) -> Self {
+        self.case = format!("{place}-{}", self.case);
+        self
+    }
+}
+
 /// Figures as lines of JSON.
 pub(crate) fn json_lines(figures: &[Figure]) -> Result<String, serde_json::Error> {
     figures.iter().map(|figure| Ok(serde_json::to_string(figure)? + "\n")).collect()

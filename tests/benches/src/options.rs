@@ -30,6 +30,42 @@ const POINTS_QUICK: [u32; 2] = [0, 100];
 /// Nobody is further away, and a move waits for several round trips.
 const MAX_POINT: u32 = 2000;
 
+/// What of the mobility benchmark is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// How fast tunnels are.
+    Rates,
+    /// How soon a large anchor switches.
+    Bindings,
+    /// Gaps and losses of moves.
+    Moves,
+    /// The same in a guest with Debian's kernel.
+    Guest,
+    /// In that guest: with the delay of its kernel.
+    Netem,
+    /// Nothing: the drawing is made again, of the figures in the file.
+    Drawing,
+}
+
+impl Part {
+    const NAMES: [(&str, Self); 6] = [
+        ("rates", Self::Rates),
+        ("bindings", Self::Bindings),
+        ("moves", Self::Moves),
+        ("guest", Self::Guest),
+        ("netem", Self::Netem),
+        ("drawing", Self::Drawing),
+    ];
+
+    fn parse(text: &str) -> Result<Self> {
+        let found = Self::NAMES.into_iter().find(|(name, _)| *name == text);
+        found.map(|(_, part)| part).with_context(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            format!("--part takes one of {names}, not {text:?}")
+        })
+    }
+}
+
 /// How to run it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -46,6 +82,8 @@ pub(crate) struct Options {
     pub(crate) points: Vec<u32>,
     /// On which data plane the guest moves, for mobility only; the best of this kernel's when none is named.
     pub(crate) plane: Option<DataPlane>,
+    /// The only part that is measured, for mobility only: else rates, bindings and moves.
+    pub(crate) part: Option<Part>,
 }
 
 impl Options {
@@ -62,6 +100,7 @@ impl Options {
             _ => bail!("there is no benchmark `{name}`; there are store, chunking, index and mobility"),
         };
         let (mut json, mut quick, mut runs, mut entries, mut points, mut plane) = Default::default();
+        let mut part = None;
         let mut rest = rest.iter();
         while let Some(word) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{word} needs a value"));
@@ -72,9 +111,10 @@ impl Options {
                 "--entries" if bench == Bench::Index => entries = Some(parse_entries(value()?)?),
                 "--points" if bench == Bench::Mobility => points = Some(parse_points(value()?)?),
                 "--plane" if bench == Bench::Mobility => plane = Some(parse_plane(value()?)?),
+                "--part" if bench == Bench::Mobility => part = Some(Part::parse(value()?)?),
                 _ => bail!(
                     "bench {name} has no option `{word}`; there are --json FILE, --runs N and --quick, for index --entries N, \
-                     for mobility --points MS,MS and --plane NAME"
+                     for mobility --points MS,MS, --plane NAME and --part NAME"
                 ),
             }
         }
@@ -82,7 +122,7 @@ impl Options {
         let runs = runs.unwrap_or(if quick { 1 } else { all_runs });
         let points = points.unwrap_or(if quick { POINTS_QUICK.to_vec() } else { POINTS.to_vec() });
         let entries = entries.unwrap_or(if quick { ENTRIES_QUICK } else { ENTRIES });
-        Ok(Self { bench, json, quick, runs, entries, points, plane })
+        Ok(Self { bench, json, quick, runs, entries, points, plane, part })
     }
 }
 

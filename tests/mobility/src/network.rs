@@ -113,6 +113,23 @@ impl Network {
         Self::make(planes, None)
     }
 
+    /// Without the line, but with the kernel's own delay, `netem`: for kernels that have it.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn with_netem(planes: Planes, round_trip: Duration) -> Result<Self> {
+        let network = Self::make(planes, None)?;
+        for (namespace, interface) in [(&network.anchor, "edge"), (&network.edge, "anchor")] {
+            let delay = format!("{}us", (round_trip / 2).as_micros());
+            let mut command = Command::new("tc");
+            command.args([
+                "qdisc", "add", "dev", interface, "root", "netem", "delay", &delay, "limit", "100000",
+            ]);
+            namespace.run(&mut command)?;
+        }
+        Ok(network)
+    }
+
     fn make([at_home, at_first, at_second]: Planes, seed: Option<u64>) -> Result<Self> {
         let Wires { anchor, platforms: [a, b], correspondent, line, edge } = Wires::lay(seed)?;
         let (anchor, correspondent, guest) = (anchor.namespace, correspondent.namespace, namespace()?);
@@ -261,7 +278,7 @@ impl Network {
 }
 
 fn start_home_agent(namespace: &Arc<Namespace>, plane: DataPlane) -> Result<Running<HomeAgent>> {
-    Running::start(namespace, async move || HomeAgent::start(home_agent_config(plane)).await)
+    Running::start(namespace, async move || HomeAgent::start(home_agent_config(plane), None).await)
 }
 
 /// How the lab's home agent is set up.

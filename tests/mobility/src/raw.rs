@@ -106,18 +106,34 @@ pub fn packet(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec
 /// When the identifier is too long for an option.
 #[must_use]
 pub fn registration(grant: &Grant, address: Ipv6Addr, sequence: u16, seconds: u32) -> Vec<u8> {
+    registration_at(grant, address, None, sequence, seconds)
+}
+
+/// As [`registration`], by a gateway that takes tunnelled packets at `user_plane`.
+///
+/// # Panics
+/// When the identifier is too long for an option.
+#[must_use]
+pub fn registration_at(
+    grant: &Grant,
+    address: Ipv6Addr,
+    user_plane: Option<Ipv6Addr>,
+    sequence: u16,
+    seconds: u32,
+) -> Vec<u8> {
     let update = BindingUpdate {
         sequence: SequenceNumber(sequence),
         flags: BindingUpdateFlags::ACKNOWLEDGE | BindingUpdateFlags::PROXY,
         lifetime: BindingLifetime::from_secs(seconds),
     };
-    let options = vec![
+    let mut options = vec![
         MobilityOption::MobileNodeIdentifier { kind: IdentifierType::NAI, identifier: grant.node.clone() },
         MobilityOption::HomeNetworkPrefix(grant.prefix),
         MobilityOption::HandoffIndicator(HandoffIndicator::BETWEEN_GATEWAYS),
         MobilityOption::AccessTechnologyType(AccessTechnology::ETHERNET),
         MobilityOption::Timestamp(Timestamp(u64::MAX - 1000 + u64::from(sequence))),
     ];
+    options.extend(user_plane.map(|address| MobilityOption::LmaUserPlaneAddress(address.into())));
     let repr = Repr { message: Message::BindingUpdate(update), options };
     let addresses = Addresses::direct(address, ANCHOR);
     let covered = Covered { care_of: address, peer: grant.prefix.address() };

@@ -19,7 +19,8 @@ cargo xtask TASK
   bench NAME [--json FILE] [--quick] [--runs N]
              figures against the real programs (store), of the ways to cut (chunking), of the database behind the
              store's index beside another one (index, with --entries N), or of guests that move (mobility, with --points
-             MS,MS; needs root); installs what it needs; --quick: a small image, index or choice, and one run
+             MS,MS and --part rates|bindings|moves|guest|drawing; needs root); installs what it needs; --quick: a small
+             image, index or choice, and one run
   lab xen [--smoke | --walk FAULTS | --conformance | --kinds | --mobility | --hold] [--alone] [--moves N] [--json FILE]
              two real Xen hosts in emulators, and a guest that moves between them; builds what it needs, as root
   test       all tests, the ones with real guests included; installs and builds what it needs

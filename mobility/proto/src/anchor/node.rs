@@ -6,16 +6,18 @@ use std::net::{Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use super::update::Freshness;
-use super::{Authorization, Config, Output, Place, Registrant};
+use super::{Authorization, Config, Kept, Output, Place, Registrant};
 use crate::auth::Covered;
 use crate::wire::*;
 
-/// After how long a revocation is sent again; twice that, then four times (RFC 5846 section 7.4).
+/// After how long a revocation is sent again; each further time doubles it (RFC 5846 section 7.4).
 const REVOCATION_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_REVOCATION_RETRY: Duration = Duration::from_secs(4);
 /// How many times to come are remembered for one key: a mobile node sets its clock after the first refusal.
 const MAX_REFUSED: usize = 64;
-/// How often a revocation is sent at most.
-const REVOCATION_SENDS: u32 = 4;
+/// How often a revocation is sent at most, in half a minute: a gateway that does not hear it believes until its next renewal
+/// that the node is its own.
+const REVOCATION_SENDS: u32 = 9;
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -138,6 +140,12 @@ impl Node {
         Some(Registration { spi, epoch, sender, user_plane, expires })
     }
 
+    /// What must outlive a crash.
+    pub(super) fn kept(&self) -> Kept {
+        let bound = self.active.as_ref().map(|active| (active.place(), active.epoch));
+        Kept { prefix: self.prefix, floor: self.floor, bound }
+    }
+
     /// From where its packets may come.
     pub(super) fn places(&self) -> Vec<Place> {
         let mut places: Vec<_> = self.active.iter().chain(&self.transient).map(Registration::place).collect();
@@ -241,7 +249,7 @@ impl Node {
         let Some(grant) = self.grant_mut(spi) else { return };
         let Some(mut revocation) = grant.revocation.take() else { return };
         let (sequence, sender) = (revocation.sequence, revocation.sender);
-        revocation.again = now + REVOCATION_RETRY * (1 << revocation.sent);
+        revocation.again = now + (REVOCATION_RETRY * (1 << revocation.sent)).min(LONGEST_REVOCATION_RETRY);
         revocation.sent += 1;
         grant.revocation = Some(revocation).filter(|revocation| revocation.sent < REVOCATION_SENDS);
         let trigger = RevocationTrigger::HANDOVER_SAME_ACCESS_TYPE;

@@ -117,10 +117,10 @@ fn at_ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What is to be done, but for what is to be taken from where: that has a test of its own.
+/// What is to be done, but for what is to be taken from where, and what is to be kept: those have tests of their own.
 fn drain(anchor: &mut Anchor) -> Vec<Output> {
     std::iter::from_fn(|| anchor.poll_output())
-        .filter(|output| !matches!(output, Output::TakeFrom { .. }))
+        .filter(|output| !matches!(output, Output::TakeFrom { .. } | Output::Keep { .. }))
         .collect()
 }
 
@@ -249,7 +249,7 @@ fn a_move_is_prepared_activated_and_the_old_gateway_revoked() {
 }
 
 #[test]
-fn a_revocation_is_sent_four_times_at_most() {
+fn a_revocation_is_sent_for_half_a_minute_at_most() {
     let (mut anchor, mut source, mut target) = (anchor(2), Gateway::of(1), Gateway::of(2));
     deliver(&mut anchor, 0, &source.update(300));
     deliver(&mut anchor, 0, &target.update(300));
@@ -258,7 +258,7 @@ fn a_revocation_is_sent_four_times_at_most() {
         anchor.handle_timeout(deadline);
         sent.extend(drain(&mut anchor).iter().map(|_| deadline.as_secs()));
     }
-    assert_eq!(sent, [1, 3, 7]);
+    assert_eq!(sent, [1, 3, 7, 11, 15, 19, 23, 27]);
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn packets_are_taken_from_where_a_node_is_or_will_be_and_sent_where_its_gateway_
     let (first, second) = (place(source.address), Place { care_of: target.address, udp: None, user_plane });
     let (taken, outputs) = came(0, &source.update(300));
     assert_eq!(taken, [vec![first]]);
-    let Output::Send(packet) = &outputs[1] else { panic!("{outputs:?}") };
+    let Output::Send(packet) = &outputs[2] else { panic!("{outputs:?}") };
     let told = MobilityOption::LmaUserPlaneAddress(ANCHOR_USER_PLANE.into());
     assert!(source.read(packet).options.contains(&told));
     assert_eq!(came(1, &source.update(300)).0, <[Vec<Place>; 0]>::default());
@@ -330,6 +330,36 @@ fn packets_are_taken_from_where_a_node_is_or_will_be_and_sent_where_its_gateway_
     let before = Some(second);
     assert_eq!(outputs[0], Output::SwitchRoute { prefix: prefix(), place: place(target.address), before });
     assert_eq!(came(5003, &target.update(0)).0, [Vec::<Place>::new()]);
+}
+
+#[test]
+fn what_must_outlive_a_crash_is_named_before_anybody_is_told() {
+    let (mut anchor, mut source, mut target) = (anchor(2), Gateway::of(1), Gateway::of(2));
+    let mut come = |ms: u64, packet: &[u8]| {
+        anchor.handle_packet(at_ms(ms), START_NS, packet).unwrap();
+        let outputs: Vec<_> = std::iter::from_fn(|| anchor.poll_output()).collect();
+        let keep = outputs.iter().position(|output| matches!(output, Output::Keep { .. }));
+        let sent = outputs.iter().position(|output| matches!(output, Output::Send(_)));
+        assert!(keep.is_none_or(|keep| Some(keep + 1) == sent), "{outputs:?}");
+        keep.map(|keep| outputs[keep].clone())
+    };
+    let keep = |floor, bound: Option<(&Gateway, u64)>| {
+        let bound = bound.map(|(gateway, epoch)| (place(gateway.address), epoch));
+        Some(Output::Keep { node: NAME.to_vec(), kept: Kept { prefix: prefix(), floor, bound } })
+    };
+    assert_eq!(come(0, &source.update(300)), keep(1, Some((&source, 1))));
+    // Neither a refresh nor what is registered ahead.
+    assert_eq!(come(1, &source.update(300)), None);
+    assert_eq!(come(2, &target.prepare()), None);
+    assert_eq!(come(3, &target.update(300)), keep(2, Some((&target, 2))));
+    assert_eq!(come(4, &source.update(300)), None);
+    assert_eq!(come(5, &target.update(0)), keep(2, None));
+    // What is known of before is kept already.
+    let mut restarted = super::tests::anchor(2);
+    restarted.restore(at_ms(0), NAME, 2, Some(target.key().spi()), None);
+    assert!(
+        !std::iter::from_fn(|| restarted.poll_output()).any(|output| matches!(output, Output::Keep { .. }))
+    );
 }
 
 #[test]
@@ -603,7 +633,10 @@ impl World {
             match output {
                 Output::SwitchRoute { place, .. } => self.route = Some(place.care_of),
                 Output::RemoveRoute { .. } => self.route = None,
-                Output::Send(_) | Output::SendDatagram { .. } | Output::TakeFrom { .. } => {}
+                Output::Send(_)
+                | Output::SendDatagram { .. }
+                | Output::TakeFrom { .. }
+                | Output::Keep { .. } => {}
             }
         }
         let binding = self.anchor.binding(NAME);

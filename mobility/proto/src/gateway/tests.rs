@@ -171,7 +171,8 @@ impl World {
                 AnchorOutput::SendDatagram { .. }
                 | AnchorOutput::SwitchRoute { .. }
                 | AnchorOutput::RemoveRoute { .. }
-                | AnchorOutput::TakeFrom { .. } => {}
+                | AnchorOutput::TakeFrom { .. }
+                | AnchorOutput::Keep { .. } => {}
             }
         }
         for at in 0..2 {

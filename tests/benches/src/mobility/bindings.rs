@@ -1,19 +1,24 @@
 //! How soon an anchor with many bindings has switched one of them: in what decides, by itself, and in the running home
-//! agent, from a packet on the wire to its acknowledgement, before which the way is switched.
+//! agent, from a packet on the wire to its acknowledgement, before which the way is switched, in the kernel's table where the
+//! kernel carries packets, and the binding is on the disk where it is kept.
 
+use std::fs::File;
 use std::net::Ipv6Addr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use longhaul::home_agent::bindings::Bindings;
 use mobility::access::Grant;
 use mobility::anchor::{Anchor, Authorization, Config, Output, Registrant};
 use mobility::auth::{Algorithm, SharedKey};
-use mobility::home_agent;
+use mobility::home_agent::{self, Keeper};
 use mobility::wire::{BindingLifetime, Ipv6Prefix, MhType, MobilityHeader, TransientLifetime};
 use mobility::{DataPlane, HomeAgent};
 use mobility_lab::Running;
 use mobility_lab::network::{ANCHOR, home_agent_config, join, namespace};
-use mobility_lab::raw::{Raw, SIGNALLING, registration};
+use mobility_lab::raw::{Raw, SIGNALLING, registration_at};
 use tokio::runtime::Runtime;
 
 use super::ms;
@@ -30,22 +35,73 @@ const SWITCHED: u32 = 10_000;
 /// The platforms: where the mobile nodes are, and where those go that are switched.
 const PLATFORMS: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xa), Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xb)];
+/// Where they take tunnelled packets.
+const USER_PLANES: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 0xa), Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 0xb)];
+/// How many are registered at a time before anything is measured.
+const AT_A_TIME: u32 = 64;
 
-/// Measures both.
-pub(super) fn measure(runtime: &Runtime, quick: bool) -> Result<Vec<Figure>> {
+/// One way to run the home agent.
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    name: &'static str,
+    plane: DataPlane,
+    /// Whether bindings are on the disk before they are acknowledged, as a daemon has it.
+    is_kept: bool,
+}
+
+/// What decides, a daemon's socket on top of it, the kernel's routes on top of that, and then the disk.
+const VARIANTS: [Variant; 3] = [
+    Variant { name: "socket", plane: DataPlane::Tun, is_kept: false },
+    Variant { name: "seg6", plane: DataPlane::Seg6, is_kept: false },
+    Variant { name: "seg6-kept", plane: DataPlane::Seg6, is_kept: true },
+];
+
+/// Measures all of it, on the data planes that this kernel has.
+pub(super) fn measure(runtime: &Runtime, planes: &[DataPlane], quick: bool) -> Result<Vec<Figure>> {
     let bindings = if quick { BINDINGS_QUICK } else { BINDINGS };
-    let core = in_the_core(bindings)?;
-    let socket = runtime.block_on(through_the_socket(bindings))?;
+    let dir = tempfile::tempdir().context("a directory for bindings")?;
+    let mut cases = vec![("core", in_the_core(bindings)?)];
+    for variant in VARIANTS.into_iter().filter(|variant| planes.contains(&variant.plane)) {
+        let keeper = variant.is_kept.then(|| Bindings::open(dir.path(), |_| true)).transpose()?;
+        let keeper = keeper.map(|(bindings, _)| Box::new(bindings) as Box<dyn Keeper>);
+        cases.push((variant.name, runtime.block_on(through_the_socket(bindings, variant.plane, keeper))?));
+    }
+    let disk = on_the_disk(dir.path())?;
     let mut figures = Vec::new();
-    for (case, samples) in [("core", core), ("socket", socket)] {
+    for (case, samples) in cases {
         for (metric, part) in [(P50, 0.5), (P99, 0.99)] {
             let value = samples.quantile(part).context("nothing was measured")?;
             println!("{} of {bindings}, {case}: {value:.4} ms", metric.name);
-            let case = format!("{case}@{bindings}");
-            figures.extend(Figure::new("mobility", &case, metric, &value.into(), None));
+            let alone = disk.quantile(part).filter(|_| case == "seg6-kept").map(Samples::from);
+            let peer = alone.as_ref().map(|alone| ("fdatasync", alone));
+            figures.extend(Figure::new(
+                "mobility",
+                &format!("{case}@{bindings}"),
+                metric,
+                &value.into(),
+                peer,
+            ));
         }
     }
+    let [p50, p99] = [0.5, 0.99].map(|part| disk.quantile(part).unwrap_or_default());
+    println!("of the disk alone, a record written into a file and synced: {p50:.4} ms, p99 {p99:.4} ms");
     Ok(figures)
+}
+
+/// What the disk takes for as many bytes as a binding has.
+fn on_the_disk(dir: &Path) -> Result<Samples> {
+    let (file, record) = (File::create(dir.join("alone"))?, [b'x'; 250]);
+    file.write_all_at(&vec![0; record.len() * SWITCHED as usize], 0)?;
+    file.sync_all()?;
+    let mut times = Samples::default();
+    for number in 0..u64::from(SWITCHED) {
+        let begin = Instant::now();
+        file.write_all_at(&record, number * record.len() as u64)?;
+        file.sync_data()?;
+        times.push(ms(begin.elapsed()));
+    }
+    Ok(times)
 }
 
 /// The permission of a mobile node's platform, 0 or 1, which is its epoch too.
@@ -69,7 +125,8 @@ fn authorization(number: u32, platform: usize) -> Result<Authorization> {
 }
 
 fn update(number: u32, platform: usize) -> Result<Vec<u8>> {
-    Ok(registration(&grant(number, platform)?, PLATFORMS[platform], 1, 600))
+    let at = Some(USER_PLANES[platform]);
+    Ok(registration_at(&grant(number, platform)?, PLATFORMS[platform], at, 1, 600))
 }
 
 /// Those that are switched, spread over all.
@@ -112,41 +169,52 @@ fn in_the_core(bindings: u32) -> Result<Samples> {
 }
 
 /// From the update sent to its acknowledgement.
-async fn through_the_socket(bindings: u32) -> Result<Samples> {
+async fn through_the_socket(
+    bindings: u32,
+    plane: DataPlane,
+    keeper: Option<Box<dyn Keeper>>,
+) -> Result<Samples> {
     let (anchor, platform) = (namespace()?, namespace()?);
     join((&anchor, "edge", "2001:db8:1::1/64"), (&platform, "edge", "2001:db8:1::2/64"))?;
-    for address in PLATFORMS {
+    for address in [PLATFORMS, USER_PLANES].concat() {
         platform.ip(&format!("address add {address}/64 dev edge nodad"))?;
     }
-    let config = home_agent::Config { max_nodes: bindings as usize, ..home_agent_config(DataPlane::Tun) };
-    let home_agent = Running::start(&anchor, async || HomeAgent::start(config).await)?;
+    let config = home_agent::Config { max_nodes: bindings as usize, ..home_agent_config(plane) };
+    let home_agent = Running::start(&anchor, async || HomeAgent::start(config, keeper).await)?;
     let (sender, receiver) = (Raw::sender(&platform)?, Raw::open(&platform, SIGNALLING)?);
-    let bind = |number, at| -> Result<Duration> {
-        let packet = update(number, at)?;
-        let begin = Instant::now();
-        sender.send(&packet)?;
-        loop {
-            let heard = receiver.hear(Duration::from_secs(1))?;
-            let (_, message) = heard.with_context(|| format!("binding {number} is not answered"))?;
-            // Others are revocations, which nobody here acknowledges.
-            if MobilityHeader::new_checked(&message)?.mh_type() == MhType::BINDING_ACKNOWLEDGEMENT {
-                return Ok(begin.elapsed());
-            }
+    let answered = |number| loop {
+        let heard = receiver.hear(Duration::from_secs(10))?;
+        let (_, message) = heard.with_context(|| format!("binding {number} is not answered"))?;
+        // Others are revocations, which nobody here acknowledges.
+        if MobilityHeader::new_checked(&message)?.mh_type() == MhType::BINDING_ACKNOWLEDGEMENT {
+            return anyhow::Ok(());
         }
     };
-    for number in 0..bindings {
-        for at in 0..2 {
-            home_agent.handle.authorize(authorization(number, at)?).await??;
+    for first in (0..bindings).step_by(AT_A_TIME as usize) {
+        let some = first..bindings.min(first + AT_A_TIME);
+        for number in some.clone() {
+            for at in 0..2 {
+                home_agent.handle.authorize(authorization(number, at)?).await??;
+            }
+            sender.send(&update(number, 0)?)?;
         }
-        bind(number, 0)?;
+        some.into_iter().try_for_each(answered)?;
     }
     let mut times = Samples::default();
     for number in switched(bindings) {
-        times.push(ms(bind(number, 1)?));
+        let packet = update(number, 1)?;
+        let begin = Instant::now();
+        sender.send(&packet)?;
+        answered(number)?;
+        times.push(ms(begin.elapsed()));
     }
     for number in switched(bindings).take(100) {
         let binding = home_agent.handle.binding(&format!("vm-{number}")).await?.context("no binding")?;
         ensure!(binding.care_of == PLATFORMS[1], "binding {number} was not switched");
+        if plane != DataPlane::Tun {
+            let route = anchor.ip(&format!("-6 route show {}", grant(number, 1)?.prefix))?;
+            ensure!(route.contains("lh-anchor."), "binding {number} is not in the kernel: {route:?}");
+        }
     }
     Ok(times)
 }

@@ -9,8 +9,10 @@
 
 mod bindings;
 mod drawing;
+mod guest;
 mod rates;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +20,13 @@ use anyhow::{Context, Result};
 use harness::{Namespace, files};
 use mobility::DataPlane;
 use mobility_lab::{Heard, Network, Roaming, Stream};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
 use crate::figures::{Better, Figure, Metric, Samples, json_lines, short, table};
 use crate::machine;
-use crate::options::Options;
+use crate::options::{Options, Part};
 use drawing::{Curve, Spot, drawing};
 
 const GAP: Metric = Metric { name: "gap", unit: "ms", better: Better::Less };
@@ -33,6 +36,13 @@ const LOST: Metric = Metric { name: "lost", unit: "packets", better: Better::Les
 const REORDERED: Metric = Metric { name: "reordered", unit: "packets", better: Better::Less };
 /// From the word that the guest runs, or from the carrier of a mobile node's link, to the acknowledgement.
 const REGISTRATION: Metric = Metric { name: "registration", unit: "ms", better: Better::Less };
+
+/// Kinds of moves, by their names in cases and in the drawing.
+const KINDS: [(&str, &str); 3] = [
+    ("node", "mobile node in the guest"),
+    ("proxy-reactive", "not expected"),
+    ("proxy-proactive", "expected"),
+];
 
 /// For how long the guest is paused.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -62,6 +72,14 @@ struct Point {
 }
 
 impl Point {
+    fn at(round_trip_ms: u32) -> Self {
+        Self { round_trip_ms, ..Self::default() }
+    }
+
+    fn round_trip(&self) -> Duration {
+        Duration::from_millis(self.round_trip_ms.into())
+    }
+
     /// Each kind of move, with how long the first registration took and the gap of its pause alone.
     fn moved(&self) -> [(&'static str, &Moved, &Samples, &Samples); 3] {
         [
@@ -78,38 +96,72 @@ impl Point {
 /// When the network cannot be made, or a move fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (planes, mut more) = rates::measure(options.runs.min(5))?;
-    let best = planes.first().copied();
-    let plane = options.plane.or(best).context("no data plane works here: is there a /dev/net/tun?")?;
-    more.extend(bindings::measure(&runtime, options.quick)?);
-    let mut points: Vec<Point> = options
-        .points
-        .iter()
-        .map(|round_trip_ms| Point { round_trip_ms: *round_trip_ms, ..Point::default() })
-        .collect();
+    let has = |part| options.part.is_none_or(|only| only == part);
+    match (options.part, &options.json) {
+        (Some(Part::Guest), json) => {
+            let lines = guest::run(options)?;
+            print!("{lines}");
+            return json.as_ref().map_or(Ok(()), |file| write(file, &lines));
+        }
+        (Some(Part::Netem), _) => return guest::in_the_guest(&runtime, options),
+        (Some(Part::Drawing), json) => {
+            let file = json.as_ref().context("name the file with the figures: --json FILE")?;
+            return write(file, &std::fs::read_to_string(file).context("reading the figures")?);
+        }
+        _ => {}
+    }
+    let mut more = Vec::new();
+    let planes = if has(Part::Rates) {
+        let (planes, rates) = rates::measure(options.plane, options.runs.min(5))?;
+        more.extend(rates);
+        planes
+    } else {
+        rates::planes()
+    };
+    if has(Part::Bindings) {
+        more.extend(bindings::measure(&runtime, &planes, options.quick)?);
+    }
+    if has(Part::Moves) {
+        let best = planes.first().copied();
+        let plane = options.plane.or(best).context("no data plane works here: is there a /dev/net/tun?")?;
+        moves(&runtime, plane, options, &more)?;
+    } else if let Some(file) = &options.json {
+        files::write(file, json_lines(&more)?)?;
+    }
+    println!("{}", json_lines(&more)?);
+    Ok(())
+}
+
+/// Writes figures and the drawing of them.
+fn write(file: &Path, lines: &str) -> Result<()> {
+    files::write(file, lines)?;
+    files::write(&file.with_extension("svg"), draw(lines)?)
+}
+
+fn moves(runtime: &Runtime, plane: DataPlane, options: &Options, more: &[Figure]) -> Result<()> {
+    let mut points: Vec<Point> = options.points.iter().map(|ms| Point::at(*ms)).collect();
     for run in 1..=options.runs {
         for point in &mut points {
-            measure(&runtime, plane, point)
-                .and_then(|()| measure_node(&runtime, plane, point))
-                .with_context(|| format!("run {run} at {} ms of round trip", point.round_trip_ms))?;
+            let round_trip = point.round_trip();
+            Network::start([plane; 3], round_trip)
+                .and_then(|network| measure(runtime, &network, point))
+                .and_then(|()| measure_node(runtime, plane, point))
+                .with_context(|| format!("run {run} at {round_trip:?} of round trip"))?;
         }
         println!("run {run} of {} on data plane {plane}", options.runs);
         // After each run, so that a later failure does not take the earlier figures with it.
         if let Some(file) = &options.json {
             let all: Vec<Figure> = points.iter().flat_map(figures).chain(more.iter().cloned()).collect();
-            files::write(file, json_lines(&all)?)?;
-            files::write(&file.with_extension("svg"), draw(&points))?;
+            write(file, &json_lines(&all)?)?;
         }
     }
     println!("\n{}", report(&points)?);
-    println!("{}", json_lines(&more)?);
     Ok(())
 }
 
 /// One run.
-fn measure(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()> {
-    let round_trip = Duration::from_millis(point.round_trip_ms.into());
-    let network = Network::start([plane; 3], round_trip)?;
+fn measure(runtime: &Runtime, network: &Network, point: &mut Point) -> Result<()> {
+    let round_trip = point.round_trip();
     runtime.block_on(async {
         point.registration.push(ms(network.appear(0, 1).await?));
         let ends = (&network.correspondent, &network.guest);
@@ -131,7 +183,7 @@ fn measure(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()>
 
 /// One run of a mobile node.
 fn measure_node(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()> {
-    let round_trip = Duration::from_millis(point.round_trip_ms.into());
+    let round_trip = point.round_trip();
     let network = Roaming::start(plane, round_trip)?;
     runtime.block_on(async {
         point.node_registration.push(ms(network.appear(0).await?));
@@ -221,18 +273,37 @@ fn report(points: &[Point]) -> Result<String> {
     ))
 }
 
-fn draw(points: &[Point]) -> String {
-    let curve = |name: &'static str, of: fn(&Point) -> &Moved| {
-        let spots = points.iter().filter_map(|point| {
-            let gap = &of(point).gap;
-            let (min, median, max) = (gap.min()?, gap.median()?, gap.max()?);
-            Some(Spot { at: point.round_trip_ms, min, median, max })
-        });
-        Curve { name, spots: spots.collect() }
-    };
-    drawing(&[
-        curve("mobile node in the guest", |point| &point.node),
-        curve("not expected", |point| &point.reactive),
-        curve("expected", |point| &point.proactive),
-    ])
+/// The drawing of figures, one JSON object a line.
+fn draw(lines: &str) -> Result<String> {
+    let mut curves = KINDS.map(|(_, name)| Curve { name, spots: Vec::new() });
+    for line in lines.lines() {
+        let figure: Value = serde_json::from_str(line).with_context(|| format!("no figure: {line}"))?;
+        let case = figure["case"].as_str().and_then(|case| case.strip_suffix("ms")?.split_once('@'));
+        let Some((kind, at)) = case.filter(|_| figure["metric"] == GAP.name) else { continue };
+        let number = |name: &str| figure[name].as_f64().with_context(|| format!("no {name}: {line}"));
+        let spot =
+            Spot { at: at.parse()?, min: number("min")?, median: number("value")?, max: number("max")? };
+        let curve = KINDS.iter().position(|(name, _)| *name == kind);
+        curve.into_iter().for_each(|curve| curves[curve].spots.push(spot));
+    }
+    curves.iter_mut().for_each(|curve| curve.spots.sort_by_key(|spot| spot.at));
+    Ok(drawing(&curves))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_drawn_from_their_lines() {
+        let mut points = [Point::at(100), Point::at(0)];
+        for (point, gap) in points.iter_mut().zip([101.0, 2.0]) {
+            point.reactive.gap.push(gap);
+        }
+        let lines = json_lines(&points.iter().flat_map(figures).collect::<Vec<_>>()).unwrap();
+        let svg = draw(&lines).unwrap();
+        // From left to right, whatever the order of the lines.
+        assert!(svg.contains("<polyline points=\"70.0,334.4 620.0,189.6 \""), "{svg}");
+        assert!(draw("{}\n").is_ok() && draw("no line").is_err());
+    }
 }

@@ -16,10 +16,11 @@ const TUNNEL_RATE: Metric = Metric { name: "tunnel_rate", unit: "Gb/s", better: 
 /// For how long bytes are sent.
 const TIME: Duration = Duration::from_secs(2);
 
-/// On each data plane that this kernel has, by turns through the tunnel and without. Gives those planes too, the best first.
-pub(super) fn measure(runs: u32) -> Result<(Vec<DataPlane>, Vec<Figure>)> {
+/// On the data plane that is named, or each that this kernel has, by turns through the tunnel and without. Gives those
+/// planes too, the best first.
+pub(super) fn measure(only: Option<DataPlane>, runs: u32) -> Result<(Vec<DataPlane>, Vec<Figure>)> {
     let (mut planes, mut figures) = (Vec::new(), Vec::new());
-    for plane in DataPlane::ALL {
+    for plane in DataPlane::ALL.into_iter().filter(|plane| only.is_none_or(|only| only == *plane)) {
         match Network::direct([plane; 3]) {
             Ok(network) => {
                 planes.push(plane);
@@ -29,6 +30,11 @@ pub(super) fn measure(runs: u32) -> Result<(Vec<DataPlane>, Vec<Figure>)> {
         }
     }
     Ok((planes, figures))
+}
+
+/// The data planes that this kernel has, the best first.
+pub(super) fn planes() -> Vec<DataPlane> {
+    DataPlane::ALL.into_iter().filter(|plane| Network::direct([*plane; 3]).is_ok()).collect()
 }
 
 fn on_plane(plane: DataPlane, network: &Network, runs: u32) -> Result<Option<Figure>> {

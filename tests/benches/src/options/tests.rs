@@ -5,8 +5,11 @@ fn words_become_options() {
     let plain = Options::parse(&["store"]).unwrap();
     let entries = 10_000_000;
     let points = vec![0, 25, 50, 100, 200, 300];
-    let (json, plane) = (None, None);
-    assert_eq!(plain, Options { bench: Bench::Store, json, quick: false, runs: 3, entries, points, plane });
+    let (json, plane, part) = (None, None, None);
+    assert_eq!(
+        plain,
+        Options { bench: Bench::Store, json, quick: false, runs: 3, entries, points, plane, part }
+    );
     let all = Options::parse(&["chunking", "--quick", "--json", "f", "--runs", "5"]).unwrap();
     let entries = 500_000;
     let points = vec![0, 100];
@@ -19,7 +22,8 @@ fn words_become_options() {
             runs: 5,
             entries,
             points,
-            plane
+            plane,
+            part
         }
     );
     assert_eq!(Options::parse(&["store", "--quick"]).unwrap().runs, 1);
@@ -28,6 +32,7 @@ fn words_become_options() {
     assert_eq!(Options::parse(&["mobility"]).unwrap().runs, 20);
     assert_eq!(Options::parse(&["mobility", "--points", "0,40"]).unwrap().points, [0, 40]);
     assert_eq!(Options::parse(&["mobility", "--plane", "tun"]).unwrap().plane, Some(DataPlane::Tun));
+    assert_eq!(Options::parse(&["mobility", "--part", "guest"]).unwrap().part, Some(Part::Guest));
 }
 
 #[test]
@@ -46,6 +51,7 @@ fn what_is_wrong_is_named() {
         (&["mobility", "--points", "0,2001"], "\"0,2001\""),
         (&["mobility", "--plane", "ip6"], "\"ip6\""),
         (&["store", "--plane", "tun"], "`--plane`"),
+        (&["mobility", "--part", "all"], "\"all\""),
     ] {
         let error = Options::parse(words).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
