@@ -24,7 +24,7 @@ cargo xtask TASK
   lab xen [--smoke | --walk FAULTS | --conformance | --kinds | --mobility | --hold] [--alone] [--moves N] [--json FILE]
              two real Xen hosts in emulators, and a guest that moves between them; builds what it needs, as root
   test       all tests, the ones with real guests included; installs and builds what it needs
-  ci         what CI runs: formatting, tidy, clippy, documentation, test, lab xen --smoke
+  ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]
              coverage-guided fuzzing of every decoder, 60 s each; with --input one input once, as a failure says
   tidy       the rules of this source tree that no compiler checks

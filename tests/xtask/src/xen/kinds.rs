@@ -125,7 +125,7 @@ fn moved(pair: &XenPair, collector: &Collector, kind: &Kind, how: &str) -> Resul
         "    {how} to {}: not heard for {:.0} ms; {}",
         to.name(),
         collector.longest_since_mark().as_secs_f64() * 1e3,
-        report["outcome"].as_str().unwrap_or("?")
+        report["summary"].as_str().unwrap_or("?")
     );
     ensure!(collector.duplicates() == 0 && collector.instances().len() == 1, "the guest ran twice");
     ensure!(names(from)?.is_empty() && names(to)? == [name], "it is not on {} alone", to.name());

@@ -67,17 +67,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The short form, for CI.
-    pub(crate) fn smoke() -> Self {
-        Self { what: What::Smoke, alone: false, moves: 3, json: None }
-    }
-
     /// Reads the words after `lab xen`.
     ///
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { what: What::Figures, ..Self::smoke() };
+        let mut options = Self { what: What::Figures, alone: false, moves: 3, json: None };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
