@@ -100,6 +100,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         .iter()
         .map(|configuration| [vec![6], stream::sample::stream(&configuration.to_string(), 100)].concat())
         .collect();
-    seeds.extend([RECEIVER_READY, READY, GO, REPORT].map(|text| [&[2], text].concat()));
+    seeds.extend([RECEIVER_READY, READY, GO, REPORT].map(|text| [&[2][..], text].concat()));
     seeds
 }
