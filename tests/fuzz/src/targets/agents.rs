@@ -315,5 +315,13 @@ pub(super) fn histories() -> Vec<Vec<u8>> {
     let behind_nats = [node(0, 2), wait, node(0, 3), wait, node(0, 1), wait, node(0, 2), node(3, 0), wait];
     let posing =
         [[6, 16, 0xf0, 1, 1], [6, 16, 0x10, 0, 2], [6, 17, 0xf2, 1, 3], node(0, 0), [6, 16, 0, 1, 9]];
-    [a_move.concat(), given_up.concat(), messages.concat(), roams.concat(), behind_nats.concat(), posing.concat()].into()
+    [
+        a_move.concat(),
+        given_up.concat(),
+        messages.concat(),
+        roams.concat(),
+        behind_nats.concat(),
+        posing.concat(),
+    ]
+    .into()
 }
