@@ -142,8 +142,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The paper's experiments and ours, and their table.
 fn measure(pair: XenPair, options: &Options) -> Result<()> {
-    let mut figures = Figures::default();
-    figures.shared = plain::live(&pair, SHARED_MOVES)?;
+    let mut figures = Figures { shared: plain::live(&pair, SHARED_MOVES)?, ..Figures::default() };
     if !options.alone {
         figures.copied = Some(plain::copied(&pair)?);
     }
