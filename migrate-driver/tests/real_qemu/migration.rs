@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use migrate_driver::{DriverError, GuestStatus, Hypervisor, MemoryParams, Mode, StopHow, TapKind};
+use migrate_driver::{DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind};
 
 use crate::common::guest::{Pace, check_disk};
 use crate::common::{DISK, Host, Tap, copy_image, memory_params, relay, soon};
