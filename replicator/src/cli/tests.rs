@@ -81,10 +81,10 @@ fn a_downtime_has_a_unit_and_bounds() {
 fn a_migration_is_a_job_and_a_dry_run_is_not() {
     let (method, path, body) = asks("migrate web --to b --max-downtime 300ms");
     assert_eq!((method, path.as_str()), ("job", "/v1/vms/web/migrate"));
-    assert_eq!(body, json!({ "to": "b", "max_downtime_ms": 300, "dry_run": false }));
-    let (method, _, body) = asks("migrate web --to b --dry-run");
+    assert_eq!(body, json!({ "to": "b", "max_downtime_ms": 300, "cold": false, "dry_run": false }));
+    let (method, _, body) = asks("migrate web --to b --cold --dry-run");
     assert_eq!(method, "post");
-    assert_eq!(body, json!({ "to": "b", "max_downtime_ms": null, "dry_run": true }));
+    assert_eq!(body, json!({ "to": "b", "max_downtime_ms": null, "cold": true, "dry_run": true }));
 }
 
 #[test]
