@@ -152,7 +152,7 @@ impl State {
             self.failed = false;
         }
         if self.failed {
-            Err(io::Error::other("an earlier write to it failed: open it anew"))
+            Err(io::Error::other("an earlier write to it failed; restart to go on with what is on the disk"))
         } else {
             Ok(())
         }
@@ -234,11 +234,8 @@ impl<File: Below> DiskFile for Appended<File> {
         state.land()?;
         let in_block = len % BLOCK_BYTES;
         if len < state.tail_at {
-            let block = if in_block > 0 {
-                self.blocks(len - in_block, BLOCK_BYTES as usize)?
-            } else {
-                Aligned::with_capacity(0)
-            };
+            // None when it ends with one.
+            let block = self.blocks(len - in_block, in_block.next_multiple_of(BLOCK_BYTES) as usize)?;
             state.tail.resize(0);
             state.tail.extend(&block.bytes()[..in_block as usize]);
             state.tail_at = len - in_block;

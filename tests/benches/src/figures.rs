@@ -130,9 +130,7 @@ impl Figure {
             max: rounded(ours.max()?),
         })
     }
-}
 
-impl Figure {
     /// The same of a case elsewhere.
     pub(crate) fn within(mut self, place: &str) -> Self {
         self.case = format!("{place}-{}", self.case);

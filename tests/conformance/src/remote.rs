@@ -20,7 +20,7 @@ use crate::{Answer, Call, Site};
 pub fn run(namespace: &Arc<Namespace>, agents: [SocketAddr; 2], collector: &Collector) -> Result<()> {
     let [a, b] = agents.map(|address| Remote::new(namespace.clone(), address));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(suite::run(&Suite { a: &a, b: &b, collector, restarts: true }))
+    runtime.block_on(suite::run(&Suite { a: &a, b: &b, collector }))
 }
 
 /// The longest answer.

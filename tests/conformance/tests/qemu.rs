@@ -26,7 +26,7 @@ async fn qemu_conforms() -> Result<()> {
         Ok(Local::new(Box::new(make), definition.clone(), home))
     };
     let (a, b) = (site("a")?, site("b")?);
-    let checked = suite::run(&Suite { a: &a, b: &b, collector: &collector, restarts: true }).await;
+    let checked = suite::run(&Suite { a: &a, b: &b, collector: &collector }).await;
     // Whatever came of it, nothing is left.
     for site in [&a, &b] {
         conformance::Site::call(site, conformance::Call::Stop).await?;

@@ -82,6 +82,24 @@ impl Network {
         here.until(Happened::Revoked).await
     }
 
+    /// From the first platform, where the guest is in epoch 1, to the other and back, five times. It is expected
+    /// for two moves, then not for two, and so on.
+    ///
+    /// # Errors
+    /// When a move fails.
+    pub async fn move_ten_times(&self, pause: Duration) -> Result<()> {
+        for number in 0..10 {
+            sleep(Duration::from_millis(150)).await;
+            let (to, epoch) = ((number + 1) % 2, number as u64 + 2);
+            if number / 2 % 2 == 0 {
+                self.move_proactive(to, epoch, pause).await?;
+            } else {
+                self.move_reactive(to, epoch, pause).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends when `to` expects the guest, and its gateway remembers what it is given.
     ///
     /// # Errors

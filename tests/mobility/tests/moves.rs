@@ -110,15 +110,7 @@ fn connections_survive_ten_moves(planes: Planes, round_trip: Duration) {
         let target: fn(u16) -> SocketAddr = Network::target;
         let bulk = Connection::bulk(from, to, target(4001)).unwrap();
         let lines = Connection::interactive(from, to, target(4002)).unwrap();
-        for number in 0..10 {
-            tokio::time::sleep(Duration::from_millis(150)).await;
-            let (to, epoch) = ((number + 1) % 2, number as u64 + 2);
-            if number / 2 % 2 == 0 {
-                network.move_proactive(to, epoch, PAUSE).await.unwrap();
-            } else {
-                network.move_reactive(to, epoch, PAUSE).await.unwrap();
-            }
-        }
+        network.move_ten_times(PAUSE).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         let (lines, bytes) = (lines.finish().unwrap(), bulk.finish().unwrap());
         println!("{lines} lines, {bytes} bytes at {round_trip:?}");

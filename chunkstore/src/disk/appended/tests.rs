@@ -130,6 +130,6 @@ fn a_write_that_failed_behind_the_callers_back_is_told_to_all_who_come_later() {
     let at = file.len().unwrap();
     assert_eq!(file.write_at(at, &data).unwrap_err().to_string(), "no power");
     for later in [file.sync(), file.read_at(0, &mut [0]), file.set_len(6)] {
-        assert!(later.unwrap_err().to_string().contains("open it anew"));
+        assert!(later.unwrap_err().to_string().contains("an earlier write to it failed"));
     }
 }
