@@ -33,9 +33,10 @@
 //!   (`home_agent::FENCE`). A packet that it overtakes all the same is still delivered: the target takes packets of the source
 //!   for a while after it has settled. What comes to the target meanwhile by the new way waits for the marker.
 //! - *From this program to the kernel*, at the target once it has settled: the new way is the quicker one, so a packet could
-//!   overtake those that still wait here. The route is changed only when none has waited for `access::QUIET`, and what
-//!   comes here afterwards is delivered at once. A stream without any such pause is taken over after `access::IMPATIENCE`
-//!   all the same, since it is one that is better off in the kernel, and may have a few packets reordered once; none is lost.
+//!   overtake those that still wait here. The route is changed only when none has come for `QUIET`, nor two close together for
+//!   `CALM`, and what comes here afterwards is delivered at once. A stream that is never calm is taken over after
+//!   `IMPATIENCE` in its next pause, and one without a pause after twice that all the same (all in `access::ways`), since it
+//!   is one that is better off in the kernel, and may have a few packets reordered once; none is lost.
 //!
 //! What a virtual machine sends is carried by the kernel always: it is paused when its gateway changes.
 //!

@@ -17,7 +17,10 @@ use crate::tunnels::{DataPlane, Own, Peer, Tunnels};
 
 /// For how long no packet may have come to this program before the kernel takes over: many times what it takes to tell it.
 const QUIET: Duration = Duration::from_millis(2);
-/// For how long quiet is waited for.
+/// For how long no two packets may have come closer together than that: in a fast stream such a pause is a busy machine's, at
+/// whose end packets come all at once, while the kernel takes its time to be told.
+const CALM: Duration = Duration::from_millis(100);
+/// For how long calm is waited for; then as long again for quiet alone.
 const IMPATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked for when no packet comes.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -40,6 +43,8 @@ pub(super) struct Ways {
     carried: BTreeMap<String, (Ipv6Prefix, Carried)>,
     /// When a packet came last to this program.
     last: Instant,
+    /// When one came last that was close behind another.
+    rushed: Instant,
 }
 
 impl Ways {
@@ -52,7 +57,8 @@ impl Ways {
         anchor: Ipv6Addr,
     ) -> Result<Self, AgentError> {
         let program = (own.interface.clone(), index);
-        let mut ways = Self { links, tunnels, program, carried: BTreeMap::new(), last: Instant::now() };
+        let (carried, now) = (BTreeMap::new(), Instant::now());
+        let mut ways = Self { links, tunnels, program, carried, last: now, rushed: now };
         if ways.is_in_kernel() {
             ways.links.route(FROM_ANCHOR, everything(), Way::Nowhere).await?;
             let peer = Peer { address: anchor, user_plane: anchor };
@@ -149,9 +155,13 @@ impl Ways {
         self.carried.keys().cloned().collect()
     }
 
-    /// Packets have come to this program.
+    /// A packet has come to this program.
     pub(super) fn came(&mut self) {
-        self.last = Instant::now();
+        let now = Instant::now();
+        if now - self.last < QUIET {
+            self.rushed = now;
+        }
+        self.last = now;
     }
 
     /// When the kernel may take over from this program.
@@ -167,8 +177,10 @@ impl Ways {
             _ => None,
         };
         let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
+        let waited = first.elapsed();
+        let is_calm = self.rushed.elapsed() >= CALM || waited >= IMPATIENCE;
         let is_quiet = self.last.elapsed() >= QUIET && plane.is_quiet();
-        if first.elapsed() < IMPATIENCE && !is_quiet {
+        if !(is_calm && is_quiet || waited >= 2 * IMPATIENCE) {
             return Vec::new();
         }
         let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
