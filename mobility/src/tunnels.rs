@@ -40,6 +40,11 @@
 //!
 //! What a virtual machine sends is carried by the kernel always: it is paused when its gateway changes.
 //!
+//! # What a registration need not wait for
+//! Making an interface takes the kernel many milliseconds, and removing one more; all else is done in a fraction of one. So where
+//! an interface can be made before it is known to whom it leads, one is always in store, and none is removed by whoever has
+//! something else to do.
+//!
 //! # After a crash
 //! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
 //! takes over what fits, and [`Tunnels::clear_but`] removes what does not.
@@ -52,9 +57,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::agent::AgentError;
 use crate::links::{LinkError, Links, Remembered, Tunnel};
@@ -155,11 +162,21 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether an interface can be made before its peer is known.
+    fn has_store(&self) -> bool {
+        false
+    }
+
     /// Makes an interface of this name; `false` when there is one.
     fn make<'a>(&'a self, name: &'a str, peer: Peer) -> BoxFuture<'a, Result<bool, LinkError>>;
 
+    /// Marks the interface, and does with it what is the same for all peers.
+    fn equip<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>>;
+
     /// Makes the interface the tunnel that it is to be. Done again, it changes nothing, and stops no packet.
-    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>>;
+    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
+        self.equip(remembered)
+    }
 
     /// Takes back what is not a tunnel's.
     fn close(&self) -> BoxFuture<'_, Result<(), LinkError>>;
@@ -171,13 +188,19 @@ const MAX_TUNNELS: usize = 100;
 /// An interface's name has at most 15 bytes: here room for the number and for the second one of two joined interfaces.
 const STEM_BYTES: usize = 10;
 
+/// To whom an interface in store leads.
+const NOBODY: Peer = Peer { address: Ipv6Addr::UNSPECIFIED, user_plane: Ipv6Addr::UNSPECIFIED };
+
 /// The tunnels of one agent.
 #[derive(Debug)]
 pub(crate) struct Tunnels {
     links: Links,
     stem: String,
     /// `None`: every packet passes through this program.
-    backend: Option<Box<dyn Backend>>,
+    backend: Option<Arc<dyn Backend>>,
+    /// The interface in store, made or being made.
+    store: Option<JoinHandle<Result<Remembered, LinkError>>>,
+    removals: JoinSet<()>,
     open: BTreeMap<Peer, (Tunnel, Remembered)>,
     /// From before a crash, and not asked for yet.
     left: BTreeMap<Peer, (Tunnel, Remembered)>,
@@ -198,7 +221,36 @@ impl Tunnels {
             }
         }
         let stem = own.interface.chars().take(STEM_BYTES).collect();
-        Ok(Self { links: links.clone(), stem, backend, open: BTreeMap::new(), left })
+        let store = left.remove(&NOBODY).map(|(_, remembered)| tokio::spawn(async { Ok(remembered) }));
+        let (links, removals, open) = (links.clone(), JoinSet::new(), BTreeMap::new());
+        let mut tunnels = Self { links, stem, backend, store, removals, open, left };
+        tunnels.restock();
+        Ok(tunnels)
+    }
+
+    /// Puts an interface in store, unless there is one.
+    fn restock(&mut self) {
+        let Some(backend) = self.backend.clone().filter(|backend| backend.has_store()) else { return };
+        if self.store.is_none() && self.open.len() < MAX_TUNNELS {
+            let (stem, number) = (self.stem.clone(), self.open.len() + self.left.len());
+            self.store = Some(tokio::spawn(async move {
+                let remembered = make(&*backend, &stem, number, NOBODY).await?;
+                backend.equip(&remembered).await.map(|_| remembered)
+            }));
+        }
+    }
+
+    /// An interface for this peer.
+    async fn take(&mut self, backend: &dyn Backend, peer: Peer) -> Result<Remembered, LinkError> {
+        if let Some((_, remembered)) = self.left.remove(&peer) {
+            return Ok(remembered);
+        }
+        if let Some(stored) = self.store.take()
+            && let Ok(Ok(stored)) = stored.await
+        {
+            return Ok(Remembered { peer, ..stored });
+        }
+        make(backend, &self.stem, self.open.len() + self.left.len(), peer).await
     }
 
     pub(crate) fn plane(&self) -> DataPlane {
@@ -218,25 +270,15 @@ impl Tunnels {
     /// The tunnel to this peer and its interface's name, made unless there is one. `None` when what is for the peer has to
     /// pass through this program.
     pub(crate) async fn open(&mut self, peer: Peer) -> Result<Option<(Tunnel, &str)>, LinkError> {
-        let Some(backend) = &self.backend else { return Ok(None) };
+        let Some(backend) = self.backend.clone() else { return Ok(None) };
         if !self.open.contains_key(&peer) {
             if self.open.len() >= MAX_TUNNELS {
                 return Ok(None);
             }
-            let remembered = match self.left.remove(&peer) {
-                Some((_, remembered)) => remembered,
-                None => {
-                    let mut number = self.open.len() + self.left.len();
-                    let mut name = format!("{}.{number}", self.stem);
-                    while !backend.make(&name, peer).await? {
-                        number += 1;
-                        name = format!("{}.{number}", self.stem);
-                    }
-                    Remembered { name, plane: backend.plane(), peer }
-                }
-            };
+            let remembered = self.take(&*backend, peer).await?;
             let tunnel = backend.fit_out(&remembered).await?;
             self.open.insert(peer, (tunnel, remembered));
+            self.restock();
         }
         Ok(self.open.get(&peer).map(|(tunnel, remembered)| (*tunnel, remembered.name.as_str())))
     }
@@ -260,19 +302,28 @@ impl Tunnels {
         }
     }
 
-    /// Removes the tunnels that are not kept, and all that a crash has left and nobody has asked for.
-    pub(crate) async fn clear_but(&mut self, keeps: impl Fn(&Peer) -> bool) -> Result<(), LinkError> {
+    /// Removes the tunnels that are not kept, and all that a crash has left and nobody has asked for, as soon as may be.
+    pub(crate) fn clear_but(&mut self, keeps: impl Fn(&Peer) -> bool) {
         let dropped: Vec<_> = self.open.keys().filter(|peer| !keeps(peer)).copied().collect();
         let dropped = dropped.iter().filter_map(|peer| self.open.remove(peer)).collect::<Vec<_>>();
-        for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
-            self.links.remove_tunnel(tunnel).await?;
+        for (tunnel, remembered) in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
+            let links = self.links.clone();
+            self.removals.spawn(async move {
+                if let Err(error) = links.remove_tunnel((tunnel, remembered)).await {
+                    tracing::warn!("a tunnel that nobody needs stays: {error}");
+                }
+            });
         }
-        Ok(())
     }
 
     /// Takes everything back.
     pub(crate) async fn end(&mut self) -> Result<(), LinkError> {
-        self.clear_but(|_| false).await?;
+        self.clear_but(|_| false);
+        while self.removals.join_next().await.is_some() {}
+        if let Some(stored) = self.store.take() {
+            // The agent removes all its interfaces, this one too.
+            let _ = stored.await;
+        }
         match &self.backend {
             Some(backend) => backend.close().await,
             None => Ok(()),
@@ -280,11 +331,26 @@ impl Tunnels {
     }
 }
 
+/// Makes an interface under the first name that nobody has.
+async fn make(
+    backend: &dyn Backend,
+    stem: &str,
+    mut number: usize,
+    peer: Peer,
+) -> Result<Remembered, LinkError> {
+    let mut name = format!("{stem}.{number}");
+    while !backend.make(&name, peer).await? {
+        number += 1;
+        name = format!("{stem}.{number}");
+    }
+    Ok(Remembered { name, plane: backend.plane(), peer })
+}
+
 async fn choose(
     links: &Links,
     own: &Own,
     choice: PlaneChoice,
-) -> Result<Option<Box<dyn Backend>>, AgentError> {
+) -> Result<Option<Arc<dyn Backend>>, AgentError> {
     let plane = match choice {
         PlaneChoice::Only(plane) => return attempt(links, own, plane).await,
         PlaneChoice::Auto => DataPlane::ALL,
@@ -298,10 +364,10 @@ async fn choose(
     Ok(None)
 }
 
-async fn attempt(links: &Links, own: &Own, plane: DataPlane) -> Result<Option<Box<dyn Backend>>, AgentError> {
+async fn attempt(links: &Links, own: &Own, plane: DataPlane) -> Result<Option<Arc<dyn Backend>>, AgentError> {
     Ok(match plane {
-        DataPlane::Ip6tnl => Some(Box::new(ip6tnl::Ip6tnl::open(links, own).await?)),
-        DataPlane::Seg6 => Some(Box::new(seg6::Seg6::open(links, own).await?)),
+        DataPlane::Ip6tnl => Some(Arc::new(ip6tnl::Ip6tnl::open(links, own).await?)),
+        DataPlane::Seg6 => Some(Arc::new(seg6::Seg6::open(links, own).await?)),
         DataPlane::Tun => None,
     })
 }

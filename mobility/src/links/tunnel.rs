@@ -123,7 +123,7 @@ impl Links {
     }
 
     /// Sets up the other one of two joined interfaces, both deaf to questions for neighbours.
-    pub(crate) async fn set_joined(&self, name: &str) -> Result<u32> {
+    pub(crate) async fn set_joined(&self, name: &str) -> Result<()> {
         let outer = self.link(name).await?;
         let inner = self.index(&inner_name(name)).await?;
         let address = outer.attributes.iter().find_map(|attribute| match attribute {
@@ -136,7 +136,7 @@ impl Links {
             let done = self.handle.link().set(change.up().build()).execute().await;
             done.map_err(failed(|| format!("setting up an end of the tunnel {name}")))?;
         }
-        Ok(inner)
+        Ok(())
     }
 
     /// Removes a tunnel with its rules; its routes go with it.

@@ -56,7 +56,7 @@ impl Backend for Ip6tnl {
         Box::pin(self.interface(name, peer))
     }
 
-    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
+    fn equip<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
         Box::pin(self.links.set_tunnel(remembered))
     }
 

@@ -63,11 +63,23 @@ impl Backend for Seg6 {
         Box::pin(self.links.make(LinkVeth::new(name, &inner_name(name)).build()))
     }
 
-    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
+    fn has_store(&self) -> bool {
+        true
+    }
+
+    fn equip<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
         Box::pin(async move {
             let tunnel = self.links.set_tunnel(remembered).await?;
+            self.links.set_joined(&remembered.name).await?;
+            Ok(tunnel)
+        })
+    }
+
+    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
+        Box::pin(async move {
+            let tunnel = self.equip(remembered).await?;
             let Remembered { name, peer, .. } = remembered;
-            let inner = self.links.set_joined(name).await?;
+            let inner = self.links.index(&inner_name(name)).await?;
             let all = everything();
             self.links.encapsulate(tunnel.table(Table::Into), all, peer.user_plane, inner).await?;
             let into = tunnel.table(Table::Decapsulated);
