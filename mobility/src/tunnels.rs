@@ -217,7 +217,9 @@ impl Tunnels {
             if remembered.plane == plane {
                 left.insert(remembered.peer, (tunnel, remembered));
             } else {
-                links.remove_tunnel((tunnel, remembered)).await?;
+                let tunnel = (tunnel, remembered);
+                links.close_tunnel(&tunnel).await?;
+                links.remove_tunnel(tunnel).await?;
             }
         }
         let stem = own.interface.chars().take(STEM_BYTES).collect();
@@ -302,23 +304,26 @@ impl Tunnels {
         }
     }
 
-    /// Removes the tunnels that are not kept, and all that a crash has left and nobody has asked for, as soon as may be.
-    pub(crate) fn clear_but(&mut self, keeps: impl Fn(&Peer) -> bool) {
+    /// Closes the tunnels that are not kept, and all that a crash has left and nobody has asked for; they are removed as soon as
+    /// may be.
+    pub(crate) async fn clear_but(&mut self, keeps: impl Fn(&Peer) -> bool) -> Result<(), LinkError> {
         let dropped: Vec<_> = self.open.keys().filter(|peer| !keeps(peer)).copied().collect();
         let dropped = dropped.iter().filter_map(|peer| self.open.remove(peer)).collect::<Vec<_>>();
-        for (tunnel, remembered) in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
+        for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
+            self.links.close_tunnel(&tunnel).await?;
             let links = self.links.clone();
             self.removals.spawn(async move {
-                if let Err(error) = links.remove_tunnel((tunnel, remembered)).await {
+                if let Err(error) = links.remove_tunnel(tunnel).await {
                     tracing::warn!("a tunnel that nobody needs stays: {error}");
                 }
             });
         }
+        Ok(())
     }
 
     /// Takes everything back.
     pub(crate) async fn end(&mut self) -> Result<(), LinkError> {
-        self.clear_but(|_| false);
+        self.clear_but(|_| false).await?;
         while self.removals.join_next().await.is_some() {}
         if let Some(stored) = self.store.take() {
             // The agent removes all its interfaces, this one too.

@@ -97,8 +97,7 @@ impl Ways {
         let Some((tunnel, name)) = self.tunnels.open(anchor).await? else { return Ok(()) };
         self.links.look_up(name, FROM_ANCHOR).await?;
         self.links.route(FROM_GUESTS, everything(), Way::Tunnel(tunnel)).await?;
-        self.tunnels.clear_but(|peer| *peer == anchor);
-        Ok(())
+        self.tunnels.clear_but(|peer| *peer == anchor).await
     }
 
     /// Guests' IPv4 packets come to this program, and go to guests from there: always, for what tunnels of the kernel carry is

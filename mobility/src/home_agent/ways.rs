@@ -118,7 +118,7 @@ impl Ways {
     /// Removes what a crash has left for others than these, which are bound.
     pub(super) async fn keep_only(&mut self, bound: &HashSet<Ipv6Prefix>) -> Result<(), LinkError> {
         let used: BTreeSet<Peer> = self.allowed.values().flatten().copied().collect();
-        self.tunnels.clear_but(|peer| used.contains(peer));
+        self.tunnels.clear_but(|peer| used.contains(peer)).await?;
         let mut allowed = HashSet::new();
         for (prefix, peers) in &self.allowed {
             let tunnels = peers.iter().filter_map(|peer| self.tunnels.get(*peer));

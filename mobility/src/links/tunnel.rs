@@ -139,15 +139,18 @@ impl Links {
         Ok(())
     }
 
-    /// Removes a tunnel with its rules; its routes go with it.
+    /// Nothing goes through a tunnel any more: what its peer sends takes another to that peer, if there is one.
+    pub(crate) async fn close_tunnel(&self, (tunnel, remembered): &(Tunnel, Remembered)) -> Result<()> {
+        let table = RuleAttribute::Table(tunnel.table(Table::OutOf));
+        // First: what came out of it without the other rules would be for anybody.
+        self.remove_rules(|rule| rule.attributes.contains(&table)).await?;
+        let (outer, inner) = (&remembered.name, inner_name(&remembered.name));
+        self.remove_rules(|rule| is_from(rule, outer) || is_from(rule, &inner)).await
+    }
+
+    /// Removes a closed tunnel; its routes go with it.
     pub(crate) async fn remove_tunnel(&self, (tunnel, remembered): (Tunnel, Remembered)) -> Result<()> {
         let name = &remembered.name;
-        let inner = inner_name(name);
-        self.remove_rules(|rule| {
-            let table = RuleAttribute::Table(tunnel.table(Table::OutOf));
-            is_from(rule, name) || is_from(rule, &inner) || rule.attributes.contains(&table)
-        })
-        .await?;
         match self.handle.link().del(tunnel.index).execute().await {
             Err(error) if errno(&error) == Some(NO_SUCH_DEVICE) => {}
             done => done.map_err(failed(|| format!("removing the tunnel {name}")))?,
