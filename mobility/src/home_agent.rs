@@ -102,6 +102,9 @@ impl HomeAgent {
             Ends::open(OF_HOME_AGENT, &own, config.plane).await?;
         let user_plane = tunnels.user_plane();
         let ways = Ways::start(links, tunnels, &config.prefixes, index).await?;
+        plane
+            .refuse_from(&[], &ways.taken_twice())
+            .map_err(opening("tunnels to all but the kernel's peers"))?;
         let anchor = Anchor::new(anchor::Config {
             address,
             user_plane,

@@ -82,6 +82,7 @@ impl MobileNode {
         let what = format!("a socket for router advertisements on {}", config.link);
         neighbours.only_from_link(&config.link).map_err(opening(&what))?;
         let plane = Plane::open(&config.interface, any)
+            .and_then(|plane| plane.refuse_from(&[], &[]).map(|()| plane))
             .map_err(opening(&format!("the tunnel interface {}", config.interface)))?;
         links.clear().await?;
         let tunnel = links.index(&config.interface).await?;

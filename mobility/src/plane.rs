@@ -60,13 +60,16 @@ pub(crate) enum Side {
 }
 
 impl Plane {
-    /// Makes the interface `name`, which goes with this value, and opens the tunnels at `address`.
+    /// Makes the interface `name`, which goes with this value, and opens the tunnels at `address`. Nothing is taken out of them
+    /// before [`refuse_from`](Self::refuse_from) says what is not.
     pub(crate) fn open(name: &str, address: Ipv6Addr) -> io::Result<Self> {
         let tun = DeviceBuilder::new().name(name).layer(Layer::L3).offload(true).build_async()?;
         tun.set_tx_queue_len(QUEUE)?;
+        let outer = [RawSocket::open(IPV6, address, 0)?, RawSocket::open(IPV4, address, 0)?];
+        outer.iter().try_for_each(RawSocket::refuse_all)?;
         Ok(Self {
             tun,
-            outer: [RawSocket::open(IPV6, address, 0)?, RawSocket::open(IPV4, address, 0)?],
+            outer,
             whole: vec![0; LARGEST],
             cut: vec![vec![0; usize::from(INNER_MTU) + 64]; CUTS],
             sizes: vec![0; CUTS],

@@ -75,6 +75,18 @@ impl RawSocket {
         Ok(Self(socket))
     }
 
+    /// Nothing is received, also of what has come already, until [`refuse_from`](Self::refuse_from) says what is not.
+    pub(crate) fn refuse_all(&self) -> io::Result<()> {
+        SockRef::from(self.0.get_ref()).attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+        loop {
+            match receive(self.0.get_ref(), &mut []) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// From now on what comes in by these interfaces is not received: a guest must not speak for a gateway or a home agent,
     /// whatever address it claims to have. Neither is what comes from these sources.
     pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {

@@ -299,7 +299,7 @@ impl Tunnels {
     /// The peers whose tunnelled packets come to this program too, though the kernel takes them.
     pub(crate) fn taken_twice(&self) -> Vec<Ipv6Addr> {
         match self.plane() {
-            DataPlane::Ip6tnl => self.open.keys().map(|peer| peer.address).collect(),
+            DataPlane::Ip6tnl => self.open.keys().chain(self.left.keys()).map(|peer| peer.address).collect(),
             DataPlane::Seg6 | DataPlane::Tun => Vec::new(),
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use harness::Namespace;
+use harness::delay_line::keep_to_one_processor;
 
 /// The payload of the paper's stream, in bytes: G.711 with its headers.
 const PAYLOAD_BYTES: usize = 210;
@@ -81,6 +82,7 @@ impl Stream {
         let sender = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
+                keep_to_one_processor();
                 let mut payload = [0; PAYLOAD_BYTES];
                 let (start, mut sent) = (Instant::now(), 0_u64);
                 while !stop.load(Ordering::Relaxed) {
