@@ -19,7 +19,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 pub use queue::{Counts, Way};
 
@@ -117,7 +116,6 @@ impl Shared {
 /// The thread: `taps` are closed when it ends.
 fn carry(taps: &[File], shared: &Shared) {
     be_punctual();
-    keep_to_one_processor();
     let mut buffer = vec![0; MAX_FRAME_BYTES];
     while !shared.stop.load(Ordering::Relaxed) {
         let next = {
@@ -146,15 +144,6 @@ fn carry(taps: &[File], shared: &Shared) {
 fn be_punctual() {
     let thread = rustix::thread::gettid().to_string();
     let _ = shell::output(Command::new("chrt").args(["--fifo", "--pid", "10", &thread]));
-}
-
-/// From now on the calling thread stays on the processor it is on. What is sent between namespaces waits at the sender's
-/// processor: a thread that goes from a busy one to another in between overtakes itself, as nothing does on one wire.
-pub fn keep_to_one_processor() {
-    let mut this = CpuSet::new();
-    this.set(sched_getcpu());
-    // It is allowed: the thread is there already.
-    let _ = sched_setaffinity(None, &this);
 }
 
 fn read(queue: &mut Queue, mut from: &File, buffer: &mut [u8]) {

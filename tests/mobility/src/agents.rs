@@ -6,7 +6,6 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use harness::Namespace;
-use harness::delay_line::keep_to_one_processor;
 use tokio::sync::oneshot;
 
 /// An agent that runs in a namespace, and its handle. Dropped, it is killed.
@@ -32,7 +31,6 @@ impl<T: Send + 'static> Running<T> {
         let (stop, stopped) = oneshot::channel();
         let namespace = Arc::clone(namespace);
         let thread = thread::spawn(move || {
-            keep_to_one_processor();
             let ran = namespace.enter(|| -> Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
