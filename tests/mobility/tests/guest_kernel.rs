@@ -10,12 +10,13 @@ use harness::lab::{Trial, workspace};
 use harness::shell;
 use serde_json::Value;
 
-/// Which tests of which file. A guest is slow, so not all.
+/// Which tests of which file. A guest is slow, so not all. Missing are bulk transfers while an agent is down: under emulation one
+/// has stood still for 20 s or more, in one run of ten or so, and it is not known why (README, "Not there yet").
 const TESTS: [(&str, &str); 7] = [
     ("moves", "ip6tnl::a_guest_that_was_expected_moves_and_loses_nothing"),
     ("ipv4", "ip6tnl::a_guest_that_was_expected_moves_and_loses_nothing_of_either_version"),
-    ("persistence", "ip6tnl::a_guest_keeps_its_connections_while_its_gateway_is_down"),
-    ("persistence", "ip6tnl::a_guest_keeps_its_connections_while_its_home_agent_is_down"),
+    ("persistence", "ip6tnl::a_guest_notices_nothing_while_its_gateway_is_down"),
+    ("persistence", "ip6tnl::a_guest_notices_nothing_while_its_home_agent_is_down"),
     ("persistence", "ip6tnl::what_nobody_asks_for_after_a_crash_is_removed"),
     ("traces", "ip6tnl::a_gateway_that_ends_leaves_nothing_behind"),
     ("hostile", "ip6tnl::tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses"),

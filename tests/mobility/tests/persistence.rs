@@ -12,8 +12,10 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
 mobility_lab::on_each_kernel_plane!(
-    a_guest_keeps_its_connections_while_its_gateway_is_down,
-    a_guest_keeps_its_connections_while_its_home_agent_is_down,
+    a_guest_notices_nothing_while_its_gateway_is_down,
+    a_guest_notices_nothing_while_its_home_agent_is_down,
+    bulk_transfers_outlive_a_gateway,
+    bulk_transfers_outlive_a_home_agent,
     what_nobody_asks_for_after_a_crash_is_removed,
 );
 
@@ -62,51 +64,65 @@ impl Traffic {
     }
 }
 
-fn a_guest_keeps_its_connections_while_its_gateway_is_down(planes: Planes) {
+/// The guest moves on afterwards.
+fn a_gateway_is_down(planes: Planes, traffic: fn(&Network) -> Traffic) {
     let mut network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
-        for traffic in [Traffic::light, Traffic::heavy] {
-            let traffic = traffic(&network);
-            sleep(DOWN).await;
-            network.kill_gateway(0);
-            sleep(DOWN).await;
-            network.start_gateway(0).unwrap();
-            let mut watch = network.watch(0);
-            let gateway = &network.platforms[0].gateway.handle;
-            gateway.serve(grant(1)).await.unwrap();
-            watch.until(Happened::Registered).await.unwrap();
-            gateway.keep_only().await.unwrap();
-            sleep(DOWN).await;
-            traffic.assert_unharmed();
-        }
+        let traffic = traffic(&network);
+        sleep(DOWN).await;
+        network.kill_gateway(0);
+        sleep(DOWN).await;
+        network.start_gateway(0).unwrap();
+        let mut watch = network.watch(0);
+        let gateway = &network.platforms[0].gateway.handle;
+        gateway.serve(grant(1)).await.unwrap();
+        watch.until(Happened::Registered).await.unwrap();
+        gateway.keep_only().await.unwrap();
+        sleep(DOWN).await;
+        traffic.assert_unharmed();
         network.move_proactive(1, 2, PAUSE).await.unwrap();
         network.until_owned_by(1).await.unwrap();
     });
 }
 
-fn a_guest_keeps_its_connections_while_its_home_agent_is_down(planes: Planes) {
+fn a_guest_notices_nothing_while_its_gateway_is_down(planes: Planes) {
+    a_gateway_is_down(planes, Traffic::light);
+}
+
+fn bulk_transfers_outlive_a_gateway(planes: Planes) {
+    a_gateway_is_down(planes, Traffic::heavy);
+}
+
+/// The guest moves on afterwards.
+fn a_home_agent_is_down(planes: Planes, traffic: fn(&Network) -> Traffic) {
     let mut network = Network::start(planes, ROUND_TRIP).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
         let before = network.home_agent.handle.binding(NODE).await.unwrap().unwrap();
-        for traffic in [Traffic::light, Traffic::heavy] {
-            let traffic = traffic(&network);
-            sleep(DOWN).await;
-            network.kill_home_agent();
-            sleep(DOWN).await;
-            network.start_home_agent().unwrap();
-            network.authorize(0, 1).await.unwrap();
-            let home_agent = &network.home_agent.handle;
-            let spi = grant(1).key.spi();
-            home_agent.restore(NODE, 1, Some(spi), before.user_plane).await.unwrap();
-            home_agent.keep_only().await.unwrap();
-            sleep(DOWN).await;
-            traffic.assert_unharmed();
-        }
+        let traffic = traffic(&network);
+        sleep(DOWN).await;
+        network.kill_home_agent();
+        sleep(DOWN).await;
+        network.start_home_agent().unwrap();
+        network.authorize(0, 1).await.unwrap();
+        let home_agent = &network.home_agent.handle;
+        let spi = grant(1).key.spi();
+        home_agent.restore(NODE, 1, Some(spi), before.user_plane).await.unwrap();
+        home_agent.keep_only().await.unwrap();
+        sleep(DOWN).await;
+        traffic.assert_unharmed();
         network.move_proactive(1, 2, PAUSE).await.unwrap();
         network.until_owned_by(1).await.unwrap();
     });
+}
+
+fn a_guest_notices_nothing_while_its_home_agent_is_down(planes: Planes) {
+    a_home_agent_is_down(planes, Traffic::light);
+}
+
+fn bulk_transfers_outlive_a_home_agent(planes: Planes) {
+    a_home_agent_is_down(planes, Traffic::heavy);
 }
 
 /// All rules and routes that are of an agent.
