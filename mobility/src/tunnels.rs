@@ -314,7 +314,7 @@ impl Tunnels {
             let links = self.links.clone();
             self.removals.spawn(async move {
                 if let Err(error) = links.remove_tunnel(tunnel).await {
-                    tracing::warn!("a tunnel that nobody needs stays: {error}");
+                    tracing::warn!("a tunnel that nobody needs stays until the next start: {error}");
                 }
             });
         }
