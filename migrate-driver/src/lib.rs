@@ -38,4 +38,4 @@ pub use hypervisor::{
     DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
 };
 pub use qemu::Qemu;
-pub use xen::Xen;
+pub use xen::{Xen, XenSettings};

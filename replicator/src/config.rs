@@ -90,6 +90,11 @@ impl Layout {
         self.var.join("scratch")
     }
 
+    /// What other programs run for us.
+    pub fn scripts(&self) -> PathBuf {
+        self.var.join("scripts")
+    }
+
     /// Sockets and pid files.
     pub fn run(&self) -> PathBuf {
         self.run.clone()
@@ -101,7 +106,7 @@ impl Layout {
     }
 
     /// Everything that the platform keeps: directories, with all that is in them, and the configuration.
-    pub fn own(&self) -> [PathBuf; 10] {
+    pub fn own(&self) -> [PathBuf; 11] {
         [
             self.identity(),
             self.store(),
@@ -112,6 +117,7 @@ impl Layout {
             self.run(),
             self.images(),
             self.home_agent(),
+            self.scripts(),
             self.config(),
         ]
     }
@@ -168,6 +174,8 @@ pub struct Config {
     pub hypervisor: HypervisorKind,
     /// Xen: bridges of other platforms, and which of this one's stands for each.
     pub bridges: BTreeMap<String, String>,
+    /// Xen: what connects VMs' network interfaces to their bridges, in place of our own short form of vif-bridge.
+    pub vif_script: Option<PathBuf>,
     /// How VMs' addresses follow them; without it they do not.
     pub mobility: Option<MobilityConfig>,
     /// Set on the host that is the home agent.
@@ -274,6 +282,7 @@ impl Default for Config {
             qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
             hypervisor: HypervisorKind::Qemu,
             bridges: BTreeMap::new(),
+            vif_script: None,
             mobility: None,
             home_agent: None,
             mobile_node: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use chunkstore::{Seeds, Store};
-use migrate_driver::{Hypervisor, Qemu, Xen};
+use migrate_driver::{Hypervisor, Qemu, Xen, XenSettings};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::address::Addresses;
@@ -62,7 +62,13 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         HypervisorKind::Qemu => Arc::new(Qemu::new(vms_run)),
         HypervisorKind::Xen => {
             let program = std::env::current_exe().context("finding this program, which xl is to run")?;
-            Arc::new(Xen::new(vms_run, program, config.bridges.clone()))
+            Arc::new(Xen::new(XenSettings {
+                run_dir: vms_run,
+                scripts_dir: layout.scripts(),
+                program,
+                bridges: config.bridges.clone(),
+                vif_script: config.vif_script.clone(),
+            }))
         }
     };
     let platform = Arc::new(Platform {

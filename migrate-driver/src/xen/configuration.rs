@@ -8,7 +8,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,6 +22,9 @@ const REFUSED: [(&str, &[&str]); 3] = [
     ("", &["pcidevs", "usbdevs", "usbctrls", "vtpms", "vfbs", "rdms", "dtdevs", "p9s", "pvcallsifs"]),
 ];
 
+/// The name of Xen's script that connects an interface to a bridge, and of our short form of it.
+pub(crate) const VIF_BRIDGE: &str = "vif-bridge";
+
 /// How an incoming domain's configuration is adapted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rules {
@@ -29,13 +32,15 @@ pub(crate) struct Rules {
     pub(crate) disks: BTreeMap<String, PathBuf>,
     /// Bridges of other hosts, and which of ours stands for them.
     pub(crate) bridges: BTreeMap<String, String>,
+    /// What connects an interface to its bridge here, in place of another host's vif-bridge.
+    pub(crate) script: PathBuf,
 }
 
 impl Rules {
     /// For a domain whose definition is already the one of this host.
-    pub(crate) fn of(def: &VmDefinition, bridges: &BTreeMap<String, String>) -> Rules {
+    pub(crate) fn of(def: &VmDefinition, bridges: &BTreeMap<String, String>, script: PathBuf) -> Rules {
         let disks = def.disks.iter().map(|disk| (disk.name.clone(), disk.path.clone()));
-        Rules { disks: disks.collect(), bridges: bridges.clone() }
+        Rules { disks: disks.collect(), bridges: bridges.clone(), script }
     }
 
     /// The bridge here that stands for another host's.
@@ -64,14 +69,19 @@ impl Rules {
             self.adapt_disk(disk)?;
         }
         for nic in items(&mut configuration, "nics") {
+            if !nic.is_object() {
+                return Err(format!("a network interface is {nic}"));
+            }
             let theirs = nic.get("bridge").and_then(Value::as_str).unwrap_or_default().to_owned();
             nic["bridge"] = self.bridge(&theirs).into();
             let script = nic.get("script").and_then(Value::as_str).unwrap_or_default();
-            if !matches!(script, "" | "vif-bridge" | "/etc/xen/scripts/vif-bridge") {
+            // Ours has the same name, wherever the other host keeps it.
+            if !script.is_empty() && Path::new(script).file_name() != Some(VIF_BRIDGE.as_ref()) {
                 return Err(format!(
-                    "a network interface wants the script {script:?}; only vif-bridge is run here"
+                    "a network interface wants the script {script:?}; only a vif-bridge is run here"
                 ));
             }
+            nic["script"] = self.script.to_str().ok_or("a path here is not UTF-8")?.into();
         }
         Ok(configuration.to_string())
     }
@@ -128,10 +138,11 @@ pub(crate) fn for_create(def: &VmDefinition, xen: &XenDefinition, rules: &Rules)
             .push(format!("\"format=raw,vdev={name},access=rw,backendtype=qdisk,target={}\"", quoted(path)?));
     }
     lines.push(format!("disk = [ {} ]", disks.join(", ")));
+    let script = quoted(&rules.script)?;
     let nics = xen
         .nics
         .iter()
-        .map(|nic| format!("\"mac={},bridge={},script=vif-bridge\"", nic.mac, rules.bridge(&nic.bridge)));
+        .map(|nic| format!("\"mac={},bridge={},script={script}\"", nic.mac, rules.bridge(&nic.bridge)));
     lines.push(format!("vif = [ {} ]\n", nics.collect::<Vec<_>>().join(", ")));
     Ok(lines.join("\n"))
 }

@@ -11,12 +11,14 @@ use super::stream::{self, Follower, StreamError, XL_HEADER_BYTES};
 use crate::definition::VmName;
 
 const DISK: &str = "/srv/u1.raw";
+const SCRIPT: &str = "/srv/vif-bridge";
 
 fn rules() -> Rules {
     let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
     Rules {
         disks: [("xvda".to_owned(), PathBuf::from(DISK))].into(),
         bridges: [pair("xenbr0", "br-vms")].into(),
+        script: SCRIPT.into(),
     }
 }
 
@@ -84,6 +86,7 @@ fn judge(configuration: &Value) {
     }
     for nic in configuration["nics"].as_array().into_iter().flatten() {
         assert_ne!(nic["bridge"], "xenbr0");
+        assert_eq!(nic["script"], SCRIPT);
     }
 }
 

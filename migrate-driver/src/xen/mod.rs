@@ -21,7 +21,7 @@ mod xl;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,31 +48,68 @@ const POLL: Duration = Duration::from_millis(200);
 /// The state of a domain that came in and is not whole.
 const INCOMPLETE: &str = "incomplete";
 
+/// What connects an incoming domain's interface to its bridge, unless another script is asked for.
+const VIF_BRIDGE_SCRIPT: &str = include_str!("vif-bridge.sh");
+
+/// Where things are on this host.
+#[derive(Debug, Clone, Default)]
+pub struct XenSettings {
+    /// Each domain's files are in RUN_DIR/NAME.
+    pub run_dir: PathBuf,
+    /// For what xl is to run; made if need be. Its file system must let programs run, as /run often does not.
+    pub scripts_dir: PathBuf,
+    /// Runs the keepers (`PROGRAM xl-transport DIR`, see [`keeper::run`]).
+    pub program: PathBuf,
+    /// Which of this host's bridges stands for another's.
+    pub bridges: BTreeMap<String, String>,
+    /// What connects the interfaces of domains that are started here or come in; without it, our short form of vif-bridge.
+    pub vif_script: Option<PathBuf>,
+}
+
 /// Xen on this host.
 #[derive(Debug)]
 pub struct Xen {
-    run_dir: PathBuf,
-    program: PathBuf,
-    bridges: BTreeMap<String, String>,
+    settings: XenSettings,
     /// The monitors of domains whose disks are tapped.
     monitors: Mutex<HashMap<VmName, Arc<Vm>>>,
 }
 
 impl Xen {
-    /// An adapter whose domains' files are in `run_dir`/NAME. `program` runs the keepers (`PROGRAM xl-transport DIR`, see
-    /// [`keeper::run`]); `bridges` says which of this host's bridges stands for another's.
-    pub fn new(run_dir: PathBuf, program: PathBuf, bridges: BTreeMap<String, String>) -> Xen {
-        Xen { run_dir, program, bridges, monitors: Mutex::default() }
+    /// An adapter; touches nothing yet.
+    pub fn new(settings: XenSettings) -> Xen {
+        Xen { settings, monitors: Mutex::default() }
+    }
+
+    /// How a domain's configuration is adapted to this host.
+    fn rules(&self, def: &VmDefinition) -> Result<Rules, DriverError> {
+        let script = match &self.settings.vif_script {
+            Some(script) => script.clone(),
+            None => self.own_script(&def.name)?,
+        };
+        Ok(Rules::of(def, &self.settings.bridges, script))
+    }
+
+    /// Our short form of vif-bridge. It is put in its place whole: another domain's xl may be about to run it.
+    fn own_script(&self, vm: &VmName) -> Result<PathBuf, DriverError> {
+        let dir = &self.settings.scripts_dir;
+        fs::create_dir_all(dir).map_err(io_error(vm, "create", dir))?;
+        let script = dir.join(configuration::VIF_BRIDGE);
+        if fs::read(&script).is_ok_and(|text| text == VIF_BRIDGE_SCRIPT.as_bytes()) {
+            return Ok(script);
+        }
+        let new = dir.join(format!(".{vm}"));
+        let written = fs::write(&new, VIF_BRIDGE_SCRIPT)
+            .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o755)))
+            .and_then(|()| fs::rename(&new, &script));
+        written.map_err(io_error(vm, "write", &script))?;
+        Ok(script)
     }
 
     /// The move of a VM, whether there is one or not.
     fn moving(&self, vm: &VmName) -> Result<Move, DriverError> {
-        let dir = std::path::absolute(self.run_dir.join(vm.as_str())).map_err(io_error(
-            vm,
-            "resolve",
-            &self.run_dir,
-        ))?;
-        Ok(Move { vm: vm.clone(), paths: KeeperPaths { dir }, program: self.program.clone() })
+        let run_dir = &self.settings.run_dir;
+        let dir = std::path::absolute(run_dir.join(vm.as_str())).map_err(io_error(vm, "resolve", run_dir))?;
+        Ok(Move { vm: vm.clone(), paths: KeeperPaths { dir }, program: self.settings.program.clone() })
     }
 
     /// The directory of a VM, made.
@@ -164,7 +201,7 @@ impl Hypervisor for Xen {
         }
         let paths = self.directory(vm)?;
         self.forget(vm);
-        let rules = Rules::of(def, &self.bridges);
+        let rules = self.rules(def)?;
         let text = configuration::for_create(def, xen, &rules)
             .map_err(|message| DriverError::Start { vm: vm.clone(), message })?;
         let file = paths.configuration();
@@ -173,7 +210,7 @@ impl Hypervisor for Xen {
     }
 
     async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError> {
-        let rules = Rules::of(def, &self.bridges);
+        let rules = self.rules(def)?;
         match self.status(&def.name).await? {
             GuestStatus::Stopped => {}
             // Left by an xl that was killed: its name would be in the way.

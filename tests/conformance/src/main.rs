@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use conformance::{Local, agent};
-use migrate_driver::{VmDefinition, Xen};
+use migrate_driver::{VmDefinition, Xen, XenSettings};
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -17,8 +17,9 @@ fn main() -> Result<()> {
     let definition = VmDefinition::parse(&text, definition.as_ref())?;
     let (program, dir) = (PathBuf::from(program), PathBuf::from(dir));
     std::fs::create_dir_all(&dir)?;
-    let run = dir.join("run");
-    let make = move || Arc::new(Xen::new(run.clone(), program.clone(), Default::default())) as Arc<_>;
+    let (run_dir, scripts_dir) = (dir.join("run"), dir.join("scripts"));
+    let settings = XenSettings { run_dir, scripts_dir, program, ..XenSettings::default() };
+    let make = move || Arc::new(Xen::new(settings.clone())) as Arc<_>;
     let address = address.parse().context("the address")?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async { agent::serve(Local::new(Box::new(make), definition, dir), address).await })

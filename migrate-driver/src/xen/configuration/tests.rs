@@ -15,10 +15,13 @@ fn sent() -> Value {
     })
 }
 
+const SCRIPT: &str = "/var/lib/longhaul/xen/vif-bridge";
+
 fn rules() -> Rules {
     Rules {
         disks: BTreeMap::from([("xvda".into(), "/var/lib/longhaul/images/u1/xvda.raw".into())]),
         bridges: BTreeMap::from([("xenbr0".into(), "br-vms".into())]),
+        script: SCRIPT.into(),
     }
 }
 
@@ -34,7 +37,11 @@ fn paths_and_bridges_become_those_of_the_host() {
     let mut expected = sent();
     expected["disks"][0]["pdev_path"] = json!("/var/lib/longhaul/images/u1/xvda.raw");
     expected["nics"][0]["bridge"] = json!("br-vms");
+    expected["nics"][0]["script"] = json!(SCRIPT);
     assert_eq!(adapted, expected);
+    // One that came to the other host in the same way.
+    let again = |sent: &mut Value| sent["nics"][0]["script"] = json!("/srv/longhaul/xen/vif-bridge");
+    assert_eq!(self::adapted(again).unwrap(), expected);
 }
 
 #[test]
@@ -44,6 +51,7 @@ fn what_a_peer_must_not_decide_is_refused() {
     assert!(refused(|sent| sent["b_info"]["bootloader"] = json!("/tmp/evil")).contains("bootloader"));
     assert!(refused(|sent| sent["disks"][0]["script"] = json!("evil")).contains("script"));
     assert!(refused(|sent| sent["nics"][0]["script"] = json!("/tmp/evil")).contains("/tmp/evil"));
+    assert!(refused(|sent| sent["nics"][0] = json!(7)).contains('7'));
     assert!(refused(|sent| sent["disks"][0]["vdev"] = json!("xvdb")).contains("xvdb"));
     assert!(refused(|sent| sent["disks"] = json!([])).contains("1 disks"));
     assert!(refused(|sent| sent["pcidevs"] = json!([{"dev": 1}])).contains("pcidevs"));
@@ -64,7 +72,10 @@ fn a_running_domain_is_described_as_it_is() {
     assert!(
         text.contains("disk = [ \"format=raw,vdev=xvda,access=rw,backendtype=qdisk,target=/srv/u1.raw\" ]")
     );
-    assert!(text.contains("vif = [ \"mac=00:16:3e:00:00:50,bridge=br-vms,script=vif-bridge\" ]"), "{text}");
+    assert!(
+        text.contains(&format!("vif = [ \"mac=00:16:3e:00:00:50,bridge=br-vms,script={SCRIPT}\" ]")),
+        "{text}"
+    );
     assert!(text.contains("extra = \"console=hvc0\""), "{text}");
 }
 
