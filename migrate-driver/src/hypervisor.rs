@@ -98,6 +98,8 @@ pub enum TapKind {
     /// Every write after the tap arrives, some time after the guest has been told that it is done. `drain` waits for
     /// all of them. `tap` returns once the hypervisor is mirroring.
     Mirror,
+    /// As `Mirror`, and before that all that the disk holds: `tap` returns once it has arrived.
+    Copy,
     /// Old data arrives before it is overwritten (64 KiB clusters): the image under the overlay shows the disk as it
     /// was at the tap. With `bitmap`, a fresh dirty bitmap of that name records every write from then on (it may
     /// contain a few from just before). End it with `untap`.
@@ -163,7 +165,7 @@ pub trait Hypervisor: Send + Sync {
         export: &str,
         kind: TapKind,
     ) -> Result<(), DriverError>;
-    /// Ends a [`TapKind::Mirror`] when every write so far has arrived; with the guest paused, that is all of them.
+    /// Ends a [`TapKind::Mirror`] or [`TapKind::Copy`] when every write so far has arrived; with the guest paused, that is all of them.
     /// An error means that writes are missing.
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
     /// Waits until a [`TapKind::Dirty`] has delivered everything, then ends it.

@@ -31,8 +31,8 @@ pub mod fuzzing {
 }
 
 pub use definition::{
-    CacheMode, DefinitionError, DiskDefinition, DomainType, NameError, NetworkDefinition, NicDefinition,
-    QemuDefinition, VmDefinition, VmName, XenDefinition,
+    CacheMode, DefinitionError, DiskDefinition, DiskFormat, DomainType, NameError, NetworkDefinition,
+    NicDefinition, QemuDefinition, VmDefinition, VmName, XenDefinition,
 };
 pub use hypervisor::{
     DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,

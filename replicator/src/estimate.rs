@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use chunkstore::RawImage;
 use longhaul_proto::wire::Target;
-use migrate_driver::Mode;
+use migrate_driver::{DiskFormat, Mode};
 use serde::Serialize;
 
 use crate::migrate::source::{MigrateError, plan};
@@ -79,6 +79,17 @@ pub async fn estimate(
     let mut disks = Vec::new();
     for (disk, definition) in plan.disks.iter().zip(&plan.definition.disks) {
         let failed = |source| EstimateError::Transfer { disk: disk.name.clone(), source };
+        if definition.format != DiskFormat::Raw {
+            // Only its hypervisor reads it: all of it counts as to be sent.
+            disks.push(DiskEstimate {
+                name: disk.name.clone(),
+                size: disk.size,
+                data_bytes: disk.data_bytes,
+                held_bytes: 0,
+                to_send_bytes: disk.data_bytes,
+            });
+            continue;
+        }
         let path = definition.path.display().to_string();
         let image = RawImage::open_read(&definition.path)
             .map_err(|source| failed(TransferError::Image { image: path.clone(), source }))?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::handoff::Root;
-use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
+use migrate_driver::{DiskFormat, DriverError, GuestStatus, StopHow, VmDefinition};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 
@@ -100,14 +100,20 @@ pub struct Incoming {
 /// The definition as it is on this platform: a VM that was here before keeps its paths.
 fn local_definition(platform: &Platform, plan: &Plan) -> VmDefinition {
     let mut definition = plan.definition.clone();
-    let known = platform.vms.definition(definition.name.as_str()).ok();
     for disk in &mut definition.disks {
-        disk.path = match known.as_ref().and_then(|known| known.disk(&disk.name)) {
-            Some(known) => known.path.clone(),
-            None => platform.layout.image(definition.name.as_str(), &disk.name),
-        };
+        disk.path = image_path(platform, definition.name.as_str(), &disk.name);
+        // What comes here are the disk's bytes, whatever they are kept in elsewhere.
+        disk.format = DiskFormat::Raw;
     }
     definition
+}
+
+/// Where a disk's image is on this platform: where it was when the VM was here before.
+fn image_path(platform: &Platform, vm: &str, disk: &str) -> PathBuf {
+    let known = platform.vms.definition(vm).ok();
+    let known =
+        known.as_ref().and_then(|known| known.disk(disk)).filter(|disk| disk.format == DiskFormat::Raw);
+    known.map_or_else(|| platform.layout.image(vm, disk), |disk| disk.path.clone())
 }
 
 impl Incoming {
@@ -207,8 +213,7 @@ fn partial(path: &Path) -> PathBuf {
 
 /// What a migration of this disk to here would start from, if anything.
 pub fn existing_image(platform: &Platform, vm: &str, disk: &str) -> Option<RawImage> {
-    let known = platform.vms.definition(vm).ok().and_then(|known| Some(known.disk(disk)?.path.clone()));
-    let path = known.unwrap_or_else(|| platform.layout.image(vm, disk));
+    let path = image_path(platform, vm, disk);
     let candidates = [Some(path.clone()), Some(partial(&path)), platform.replicas.image(vm, disk)];
     candidates.into_iter().flatten().find_map(|path| RawImage::open_read(path).ok())
 }

@@ -11,7 +11,9 @@ use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
 use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
-use migrate_driver::{DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind, VmName};
+use migrate_driver::{
+    DiskDefinition, DiskFormat, DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind, VmName,
+};
 
 use crate::address;
 use crate::jobs::JobHandle;
@@ -73,11 +75,16 @@ impl ReadImage for OverlayImage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.0.read_at(offset, buf)
     }
+
+    fn next_data(&self, offset: u64) -> std::io::Result<Option<Range<u64>>> {
+        self.0.next_data(offset)
+    }
 }
 
 struct Disk {
     name: String,
-    image: Arc<RawImage>,
+    /// All of the disk, as it is now.
+    image: Arc<dyn ReadImage>,
     overlay: Arc<Overlay>,
     tree: Arc<Mutex<ImageTree>>,
     sender: Sender,
@@ -89,7 +96,7 @@ pub struct Outgoing {
     handle: JobHandle,
     vm: VmName,
     link: Arc<Link>,
-    disks: Vec<(PlanDisk, std::path::PathBuf)>,
+    disks: Vec<(PlanDisk, DiskDefinition)>,
     plan: Option<Plan>,
     mode: Mode,
     limits: Limits,
@@ -110,8 +117,7 @@ impl Outgoing {
     ) -> Self {
         let (plan, mode) = data.map_or((None, Mode::default()), |(plan, mode)| (Some(plan.clone()), mode));
         let disks = plan.as_ref().map_or_else(Vec::new, |plan| {
-            let paths = plan.definition.disks.iter().map(|disk| disk.path.clone());
-            plan.disks.iter().cloned().zip(paths).collect()
+            plan.disks.iter().cloned().zip(plan.definition.disks.iter().cloned()).collect()
         });
         let (open, server, stopped) = Default::default();
         Outgoing { platform, handle, vm, link, disks, plan, mode, limits, open, server, stopped }
@@ -127,11 +133,20 @@ impl Outgoing {
         let connection = self.link.connection().await?;
         let overlays = self.tap_disks().await?;
         let mut open = self.open.lock().await;
-        for (index, ((disk, path), overlay)) in self.disks.iter().zip(overlays).enumerate() {
-            let image = RawImage::open_read(path).map_err(|source| OutgoingError::Io {
-                what: format!("opening {}", path.display()),
-                source,
-            })?;
+        for (index, ((disk, definition), overlay)) in self.disks.iter().zip(overlays).enumerate() {
+            let image: Arc<dyn ReadImage> = match definition.format {
+                DiskFormat::Raw => {
+                    let path = &definition.path;
+                    let io =
+                        |source| OutgoingError::Io { what: format!("opening {}", path.display()), source };
+                    Arc::new(RawImage::open_read(path).map_err(io)?)
+                }
+                // What only its hypervisor can read it has copied to the overlay, and goes on from there.
+                DiskFormat::Qcow2 => {
+                    overlay.take_dirty();
+                    Arc::new(OverlayImage(overlay.clone()))
+                }
+            };
             let target = Target::Migration { job: self.handle.id(), disk: index as u32 };
             let settings = self.platform.transfer_settings();
             let (sender, _) = Sender::open(&connection, target, disk.size, settings, self.handle.counters())
@@ -140,12 +155,12 @@ impl Outgoing {
             let mut tree = ImageTree::new(disk.size);
             tree.mark_all();
             let tree = Arc::new(Mutex::new(tree));
-            open.push(Disk { name: disk.name.clone(), image: Arc::new(image), overlay, tree, sender });
+            open.push(Disk { name: disk.name.clone(), image, overlay, tree, sender });
         }
-        for disk in open.iter_mut() {
+        for (disk, (_, definition)) in open.iter_mut().zip(&self.disks) {
             let hashed = refresh(disk);
             let scanned = async {
-                disk.sender.scan(disk.image.clone(), &disk.image.path().display().to_string()).await?;
+                disk.sender.scan(disk.image.clone(), &definition.path.display().to_string()).await?;
                 disk.sender.sync(0).await
             };
             let (hashed, scanned) = tokio::join!(hashed, scanned);
@@ -179,8 +194,12 @@ impl Outgoing {
             source,
         })?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
-        for (disk, _) in &self.disks {
-            self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, TapKind::Mirror).await?;
+        for (disk, definition) in &self.disks {
+            let kind = match definition.format {
+                DiskFormat::Raw => TapKind::Mirror,
+                DiskFormat::Qcow2 => TapKind::Copy,
+            };
+            self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, kind).await?;
         }
         Ok(exports.into_iter().map(|(_, overlay)| overlay).collect())
     }

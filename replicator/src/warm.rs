@@ -11,7 +11,7 @@ use chunkstore::{ImageRoot, ImageTree, LEAF_BYTES, RawImage, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::wire::{RefusalKind, Target, TargetStatus};
 use migrate_driver::nbd::{NbdServer, Overlay};
-use migrate_driver::{DiskDefinition, DriverError, GuestStatus, TapKind, VmName};
+use migrate_driver::{DiskDefinition, DiskFormat, DriverError, GuestStatus, TapKind, VmName};
 use quinn::Connection;
 
 use crate::jobs::{self, JobHandle, JobKind};
@@ -59,6 +59,17 @@ pub enum WarmError {
         disk: String,
         /// Why.
         reason: String,
+    },
+    /// A disk in a file that only its hypervisor can read.
+    #[error(
+        "disk '{disk}' is a {format} image, and only raw ones can be replicated: `qemu-img convert -O raw` it with the VM \
+         stopped, or migrate the VM, which makes it raw"
+    )]
+    Format {
+        /// Which.
+        disk: String,
+        /// What it is.
+        format: &'static str,
     },
     /// A person.
     #[error("cancelled")]
@@ -110,6 +121,9 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
     let definition = platform.vms.definition(vm)?;
     let hold = platform.vms.hold(vm, job, "replicate")?;
     platform.vms.owned(vm)?;
+    if let Some(disk) = definition.disks.iter().find(|disk| disk.format != DiskFormat::Raw) {
+        return Err(WarmError::Format { disk: disk.name.clone(), format: disk.format.as_str() });
+    }
     let handle = platform.jobs.begin(job, JobKind::Replicate, vm, Some(peer));
     let (platform, peer) = (platform.clone(), peer.to_owned());
     tokio::spawn(async move {

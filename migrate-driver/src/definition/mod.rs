@@ -93,14 +93,43 @@ impl From<VmName> for String {
     }
 }
 
-/// One disk of a VM: a raw image or a block device, seen by the guest as a virtio-blk disk.
+/// What an image file is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes as they are; also a block device.
+    #[default]
+    Raw,
+    /// QEMU's own format. It moves, and is a raw image where it arrives; it cannot be replicated.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// As QEMU, xl and the definition's TOML call it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+    }
+
+    fn is_raw(&self) -> bool {
+        *self == DiskFormat::Raw
+    }
+}
+
+/// One disk of a VM: an image or a block device, seen by the guest as a virtio-blk disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskDefinition {
     /// Name of the disk within the VM: starts with a letter, then `[a-z0-9_-]`, 16 bytes at most.
     pub name: String,
-    /// The raw image or block device. Relative paths are the caller's to resolve before a start.
+    /// The image or block device. Relative paths are the caller's to resolve before a start.
     pub path: PathBuf,
+    /// What is in it.
+    #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
+    pub format: DiskFormat,
 }
 
 /// How a VM is on the network: one interface, and the prefix that is its own wherever it runs.

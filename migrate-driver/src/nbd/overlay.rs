@@ -16,7 +16,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 
 /// The unit of writes and of dirt.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -130,6 +131,22 @@ impl Overlay {
         self.scratch.read_exact_at(buf, offset)
     }
 
+    /// The first range at or after `offset` that may read as something else than zeroes; `None` when there is none.
+    pub fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let unknown = |from: u64| Ok((from < self.size).then_some(from..self.size));
+        let start = match rustix::fs::seek(&self.scratch, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return unknown(offset),
+            Err(error) => return Err(error.into()),
+        };
+        match rustix::fs::seek(&self.scratch, SeekFrom::Hole(start)) {
+            Ok(end) => Ok(Some(start..end.min(self.size))),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => unknown(start),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads the disk as it was at a copy-before-write tap: `base(offset, buf)` reads the live image.
     ///
     /// The order matters. Before a block of the image changes, its old content is in here and marked covered. So when
@@ -184,7 +201,7 @@ impl Overlay {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.scratch, flags, offset, len) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.write_zeroes(offset, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeroes(offset, len),
             Err(error) => Err(error.into()),
         }
     }

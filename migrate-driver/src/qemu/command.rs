@@ -109,7 +109,8 @@ fn disk_arguments(args: &mut Args, disk: &DiskDefinition, index: usize, cache: C
         "-blockdev",
         with_path(&format!("driver={driver},node-name={file},filename="), &disk.path, &options),
     );
-    args.pair("-blockdev", format!("driver=raw,node-name={name},file={file}{options}"));
+    let format = disk.format.as_str();
+    args.pair("-blockdev", format!("driver={format},node-name={name},file={file}{options}"));
     // Index 0 is taken by the loader of a `kernel`, where there is one.
     let boot = index + 1;
     args.pair("-device", format!("virtio-blk-pci,drive={name},id={},bootindex={boot}", device_id(name)));

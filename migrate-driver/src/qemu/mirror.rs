@@ -1,4 +1,5 @@
-//! The tap of a migration: `blockdev-mirror` with `sync=none`, so that every write after its start arrives.
+//! The tap of a migration: `blockdev-mirror` with `sync=none`, so that every write after its start arrives, or with
+//! `sync=full`, so that the whole disk does.
 //!
 //! QEMU acknowledges the guest's write before it mirrors it (`copy-mode=background`): the guest neither waits for us
 //! nor sees our errors. What it gains for that is ours to lose: only [`drain`] says that everything has arrived.
@@ -19,25 +20,32 @@ const GRANULARITY_BYTES: u32 = 4096;
 /// With nothing to copy at first, a mirror is ready at once.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Starts the mirror; returns when every write from now on is tracked.
-pub(crate) async fn start(s: &Session, disk: &str, socket: &Path, export: &str) -> Result<(), DriverError> {
+/// Starts the mirror; returns when every write from now on is tracked and, if it is to be `whole`, all that the disk holds
+/// has been copied once. That takes its time; the caller may drop this, and untap.
+pub(crate) async fn start(
+    s: &Session,
+    disk: &str,
+    socket: &Path,
+    export: &str,
+    whole: bool,
+) -> Result<(), DriverError> {
     let names = Names::of(disk);
     blocks::check_free(s, &names).await?;
     let result = async {
         blocks::add_target(s, &names, socket, export).await?;
-        launch(s, &names).await
+        launch(s, &names, whole).await
     }
     .await;
     blocks::undo_on_error(s, &names, result).await
 }
 
-async fn launch(s: &Session, names: &Names) -> Result<(), DriverError> {
+async fn launch(s: &Session, names: &Names, whole: bool) -> Result<(), DriverError> {
     let mut events = s.events();
     let job = json!({
         "job-id": names.target,
         "device": names.disk,
         "target": names.target,
-        "sync": "none",
+        "sync": if whole { "full" } else { "none" },
         "granularity": GRANULARITY_BYTES,
         "copy-mode": "background",
         "on-source-error": "report",
@@ -45,7 +53,8 @@ async fn launch(s: &Session, names: &Names) -> Result<(), DriverError> {
         "auto-dismiss": false,
     });
     s.run("blockdev-mirror", job).await?;
-    match timeout(READY_TIMEOUT, blocks::wait_job(s, &mut events, &names.target, true)).await {
+    let ready = blocks::wait_job(s, &mut events, &names.target, true);
+    match if whole { Ok(ready.await) } else { timeout(READY_TIMEOUT, ready).await } {
         Ok(Ok(Job::Ready)) => Ok(()),
         Ok(Ok(job)) => Err(s.tap_error(&names.disk, job.describe(&names.target))),
         Ok(Err(error)) => Err(error),

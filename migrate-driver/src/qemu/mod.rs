@@ -204,9 +204,9 @@ impl Hypervisor for Qemu {
         kind: TapKind,
     ) -> Result<(), DriverError> {
         match kind {
-            TapKind::Mirror => {
+            TapKind::Mirror | TapKind::Copy => {
                 let s = self.session(vm, "mirror a disk").await?;
-                mirror::start(&s, disk, nbd_socket, export).await
+                mirror::start(&s, disk, nbd_socket, export, kind == TapKind::Copy).await
             }
             TapKind::CopyBefore { bitmap } => {
                 let s = self.session(vm, "take a disk's view of this moment").await?;

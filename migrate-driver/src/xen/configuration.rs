@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::definition::{DiskDefinition, DomainType, NicDefinition, VmDefinition, VmName, XenDefinition};
+use crate::definition::{
+    DiskDefinition, DiskFormat, DomainType, NicDefinition, VmDefinition, VmName, XenDefinition,
+};
 
 /// What a configuration must not name: programs that xl would run, files that it would load, devices of the host.
 const REFUSED: [(&str, &[&str]); 3] = [
@@ -133,9 +135,9 @@ pub(crate) fn for_create(def: &VmDefinition, xen: &XenDefinition, rules: &Rules)
     }
     lines.extend(xen.extra.iter().map(|extra| format!("extra = \"{extra}\"")));
     let mut disks = Vec::new();
-    for DiskDefinition { name, path } in &def.disks {
-        disks
-            .push(format!("\"format=raw,vdev={name},access=rw,backendtype=qdisk,target={}\"", quoted(path)?));
+    for DiskDefinition { name, path, format } in &def.disks {
+        let (format, path) = (format.as_str(), quoted(path)?);
+        disks.push(format!("\"format={format},vdev={name},access=rw,backendtype=qdisk,target={path}\""));
     }
     lines.push(format!("disk = [ {} ]", disks.join(", ")));
     let script = quoted(&rules.script)?;
@@ -178,8 +180,12 @@ pub(crate) fn found(vm: &VmName, text: &str) -> Result<Found, String> {
     for disk in configuration["disks"].as_array().into_iter().flatten() {
         let name = disk["vdev"].as_str().ok_or("a disk has no vdev")?;
         let path = disk["pdev_path"].as_str().ok_or("a disk has no path")?;
+        let format = match disk["format"].as_str() {
+            Some("qcow2") => DiskFormat::Qcow2,
+            _ => DiskFormat::Raw,
+        };
         obstacle = obstacle.or_else(|| disk_obstacle(name, disk));
-        disks.push(DiskDefinition { name: name.to_owned(), path: path.into() });
+        disks.push(DiskDefinition { name: name.to_owned(), path: path.into(), format });
     }
     let mut nics = Vec::new();
     for nic in configuration["nics"].as_array().into_iter().flatten() {
@@ -218,9 +224,9 @@ fn disk_obstacle(name: &str, disk: &Value) -> Option<String> {
         }
     }
     match disk["format"].as_str() {
-        Some("raw") => None,
+        Some("raw" | "qcow2") => None,
         other => Some(format!(
-            "its disk {name} has the format {}; only raw images and block devices can be moved",
+            "its disk {name} has the format {}; only raw and qcow2 images and block devices can be moved",
             other.unwrap_or("unknown")
         )),
     }

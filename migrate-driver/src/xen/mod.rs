@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use crate::definition::{VmDefinition, VmName};
+use crate::definition::{DiskFormat, VmDefinition, VmName};
 use crate::hypervisor::{
     DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
 };
@@ -144,7 +144,7 @@ impl Xen {
         self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The monitor, and the node that a disk of the guest sits on: libxl calls it DEVICE-FORMAT.
+    /// The monitor, and the node that a disk of the guest sits on: QEMU calls it DEVICE-FORMAT.
     async fn disk(
         &self,
         vm: &VmName,
@@ -152,7 +152,13 @@ impl Xen {
         doing: &'static str,
     ) -> Result<(Session, String), DriverError> {
         let monitor = self.monitor(vm, doing).await?;
-        Ok((monitor, format!("{disk}-raw")))
+        let nodes = blocks::Nodes::query(&monitor).await?;
+        let mut named = [DiskFormat::Raw, DiskFormat::Qcow2]
+            .map(|format| format!("{disk}-{}", format.as_str()))
+            .into_iter();
+        let node = named.find(|node| nodes.has(node));
+        let node = node.ok_or_else(|| DriverError::UnknownDisk { vm: vm.clone(), disk: disk.into() })?;
+        Ok((monitor, node))
     }
 
     /// Removes whatever is tapped. A domain without a QEMU has nothing to be removed.
@@ -392,12 +398,12 @@ impl Hypervisor for Xen {
         export: &str,
         kind: TapKind,
     ) -> Result<(), DriverError> {
-        if kind != TapKind::Mirror {
+        if !matches!(kind, TapKind::Mirror | TapKind::Copy) {
             let why = "warm passes of a Xen domain's disks are not possible yet; migrate it instead";
             return Err(DriverError::Tap { vm: vm.clone(), disk: disk.into(), reason: why.into() });
         }
         let (monitor, node) = self.disk(vm, disk, "mirror a disk").await?;
-        mirror::start(&monitor, &node, nbd_socket, export).await
+        mirror::start(&monitor, &node, nbd_socket, export, kind == TapKind::Copy).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::qmp::Qmp;
 use migrate_driver::{
-    DiskDefinition, DriverError, GuestStatus, Hypervisor, MemoryParams, Mode, Qemu, QemuDefinition, TapKind,
-    VmDefinition, VmName,
+    DiskDefinition, DiskFormat, DriverError, GuestStatus, Hypervisor, MemoryParams, Mode, Qemu,
+    QemuDefinition, TapKind, VmDefinition, VmName,
 };
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -39,7 +39,8 @@ impl Host {
     pub(crate) fn new() -> Host {
         let dir = tempfile::Builder::new().prefix("lh").tempdir().unwrap();
         let driver = Arc::new(Qemu::new(dir.path().join("run")));
-        let disk = DiskDefinition { name: DISK.into(), path: dir.path().join("root.raw") };
+        let disk =
+            DiskDefinition { name: DISK.into(), path: dir.path().join("root.raw"), format: DiskFormat::Raw };
         let def = VmDefinition {
             name: VmName::new("guest").unwrap(),
             memory_mib: 16,

@@ -76,6 +76,52 @@ async fn the_short_last_block_and_zeroes_arrive_exactly() {
 }
 
 #[tokio::test]
+async fn a_whole_disk_arrives_out_of_a_qcow2_image() {
+    let host = Host::with_guest(Pace::Steady).await;
+    let monitor = host.monitor().await;
+    let (raw, qcow2) = (host.path().join("odd.raw"), host.path().join("odd.qcow2"));
+    // Data, a hole, and a last part that is no whole cluster.
+    let size = 40 * 65536 + 512;
+    let mut disk = vec![0; size];
+    disk[..3 * 65536].fill(5);
+    disk[size - 700..].fill(6);
+    std::fs::write(&raw, &disk).unwrap();
+    let mut convert = std::process::Command::new("qemu-img");
+    assert!(convert.args(["convert", "-O", "qcow2"]).args([&raw, &qcow2]).status().unwrap().success());
+    let node = json!({"driver": "qcow2", "node-name": "odd", "discard": "unmap",
+        "file": {"driver": "file", "filename": qcow2, "discard": "unmap"}});
+    monitor.execute("blockdev-add", Some(node)).await.unwrap();
+    let overlay = std::sync::Arc::new(migrate_driver::nbd::Overlay::new(size as u64, host.path()).unwrap());
+    let socket = host.path().join("odd.sock");
+    let _server =
+        migrate_driver::nbd::NbdServer::start(&socket, vec![("odd".into(), overlay.clone())]).unwrap();
+    soon("copy", host.driver.tap(host.vm(), "odd", &socket, "odd", TapKind::Copy)).await.unwrap();
+    let copied = |overlay: &migrate_driver::nbd::Overlay| {
+        let mut got = vec![1; size];
+        overlay.read_at(0, &mut got).unwrap();
+        got
+    };
+    assert!(overlay.covers(0..size as u64), "not all of it arrived");
+    assert!(copied(&overlay) == disk, "the copy differs");
+    assert_eq!(
+        overlay.next_data(4 * 65536).unwrap().map(|data| data.start / 65536),
+        Some(39),
+        "a hole is a hole"
+    );
+    overlay.take_dirty();
+
+    // From then on it is a mirror like any other.
+    let line = json!({"command-line": "qemu-io odd \"write -P 7 1048576 8192\""});
+    let said = monitor.execute("human-monitor-command", Some(line)).await.unwrap().to_string();
+    assert!(!said.contains("fail") && !said.contains("rror"), "{said}");
+    soon("drain", host.driver.drain(host.vm(), "odd")).await.unwrap();
+    disk[1_048_576..1_048_576 + 8192].fill(7);
+    assert_eq!(overlay.take_dirty(), vec![1_048_576..1_048_576 + 8192]);
+    assert!(copied(&overlay) == disk, "the copy differs");
+    assert_eq!(overlay.failed(), None);
+}
+
+#[tokio::test]
 async fn a_slow_server_does_not_slow_the_guest() {
     let host = Host::with_guest(Pace::Full).await;
     let writes_in = async |time: Duration| {

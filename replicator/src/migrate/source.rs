@@ -1,13 +1,15 @@
 //! The source of a migration: the owner task that runs the hand-off's source half, and the actions it asks for.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chunkstore::{RawImage, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{Event, Limits, Message, Output, Phase, Source, SourceAction, SourceInput};
-use migrate_driver::{GuestStatus, Mode, VmName};
+use migrate_driver::{DiskDefinition, DiskFormat, GuestStatus, Mode, VmName};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -65,15 +67,37 @@ pub enum MigrateError {
     },
 }
 
+/// A disk's bytes as the guest sees it, and how many of them are data (of a qcow2 image, about).
+fn extent(disk: &DiskDefinition) -> io::Result<(u64, u64)> {
+    let image = RawImage::open_read(&disk.path)?;
+    let size = match disk.format {
+        DiskFormat::Raw => image.size(),
+        DiskFormat::Qcow2 => qcow2_size(&image)?,
+    };
+    Ok((size, image.allocated_bytes()?))
+}
+
+/// What the header says (QEMU, docs/interop/qcow2.txt): magic, version, the size of the disk from byte 24 on.
+fn qcow2_size(image: &RawImage) -> io::Result<u64> {
+    const MAGIC: &[u8] = b"QFI\xfb";
+    let mut header = [0; 32];
+    if image.size() >= header.len() as u64 {
+        image.read_at(0, &mut header)?;
+    }
+    let (rest, size) = header.split_at(24);
+    match size.try_into().map(u64::from_be_bytes) {
+        Ok(size) if rest.starts_with(MAGIC) && size > 0 => Ok(size),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no qcow2 image")),
+    }
+}
+
 /// What a migration of `vm` would be.
 pub fn plan(platform: &Platform, vm: &str) -> Result<Plan, MigrateError> {
     let definition = platform.vms.definition(vm)?;
     let file = |path: &Path, source| MigrateError::File { path: path.display().to_string(), source };
     let mut disks = Vec::new();
     for disk in &definition.disks {
-        let image = chunkstore::RawImage::open_read(&disk.path).map_err(|error| file(&disk.path, error))?;
-        let data_bytes = image.allocated_bytes().map_err(|error| file(&disk.path, error))?;
-        let size = chunkstore::ReadImage::size(&image);
+        let (size, data_bytes) = extent(disk).map_err(|error| file(&disk.path, error))?;
         disks.push(PlanDisk { name: disk.name.clone(), size, data_bytes });
     }
     let mut boot_files = Vec::new();

@@ -1,5 +1,7 @@
 //! The disk at the moment of a pass, and what is remembered between two.
 
+use migrate_driver::DiskFormat;
+
 use super::*;
 
 const LEAF: usize = LEAF_BYTES as usize;
@@ -80,7 +82,7 @@ fn a_pass_takes_what_is_remembered_so_that_a_failed_one_leaves_nothing_to_trust(
 fn an_overlay_that_lost_something_fails_the_pass_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let overlay = Overlay::new(LEAF_BYTES, dir.path()).unwrap();
-    let disk = DiskDefinition { name: "root".to_owned(), path: "/x.raw".into() };
+    let disk = DiskDefinition { name: "root".to_owned(), path: "/x.raw".into(), format: DiskFormat::Raw };
     check(&overlay, &disk).unwrap();
     overlay.fail("no space left");
     let message = check(&overlay, &disk).unwrap_err().to_string();

@@ -3,13 +3,14 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::{JOB, PATIENCE, Scene, Setting, VM, int, lab, noise, running_phase, same_bytes, turn, wait_for};
 use harness::guest::DISK;
-use harness::{BlockDevice, LinkSettings, Platform, files, pair};
+use harness::{BlockDevice, LinkSettings, Platform, files, pair, shell};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -300,5 +301,40 @@ fn a_vm_moves_there_and_back() -> Result<()> {
     let found = scene.prove(0)?;
     assert!(found >= 100, "{found} records");
     assert!(!same_bytes(&a.image(VM, DISK), &b.image(VM, DISK))?, "the guest went on at a alone");
+    Ok(())
+}
+
+#[test]
+fn a_qcow2_image_moves_and_is_raw_where_it_arrives() -> Result<()> {
+    let turn = turn("a_qcow2_image_moves_and_is_raw_where_it_arrives");
+    let mut scene = Scene::new(Setting::default())?;
+    let base = lab()?.1;
+    let image = scene.sites[0].root().join("web.qcow2");
+    shell::run(Command::new("qemu-img").args(["convert", "-O", "qcow2"]).arg(&base).arg(&image))?;
+    (scene.guest.disk, scene.guest.disk_format) = (image, "qcow2");
+    let [a, b] = &scene.sites;
+    a.cli(&["base", "add", "debian", &base.display().to_string()])?;
+    a.cli(&["base", "push", "debian", "b"])?;
+    a.start_guest(&scene.guest)?;
+    scene.collector.wait_acked(100, PATIENCE)?;
+
+    let refused = a.cli_fails(&["replicate", VM, "--to", "b"])?;
+    assert!(refused.stderr.contains("qemu-img convert"), "{refused:?}");
+    let plan = a.cli(&["migrate", VM, "--to", "b", "--dry-run"])?;
+    assert!(int(&plan["disks"][0], "size")? == std::fs::metadata(&base)?.len(), "{plan}");
+
+    let there = scene.migrate(0, 1)?;
+    let (wire, data) = (int(&there, "wire_bytes_disk")?, int(&there, "data_bytes")?);
+    let written = scene.collector.acked() * u64::from(scene.guest.workload.record_bytes);
+    turn.say(&format!("there: {wire} disk bytes of {data}, the guest wrote {written}"));
+    assert!(wire < data / 50 + written * 2, "{wire} disk bytes of {data}, {written} written");
+    assert_eq!(scene.owner()?, 1);
+    scene.lives()?;
+    scene.found(&b.image(VM, DISK), scene.collector.acked() - 64)?;
+
+    // The way back ends in an image beside the first one, which nobody writes to any more.
+    scene.migrate(1, 0)?;
+    let found = scene.prove(0)?;
+    assert!(found >= 100, "{found} records");
     Ok(())
 }

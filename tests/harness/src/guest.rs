@@ -25,8 +25,10 @@ pub struct Guest {
     pub name: String,
     /// Its memory. 72 MiB is the least the kernel starts in.
     pub memory_mib: u32,
-    /// The raw image it runs on.
+    /// The image it runs on.
     pub disk: PathBuf,
+    /// What is in it.
+    pub disk_format: &'static str,
     /// What it does.
     pub workload: Workload,
     /// The network that moves with it, in place of QEMU's own: its tap interface, link-layer address and prefix.
@@ -45,6 +47,7 @@ impl Guest {
             name: name.to_owned(),
             memory_mib: 96,
             disk: disk.to_path_buf(),
+            disk_format: "raw",
             workload: Workload { port, ..Workload::default() },
             home: None,
             home_ipv4: None,
@@ -66,7 +69,8 @@ impl Guest {
     pub fn definition(&self) -> String {
         let text = |s: &str| Value::String(s.to_owned());
         let path = |p: &Path| Value::String(p.display().to_string());
-        let disk = Table::from_iter([("name".into(), text(DISK)), ("path".into(), path(&self.disk))]);
+        let disk = [("name", text(DISK)), ("path", path(&self.disk)), ("format", text(self.disk_format))];
+        let disk = Table::from_iter(disk.map(|(key, value)| (key.to_owned(), value)));
         let mut qemu = Table::from_iter([
             ("machine".into(), text(MACHINE)),
             ("accel".into(), text(ACCEL)),
@@ -105,8 +109,11 @@ impl Guest {
         let append = self.append();
         let kernel = self.kernel.display().to_string();
         let initrd = self.initrd.display().to_string();
-        let disk =
-            format!("driver=raw,node-name={DISK},file.driver=file,file.filename={}", self.disk.display());
+        let disk = format!(
+            "driver={},node-name={DISK},file.driver=file,file.filename={}",
+            self.disk_format,
+            self.disk.display()
+        );
         let device = format!("virtio-blk-pci,drive={DISK}");
         let mut arguments = vec![
             "-nodefaults",

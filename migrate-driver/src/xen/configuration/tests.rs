@@ -65,7 +65,8 @@ fn a_running_domain_is_described_as_it_is() {
     let Found { definition, obstacle } = found(&vm, &list).unwrap();
     assert_eq!(obstacle, None);
     assert_eq!((definition.memory_mib, definition.vcpus), (96, 1));
-    assert_eq!(definition.disks, [DiskDefinition { name: "xvda".into(), path: "/srv/u1.raw".into() }]);
+    let disk = |format, path: &str| DiskDefinition { name: "xvda".into(), path: path.into(), format };
+    assert_eq!(definition.disks, [disk(DiskFormat::Raw, "/srv/u1.raw")]);
     let xen = definition.xen.clone().unwrap();
     assert_eq!(xen.nics, [NicDefinition { mac: "00:16:3e:00:00:50".into(), bridge: "xenbr0".into() }]);
     let text = for_create(&definition, &xen, &rules()).unwrap();
@@ -77,6 +78,10 @@ fn a_running_domain_is_described_as_it_is() {
         "{text}"
     );
     assert!(text.contains("extra = \"console=hvc0\""), "{text}");
+    let mut sent = sent();
+    sent["disks"][0]["format"] = json!("qcow2");
+    let Found { definition, obstacle } = found(&vm, &json!([{"config": sent}]).to_string()).unwrap();
+    assert_eq!((definition.disks, obstacle), (vec![disk(DiskFormat::Qcow2, "/srv/u1.raw")], None));
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn what_cannot_move_says_why() {
         found(&VmName::new("u1").unwrap(), &json!([{"config": sent}]).to_string()).unwrap().obstacle.unwrap()
     };
     assert!(obstacle(|sent| sent["disks"][0]["backend"] = json!("phy")).contains("backendtype=qdisk"));
-    assert!(obstacle(|sent| sent["disks"][0]["format"] = json!("qcow2")).contains("qcow2"));
+    assert!(obstacle(|sent| sent["disks"][0]["format"] = json!("vhd")).contains("vhd"));
     let mut sent = sent();
     sent["c_info"]["type"] = json!("pv");
     let found = found(&VmName::new("u1").unwrap(), &json!([{"config": sent}]).to_string()).unwrap();

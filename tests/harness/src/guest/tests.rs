@@ -6,6 +6,7 @@ fn guest() -> Guest {
         home_ipv4: None,
         name: "g1".into(),
         memory_mib: 96,
+        disk_format: "raw",
         disk: "/tmp/a \"b\".raw".into(),
         workload: Workload { port: 9000, ..Workload::default() },
         kernel: "/k/vmlinux".into(),

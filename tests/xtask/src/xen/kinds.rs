@@ -1,5 +1,5 @@
-//! Other domains than the one of the figures: paravirtual, with an emulated machine, with several processors and disks,
-//! with a disk that cannot move. Each is taken up and moved as a person would, or refused before anything is touched.
+//! Other domains than the one of the figures: paravirtual, with an emulated machine, with several processors and disks, on
+//! qcow2 images, with a disk that cannot move. Each is taken up and moved as a person would, or refused before anything is touched.
 
 use std::time::Duration;
 
@@ -18,21 +18,23 @@ struct Kind {
     name: &'static str,
     /// What makes it one, in xl's configuration.
     lines: &'static str,
-    /// The disks: device, format, file below /lab.
-    disks: &'static [(&'static str, &'static str, &'static str)],
+    disks: &'static [Disk],
     /// What `longhaul migrate` says to it; none when it moves alive.
     refused: Option<&'static str>,
     /// Whether `longhaul migrate --cold` moves it.
     cold: bool,
 }
 
-const FIRST: (&str, &str, &str) = ("xvda", "raw", "kind.raw");
+/// As xl has it: device, format, back end, image.
+type Disk = [&'static str; 4];
 
-const KINDS: [Kind; 4] = [
+const FIRST: Disk = ["xvda", "raw", "qdisk", "/lab/kind.raw"];
+
+const KINDS: [Kind; 5] = [
     Kind {
         name: "several",
         lines: "type = \"pvh\"\nkernel = \"/lab/vmlinux\"\nmemory = 80\nvcpus = 2\n",
-        disks: &[FIRST, ("xvdb", "raw", "second.raw")],
+        disks: &[FIRST, ["xvdb", "raw", "qdisk", "/lab/second.raw"]],
         refused: None,
         cold: false,
     },
@@ -53,17 +55,27 @@ const KINDS: [Kind; 4] = [
     Kind {
         name: "qcow",
         lines: "type = \"pvh\"\nkernel = \"/lab/vmlinux\"\nmemory = 80\nvcpus = 1\n",
-        disks: &[("xvda", "qcow2", "kind.qcow2")],
-        refused: Some("qcow2"),
+        disks: &[
+            ["xvda", "qcow2", "qdisk", "/lab/kind.qcow2"],
+            ["xvdb", "qcow2", "qdisk", "/lab/second.qcow2"],
+        ],
+        refused: None,
+        cold: true,
+    },
+    Kind {
+        name: "kernel",
+        lines: "type = \"pvh\"\nkernel = \"/lab/vmlinux\"\nmemory = 80\nvcpus = 1\n",
+        disks: &[["xvda", "raw", "phy", "/dev/vdc"]],
+        refused: Some("backendtype=qdisk"),
         cold: false,
     },
 ];
 
 /// Runs them all, each on a and then on b.
 pub(super) fn run(pair: &XenPair) -> Result<()> {
-    // For the emulated machine's network card.
+    // For the emulated machine's network card, and for a disk behind the kernel.
     for host in [&pair.a, &pair.b] {
-        host.run("modprobe tun")?;
+        host.run("modprobe tun; modprobe xen-blkback")?;
     }
     product::start(pair)?;
     product::seed(pair)?;
@@ -84,8 +96,9 @@ fn one(pair: &XenPair, kind: &Kind) -> Result<()> {
     let (a, b, name) = (&pair.a, &pair.b, kind.name);
     let collector = pair.collector()?;
     a.run(
-        "cp --sparse=always /lab/base.raw /lab/kind.raw; qemu-img convert -O qcow2 /lab/base.raw /lab/kind.qcow2\n\
-         rm -f /lab/second.raw; head -c 3000000 /lab/longhaul >/lab/second.raw; truncate -s 16M /lab/second.raw",
+        "cd /lab; cp --sparse=always base.raw kind.raw; rm -f second.raw; head -c 3000000 longhaul >second.raw\n\
+         truncate -s 16M second.raw; for name in base second; do qemu-img convert -O qcow2 $name.raw $name.qcow2; done\n\
+         mv base.qcow2 kind.qcow2",
     )?;
     let configuration = configuration(kind, collector.port());
     a.run(&format!("cat > /tmp/{name}.cfg <<'END'\n{configuration}END\nxl create -q /tmp/{name}.cfg"))?;
@@ -139,8 +152,8 @@ fn moved(pair: &XenPair, collector: &Collector, kind: &Kind, how: &str) -> Resul
 }
 
 fn configuration(kind: &Kind, port: u16) -> String {
-    let disks = kind.disks.iter().map(|(device, format, file)| {
-        format!("\"format={format},vdev={device},access=rw,backendtype=qdisk,target=/lab/{file}\"")
+    let disks = kind.disks.iter().map(|[device, format, back_end, image]| {
+        format!("\"format={format},vdev={device},access=rw,backendtype={back_end},target={image}\"")
     });
     format!(
         "name = \"{}\"\n{}ramdisk = \"/lab/initrd\"\nextra = \"{}\"\ndisk = [ {} ]\n\

@@ -32,8 +32,11 @@ enum Lost {
     DaemonAndXl,
     /// The line between the hosts is cut, for longer than either daemon waits.
     Line,
+    /// The daemon dies, and the domain with the guest's memory: xl is told GO and cannot let it run. The guest is booted from
+    /// its disks.
+    DaemonAndDomain,
 }
-use Lost::{Daemon, DaemonAndXl, Line};
+use Lost::{Daemon, DaemonAndDomain, DaemonAndXl, Line};
 
 /// One fault.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +50,9 @@ const fn fault(point: &'static str, lost: Lost, outcome: Outcome) -> Fault {
     Fault { point, lost, outcome }
 }
 
-/// Every message of xl's handshake, every phase of the disk and what stands between them, in order; then the line.
-pub(super) const FAULTS: [Fault; 33] = [
+/// Every message of xl's handshake, every phase of the disk and what stands between them, in order; then the line; last what
+/// costs the guest its memory.
+pub(super) const FAULTS: [Fault; 34] = [
     fault("dest:action:prepare_disks", Daemon, Back),
     fault("source:action:copy_disks", Daemon, Back),
     fault("source:action:run_round", Daemon, Back),
@@ -88,6 +92,7 @@ pub(super) const FAULTS: [Fault; 33] = [
     fault("source:transmit:release", Line, Forth),
     fault("dest:journalled:owned", Line, Forth),
     fault("dest:transmit:resumed", Line, Forth),
+    fault("dest:journalled:owned", DaemonAndDomain, Forth),
 ];
 
 /// Longer than the daemons' `idle_timeout_s`.
@@ -150,7 +155,7 @@ fn attempt(
             std::thread::sleep(CUT);
             pair.cut(false)?;
         }
-        Daemon | DaemonAndXl => {
+        Daemon | DaemonAndXl | DaemonAndDomain => {
             wait_for("the daemon to be killed", ATTEMPT, || {
                 Ok(product::daemon(victim)? == product::Daemon::Dead)
             })?;
@@ -160,10 +165,15 @@ fn attempt(
                     "p=$(cat /run/longhaul/vm/{VM}/xl.pid); kill -9 $p $(pgrep -P $p); true"
                 ))?;
             }
+            if fault.lost == DaemonAndDomain {
+                victim.run(&format!("xl destroy {VM}--incoming"))?;
+            }
             product::start_daemon(victim, "")?;
         }
     }
     wait_for("both daemons' jobs to end", SETTLE, || Ok(settled(from)? && settled(to)?))?;
+    let boots = if fault.lost == DaemonAndDomain { 2 } else { 1 };
+    wait_for("the guest", ALIVE, || Ok(collector.instances().len() >= boots))?;
     collector.wait_progress(4, ALIVE).context("the guest is dead")?;
     let (left, right) = (names(from)?, names(to)?);
     let outcome = match (left.as_slice(), right.as_slice()) {
@@ -173,7 +183,7 @@ fn attempt(
     };
     ensure!(fault.outcome == Either || fault.outcome == outcome, "the guest went {outcome:?}");
     ensure!(collector.duplicates() == 0, "{} packets came twice", collector.duplicates());
-    ensure!(collector.instances().len() == 1, "the guest was booted again");
+    ensure!(collector.instances().len() == boots, "the guest was booted again");
     Ok(outcome)
 }
 
