@@ -1,9 +1,7 @@
 //! The outgoing side of a migration's data: taps on the guest's disks, the transfers, the memory relay. Each method is one
 //! action of the hand-off; what follows from its outcome is the hand-off's to say.
 
-use std::fs::DirBuilder;
 use std::ops::Range;
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -181,18 +179,9 @@ impl Outgoing {
             })?;
             exports.push((disk.name.clone(), Arc::new(overlay)));
         }
-        let dir = self.platform.layout.run().join("vm").join(self.vm.as_str());
-        // A guest that was adopted has none yet.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| OutgoingError::Io { what: format!("creating {}", dir.display()), source })?;
-        let socket = dir.join("nbd.sock");
-        let server = NbdServer::start(&socket, exports.clone()).map_err(|source| OutgoingError::Io {
-            what: format!("NBD server on {}", socket.display()),
-            source,
-        })?;
+        let server = self.platform.serve_taps(&self.vm, exports.clone());
+        let server = server.map_err(|source| OutgoingError::Io { what: "NBD server".into(), source })?;
+        let socket = server.socket().to_owned();
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         for (disk, definition) in &self.disks {
             let kind = match definition.format {

@@ -1,9 +1,14 @@
 //! Everything a platform has, in one place: what the jobs and the control API work with.
 
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use chunkstore::Store;
-use migrate_driver::Hypervisor;
+use migrate_driver::nbd::{NbdServer, Overlay};
+use migrate_driver::{Hypervisor, VmName};
 
 use crate::address::Addresses;
 use crate::config::{Config, Layout};
@@ -54,6 +59,18 @@ impl Platform {
     /// The chunk store.
     pub fn store(&self) -> &Arc<Store> {
         &self.holdings.store
+    }
+
+    /// Starts the server into which the hypervisor writes what a VM's taps bring. It listens in the VM's run directory, which a
+    /// guest that was adopted has not yet.
+    pub fn serve_taps(&self, vm: &VmName, exports: Vec<(String, Arc<Overlay>)>) -> io::Result<NbdServer> {
+        let dir = self.layout.run().join("vm").join(vm.as_str());
+        let at = |path: &Path, error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| at(&dir, error))?;
+        let socket = dir.join("nbd.sock");
+        NbdServer::start(&socket, exports).map_err(|error| at(&socket, error))
     }
 
     /// What a transfer is set to: compression level and window in bytes.

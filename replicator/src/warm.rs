@@ -327,12 +327,9 @@ impl Pass {
             source,
         })?;
         let overlay = Arc::new(overlay);
-        let socket = self.platform.layout.run().join("vm").join(self.vm.as_str()).join("nbd.sock");
-        let server =
-            NbdServer::start(&socket, vec![(disk.name.clone(), overlay.clone())]).map_err(|source| {
-                WarmError::Io { what: format!("NBD server on {}", socket.display()), source }
-            })?;
-        self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, kind).await?;
+        let server = self.platform.serve_taps(&self.vm, vec![(disk.name.clone(), overlay.clone())]);
+        let server = server.map_err(|source| WarmError::Io { what: "NBD server".into(), source })?;
+        self.platform.hypervisor.tap(&self.vm, &disk.name, server.socket(), &disk.name, kind).await?;
         Ok((overlay, server))
     }
 

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::command::device_id;
 use super::session::Session;
 use crate::hypervisor::DriverError;
 use crate::qmp::{Events, QmpError};
@@ -43,11 +42,6 @@ impl Names {
             filter: format!("{PREFIX}{disk}.cbw"),
             snapshot: format!("{PREFIX}{disk}.snap"),
         }
-    }
-
-    /// Where the guest's device says which node it uses.
-    pub(crate) fn device_path(&self) -> String {
-        format!("/machine/peripheral/{}/virtio-backend", device_id(&self.disk))
     }
 }
 
@@ -289,8 +283,14 @@ pub(crate) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverE
 
 /// Changes the node a guest's device works on; QEMU finishes the guest's requests first.
 pub(crate) async fn set_device_node(s: &Session, names: &Names, node: &str) -> Result<(), DriverError> {
-    let set = json!({"path": names.device_path(), "property": "drive", "value": node});
-    s.run("qom-set", set).await.map(drop)
+    let blocks = s.query("query-block").await?;
+    let ours = |block: &&Value| {
+        let name = block.get("inserted").and_then(|inserted| text(inserted, "node-name"));
+        name.is_some_and(|name| name == names.disk || name == names.filter)
+    };
+    let device = blocks.as_array().into_iter().flatten().find(ours).and_then(|block| text(block, "qdev"));
+    let Some(device) = device else { return Err(s.tap_error(&names.disk, "no device of the guest uses it")) };
+    s.run("qom-set", json!({"path": device, "property": "drive", "value": node})).await.map(drop)
 }
 
 /// Removes a bitmap that exists.

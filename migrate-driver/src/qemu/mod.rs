@@ -12,7 +12,7 @@ pub(crate) mod mirror;
 pub(crate) mod paths;
 mod process;
 pub(crate) mod session;
-mod warm;
+pub(crate) mod warm;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

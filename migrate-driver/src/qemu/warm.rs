@@ -28,7 +28,7 @@ use crate::hypervisor::DriverError;
 const GRANULARITY_BYTES: u32 = 65536;
 
 /// Starts a copy-before-write pass.
-pub(super) async fn start_copy_before(
+pub(crate) async fn start_copy_before(
     s: &Session,
     disk: &str,
     socket: &Path,
@@ -53,7 +53,7 @@ pub(super) async fn start_copy_before(
 }
 
 /// Starts a pass of a bitmap's blocks.
-pub(super) async fn start_dirty(
+pub(crate) async fn start_dirty(
     s: &Session,
     disk: &str,
     socket: &Path,
@@ -95,7 +95,7 @@ pub(super) async fn start_dirty(
 }
 
 /// Waits until all blocks have arrived, then settles the bitmap. Unbounded; the caller may drop this and `untap`.
-pub(super) async fn finish_dirty(s: &Session, disk: &str) -> Result<(), DriverError> {
+pub(crate) async fn finish_dirty(s: &Session, disk: &str) -> Result<(), DriverError> {
     let names = Names::of(disk);
     let id = names.target.as_str();
     let mut events = s.events();
@@ -149,7 +149,7 @@ async fn add_bitmap(s: &Session, node: &str, name: &str, recording: bool) -> Res
 }
 
 /// Whether the bitmap exists, records, and is free and sound.
-pub(super) async fn bitmap_ok(s: &Session, disk: &str, name: &str) -> Result<bool, DriverError> {
+pub(crate) async fn bitmap_ok(s: &Session, disk: &str, name: &str) -> Result<bool, DriverError> {
     let nodes = Nodes::query(s).await?;
     blocks::check_disk(s, &nodes, disk)?;
     Ok(is_usable(&nodes, disk, name))
@@ -162,7 +162,7 @@ fn is_usable(nodes: &Nodes, disk: &str, name: &str) -> bool {
 }
 
 /// Removes the bitmap if it is there.
-pub(super) async fn bitmap_remove(s: &Session, disk: &str, name: &str) -> Result<(), DriverError> {
+pub(crate) async fn bitmap_remove(s: &Session, disk: &str, name: &str) -> Result<(), DriverError> {
     let nodes = Nodes::query(s).await?;
     blocks::check_disk(s, &nodes, disk)?;
     match nodes.bitmap(disk, name) {

@@ -37,7 +37,7 @@ use crate::hypervisor::{
 use crate::process::io_error;
 use crate::qemu::paths::VmPaths;
 use crate::qemu::session::{Session, Vm};
-use crate::qemu::{blocks, mirror};
+use crate::qemu::{blocks, mirror, warm};
 use configuration::Rules;
 use keeper::KeeperPaths;
 use migration::Move;
@@ -66,12 +66,14 @@ pub struct XenSettings {
     pub vif_script: Option<PathBuf>,
 }
 
+/// The monitors of domains whose disks are tapped, each with its domain's number.
+type Monitors = HashMap<VmName, (u32, Arc<Vm>)>;
+
 /// Xen on this host.
 #[derive(Debug)]
 pub struct Xen {
     settings: XenSettings,
-    /// The monitors of domains whose disks are tapped.
-    monitors: Mutex<HashMap<VmName, Arc<Vm>>>,
+    monitors: Mutex<Monitors>,
 }
 
 impl Xen {
@@ -120,27 +122,28 @@ impl Xen {
         Ok(paths)
     }
 
-    /// The monitor of a domain's QEMU. The domain's number is asked for when there is none yet: in the switchover there is.
-    async fn monitor(&self, vm: &VmName, doing: &'static str) -> Result<Session, DriverError> {
-        let known = self.lock().get(vm).cloned();
-        let monitor = match known {
-            Some(monitor) => monitor,
-            None => {
+    /// The monitor of a domain's QEMU. The domain's number, which a reboot changes, is asked for unless a monitor is known
+    /// and `known` says that it is the right one: in the switchover it is.
+    async fn monitor(&self, vm: &VmName, doing: &'static str, known: bool) -> Result<Session, DriverError> {
+        let before = self.lock().get(vm).cloned();
+        let id = match &before {
+            Some((id, _)) if known => *id,
+            _ => {
                 let domains = xl::domains(vm).await?;
-                let domain =
-                    domains.own.or(domains.away).ok_or(DriverError::NotRunning { vm: vm.clone() })?;
-                let paths = self.moving(vm)?.paths;
-                let qmp = PathBuf::from(format!("/var/run/xen/qmp-libxenstat-{}", domain.id));
-                let log = PathBuf::from(format!("/var/log/xen/qemu-dm-{vm}.log"));
-                let monitor = Arc::new(Vm::new(vm.clone(), VmPaths::foreign(paths.dir, qmp, log)));
-                self.lock().insert(vm.clone(), monitor.clone());
-                monitor
+                domains.own.or(domains.away).ok_or(DriverError::NotRunning { vm: vm.clone() })?.id
             }
         };
+        if let Some((_, monitor)) = before.filter(|(before, _)| *before == id) {
+            return monitor.session(doing).await;
+        }
+        let qmp = PathBuf::from(format!("/var/run/xen/qmp-libxenstat-{id}"));
+        let log = PathBuf::from(format!("/var/log/xen/qemu-dm-{vm}.log"));
+        let monitor = Arc::new(Vm::new(vm.clone(), VmPaths::foreign(self.moving(vm)?.paths.dir, qmp, log)));
+        self.lock().insert(vm.clone(), (id, monitor.clone()));
         monitor.session(doing).await
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmName, Arc<Vm>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Monitors> {
         self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,8 +153,9 @@ impl Xen {
         vm: &VmName,
         disk: &str,
         doing: &'static str,
+        known: bool,
     ) -> Result<(Session, String), DriverError> {
-        let monitor = self.monitor(vm, doing).await?;
+        let monitor = self.monitor(vm, doing, known).await?;
         let nodes = blocks::Nodes::query(&monitor).await?;
         let mut named = [DiskFormat::Raw, DiskFormat::Qcow2]
             .map(|format| format!("{disk}-{}", format.as_str()))
@@ -163,7 +167,7 @@ impl Xen {
 
     /// Removes whatever is tapped. A domain without a QEMU has nothing to be removed.
     async fn remove_taps(&self, vm: &VmName) -> Result<(), DriverError> {
-        let monitor = match self.monitor(vm, "end the taps of its disks").await {
+        let monitor = match self.monitor(vm, "end the taps of its disks", false).await {
             Err(DriverError::NotRunning { .. }) => return Ok(()),
             monitor => monitor?,
         };
@@ -398,36 +402,48 @@ impl Hypervisor for Xen {
         export: &str,
         kind: TapKind,
     ) -> Result<(), DriverError> {
-        if !matches!(kind, TapKind::Mirror | TapKind::Copy) {
-            let why = "warm passes of a Xen domain's disks are not possible yet; migrate it instead";
-            return Err(DriverError::Tap { vm: vm.clone(), disk: disk.into(), reason: why.into() });
+        let doing = match kind {
+            TapKind::Mirror | TapKind::Copy => "mirror a disk",
+            TapKind::CopyBefore { .. } => "take a disk's view of this moment",
+            TapKind::Dirty { .. } => "copy a disk's dirty blocks",
+        };
+        let (monitor, node) = self.disk(vm, disk, doing, false).await?;
+        match kind {
+            TapKind::Mirror => mirror::start(&monitor, &node, nbd_socket, export, false).await,
+            TapKind::Copy => mirror::start(&monitor, &node, nbd_socket, export, true).await,
+            TapKind::CopyBefore { bitmap } => {
+                warm::start_copy_before(&monitor, &node, nbd_socket, export, bitmap.as_deref()).await
+            }
+            TapKind::Dirty { bitmap } => {
+                warm::start_dirty(&monitor, &node, nbd_socket, export, &bitmap).await
+            }
         }
-        let (monitor, node) = self.disk(vm, disk, "mirror a disk").await?;
-        mirror::start(&monitor, &node, nbd_socket, export, kind == TapKind::Copy).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        let (monitor, node) = self.disk(vm, disk, "drain a disk's mirror").await?;
+        let (monitor, node) = self.disk(vm, disk, "drain a disk's mirror", true).await?;
         mirror::drain(&monitor, &node).await
     }
 
     async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        let reason = "no pass is under way".into();
-        Err(DriverError::Tap { vm: vm.clone(), disk: disk.into(), reason })
+        let (monitor, node) = self.disk(vm, disk, "copy a disk's dirty blocks", false).await?;
+        warm::finish_dirty(&monitor, &node).await
     }
 
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        let (monitor, node) = self.disk(vm, disk, "end a disk's tap").await?;
+        let (monitor, node) = self.disk(vm, disk, "end a disk's tap", false).await?;
         blocks::check_disk(&monitor, &blocks::Nodes::query(&monitor).await?, &node)?;
         blocks::remove_tap(&monitor, &blocks::Names::of(&node)).await
     }
 
-    async fn bitmap_ok(&self, _: &VmName, _: &str, _: &str) -> Result<bool, DriverError> {
-        Ok(false)
+    async fn bitmap_ok(&self, vm: &VmName, disk: &str, name: &str) -> Result<bool, DriverError> {
+        let (monitor, node) = self.disk(vm, disk, "look at a disk's bitmap", false).await?;
+        warm::bitmap_ok(&monitor, &node, name).await
     }
 
-    async fn bitmap_remove(&self, _: &VmName, _: &str, _: &str) -> Result<(), DriverError> {
-        Ok(())
+    async fn bitmap_remove(&self, vm: &VmName, disk: &str, name: &str) -> Result<(), DriverError> {
+        let (monitor, node) = self.disk(vm, disk, "remove a disk's bitmap", false).await?;
+        warm::bitmap_remove(&monitor, &node, name).await
     }
 }
 

@@ -41,10 +41,33 @@ pub(super) struct Ways {
     /// The TUN interface.
     program: (String, u32),
     carried: BTreeMap<String, (Ipv6Prefix, Carried)>,
-    /// When a packet came last to this program.
+    pace: Pace,
+}
+
+/// How packets come to this program.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// When one came last.
     last: Instant,
     /// When one came last that was close behind another.
     rushed: Instant,
+}
+
+impl Pace {
+    fn came(&mut self, now: Instant) {
+        if now - self.last < QUIET {
+            self.rushed = now;
+        }
+        self.last = now;
+    }
+
+    /// Whether they come so that the kernel, which may since `since`, can take over before the next.
+    fn allows(self, now: Instant, since: Instant) -> bool {
+        let waited = now - since;
+        let is_calm = now - self.rushed >= CALM || waited >= IMPATIENCE;
+        let is_quiet = now - self.last >= QUIET;
+        is_calm && is_quiet || waited >= 2 * IMPATIENCE
+    }
 }
 
 impl Ways {
@@ -58,7 +81,8 @@ impl Ways {
     ) -> Result<Self, AgentError> {
         let program = (own.interface.clone(), index);
         let (carried, now) = (BTreeMap::new(), Instant::now());
-        let mut ways = Self { links, tunnels, program, carried, last: now, rushed: now };
+        let pace = Pace { last: now, rushed: now };
+        let mut ways = Self { links, tunnels, program, carried, pace };
         if ways.is_in_kernel() {
             ways.links.route(FROM_ANCHOR, everything(), Way::Nowhere).await?;
             let peer = Peer { address: anchor, user_plane: anchor };
@@ -157,11 +181,7 @@ impl Ways {
 
     /// A packet has come to this program.
     pub(super) fn came(&mut self) {
-        let now = Instant::now();
-        if now - self.last < QUIET {
-            self.rushed = now;
-        }
-        self.last = now;
+        self.pace.came(Instant::now());
     }
 
     /// When the kernel may take over from this program.
@@ -177,10 +197,9 @@ impl Ways {
             _ => None,
         };
         let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
-        let waited = first.elapsed();
-        let is_calm = self.rushed.elapsed() >= CALM || waited >= IMPATIENCE;
-        let is_quiet = self.last.elapsed() >= QUIET && plane.is_quiet();
-        if !(is_calm && is_quiet || waited >= 2 * IMPATIENCE) {
+        let now = Instant::now();
+        // What has come and was not taken yet has come, unless patience is over.
+        if !self.pace.allows(now, first) || !plane.is_quiet() && now - first < 2 * IMPATIENCE {
             return Vec::new();
         }
         let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
@@ -212,5 +231,49 @@ impl Ways {
     pub(super) async fn end(&mut self) -> Result<(), LinkError> {
         let ended = self.tunnels.end().await;
         self.links.clear_gateway().await.and(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When the kernel takes over a stream whose packets come at these times, in microseconds after it may for the first time.
+    fn taken_over(packets: impl Iterator<Item = u64>) -> u64 {
+        let since = Instant::now() + Duration::from_secs(1);
+        let at = |us: u64| since + Duration::from_micros(us);
+        let mut pace = Pace { last: since, rushed: since };
+        let mut packets = packets.peekable();
+        (0..)
+            .step_by(1000)
+            .find(|now| {
+                while let Some(came) = packets.next_if(|came| came <= now) {
+                    pace.came(at(came));
+                }
+                pace.allows(at(*now), since)
+            })
+            .unwrap_or(u64::MAX)
+    }
+
+    const MS: u64 = 1000;
+
+    #[test]
+    fn a_pause_in_a_fast_stream_is_not_taken_for_its_end() {
+        // Five packets a millisecond; each 50 ms nothing for 6, and then what has waited at once.
+        let at = |number: u64| match number * 200 {
+            us if us % (50 * MS) < 6 * MS => us - us % (50 * MS) + 6 * MS,
+            us => us,
+        };
+        let taken = taken_over((0..).map(at));
+        assert!((5000 * MS..5100 * MS).contains(&taken), "after {taken} us");
+        assert_eq!(taken_over((0..).map(|number| number * 200)), 10_000 * MS, "no pause at all");
+    }
+
+    #[test]
+    fn the_kernel_takes_over_a_slow_stream_between_two_packets() {
+        assert_eq!(taken_over(std::iter::empty()), 100 * MS);
+        // Two at once at first, then one each 20 ms.
+        let taken = taken_over([0, 500].into_iter().chain((1..).map(|number| number * 20 * MS)));
+        assert_eq!(taken, 102 * MS);
     }
 }

@@ -88,7 +88,13 @@ impl Options {
                 "--hold" => options.what = What::Hold,
                 "--walk" => {
                     let faults = words.next().and_then(|list| faults(list));
-                    options.what = What::Walk(faults.context("--walk takes numbers, as 1-6,20,30-33")?);
+                    let faults = faults.context("--walk takes numbers, as 1-6,20,30-33")?;
+                    if !walk::go_together(&faults) {
+                        bail!(
+                            "--walk: the last fault costs the guest its memory, and so the proof of others: run it alone"
+                        );
+                    }
+                    options.what = What::Walk(faults);
                 }
                 "--alone" => options.alone = true,
                 "--moves" => {
@@ -113,7 +119,7 @@ fn faults(list: &str) -> Option<Vec<usize>> {
     for range in list.split(',') {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
         let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
-        all.extend(from..=to.min(walk::FAULTS.len()));
+        all.extend(from.max(1)..=to.min(walk::FAULTS.len()));
     }
     Some(all)
 }
