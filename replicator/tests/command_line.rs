@@ -118,12 +118,12 @@ fn identity_and_the_example_need_no_daemon() {
 
 #[test]
 fn a_vm_that_is_busy_is_4_and_another_refusal_1() {
-    let refusal = |message: &str| daemon(vec![(409, json!({ "error": message }).to_string())]);
-    let busy = refusal(&format!("VM 'web' is busy with job {JOB} (replicate); wait for it"));
+    let refusal = |status, message: &str| daemon(vec![(status, json!({ "error": message }).to_string())]);
+    let busy = refusal(423, &format!("VM 'web' is busy with job {JOB} (replicate); wait for it"));
     let output = longhaul(busy.path(), "replicate web --to b");
     assert_eq!(code(&output), 4);
     assert!(err(&output).starts_with("longhaul: VM 'web' is busy with job"), "{}", err(&output));
-    let unknown = refusal("there is no VM 'web' here");
+    let unknown = refusal(409, "there is no VM 'web' here");
     let output = longhaul(unknown.path(), "replicate web --to b");
     assert_eq!((code(&output), err(&output).as_str()), (1, "longhaul: there is no VM 'web' here\n"));
 }

@@ -43,6 +43,8 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_DAEMON: u8 = 3;
 const EXIT_BUSY: u8 = 4;
+/// HTTP's Locked (RFC 4918 section 11.3): another job has hold of the VM.
+const STATUS_BUSY: u16 = 423;
 
 #[derive(Subcommand)]
 enum Command {
@@ -375,7 +377,7 @@ pub fn main() -> ExitCode {
             eprintln!("longhaul: {error:#}");
             ExitCode::from(match error.downcast_ref::<ClientError>() {
                 Some(ClientError::NoDaemon { .. }) => EXIT_NO_DAEMON,
-                Some(ClientError::Refused { message, .. }) if message.contains("busy with job") => EXIT_BUSY,
+                Some(ClientError::Refused { status: STATUS_BUSY, .. }) => EXIT_BUSY,
                 _ => EXIT_FAILED,
             })
         }

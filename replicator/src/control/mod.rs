@@ -20,8 +20,11 @@ use tokio::net::UnixListener;
 
 use crate::jobs::{JobState, Report};
 use crate::journal::Claim;
+use crate::migrate::source::MigrateError;
 use crate::peers::Peer;
 use crate::platform::Platform;
+use crate::vms::VmError;
+use crate::warm::WarmError;
 use crate::{bases, estimate, files, migrate, restore, upkeep, vms, warm};
 
 /// How long a guest has to power down before it is killed.
@@ -35,10 +38,25 @@ pub struct ApiError {
     message: String,
 }
 
-impl<E: std::error::Error> From<E> for ApiError {
+impl<E: std::error::Error + 'static> From<E> for ApiError {
     fn from(error: E) -> Self {
-        ApiError { status: StatusCode::CONFLICT, message: error.to_string() }
+        let status = if is_busy(&error) { StatusCode::LOCKED } else { StatusCode::CONFLICT };
+        ApiError { status, message: error.to_string() }
     }
+}
+
+/// Whether another job has hold of the VM: the same request may be granted later.
+fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
+    let vm = error.downcast_ref().or_else(|| {
+        if let Some(MigrateError::Vm(vm)) = error.downcast_ref() {
+            Some(vm)
+        } else if let Some(WarmError::Vm(vm)) = error.downcast_ref() {
+            Some(vm)
+        } else {
+            None
+        }
+    });
+    matches!(vm, Some(VmError::Busy { .. }))
 }
 
 impl IntoResponse for ApiError {
@@ -508,7 +526,7 @@ async fn import_store(State(platform): Shared, Json(import): Json<ImportStore>) 
 }
 
 /// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.
-pub fn definition_request(path: &Path) -> Result<Value, vms::VmError> {
+pub fn definition_request(path: &Path) -> Result<Value, VmError> {
     let definition = vms::read_definition(path)?;
     let toml = definition.to_toml()?;
     Ok(json!({ "toml": toml, "file": path }))
