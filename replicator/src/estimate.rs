@@ -78,29 +78,24 @@ pub async fn estimate(
     let connection = platform.network.dial(peer).await?;
     let mut disks = Vec::new();
     for (disk, definition) in plan.disks.iter().zip(&plan.definition.disks) {
-        let failed = |source| EstimateError::Transfer { disk: disk.name.clone(), source };
-        if definition.format != DiskFormat::Raw {
-            // Only its hypervisor reads it: all of it counts as to be sent.
-            disks.push(DiskEstimate {
-                name: disk.name.clone(),
-                size: disk.size,
-                data_bytes: disk.data_bytes,
-                held_bytes: 0,
-                to_send_bytes: disk.data_bytes,
-            });
-            continue;
-        }
-        let path = definition.path.display().to_string();
-        let image = RawImage::open_read(&definition.path)
-            .map_err(|source| failed(TransferError::Image { image: path.clone(), source }))?;
-        let counters = Arc::new(Counters::default());
-        let target = Target::Estimate { vm: vm.to_owned(), disk: disk.name.clone() };
-        let settings = platform.transfer_settings();
-        let (mut sender, _) =
-            Sender::open(&connection, target, disk.size, settings, counters.clone()).await.map_err(failed)?;
-        sender.estimate(Arc::new(image), &path).await.map_err(failed)?;
-        let get = |counter: &AtomicU64| Counters::get(counter);
-        let (data_bytes, held_bytes) = (get(&counters.data), get(&counters.dedup));
+        // What only its hypervisor can read counts as to be sent, all of it.
+        let (data_bytes, held_bytes) = match definition.format {
+            DiskFormat::Qcow2 => (disk.data_bytes, 0),
+            DiskFormat::Raw => {
+                let failed = |source| EstimateError::Transfer { disk: disk.name.clone(), source };
+                let path = definition.path.display().to_string();
+                let image = RawImage::open_read(&definition.path)
+                    .map_err(|source| failed(TransferError::Image { image: path.clone(), source }))?;
+                let counters = Arc::new(Counters::default());
+                let target = Target::Estimate { vm: vm.to_owned(), disk: disk.name.clone() };
+                let settings = platform.transfer_settings();
+                let opened = Sender::open(&connection, target, disk.size, settings, counters.clone()).await;
+                let (mut sender, _) = opened.map_err(failed)?;
+                sender.estimate(Arc::new(image), &path).await.map_err(failed)?;
+                let get = |counter: &AtomicU64| Counters::get(counter);
+                (get(&counters.data), get(&counters.dedup))
+            }
+        };
         let to_send_bytes = data_bytes - held_bytes;
         disks.push(DiskEstimate {
             name: disk.name.clone(),

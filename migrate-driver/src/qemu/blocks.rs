@@ -259,6 +259,12 @@ pub(crate) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverErr
     }
 }
 
+/// Ends any tap of a disk that the VM has.
+pub(crate) async fn untap(s: &Session, disk: &str) -> Result<(), DriverError> {
+    check_disk(s, &Nodes::query(s).await?, disk)?;
+    remove_tap(s, &Names::of(disk)).await
+}
+
 /// Whatever is left of any tap on this disk: ends it and removes all of it.
 pub(crate) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverError> {
     cancel_job(s, &names.target).await?;

@@ -203,20 +203,8 @@ impl Hypervisor for Qemu {
         export: &str,
         kind: TapKind,
     ) -> Result<(), DriverError> {
-        match kind {
-            TapKind::Mirror | TapKind::Copy => {
-                let s = self.session(vm, "mirror a disk").await?;
-                mirror::start(&s, disk, nbd_socket, export, kind == TapKind::Copy).await
-            }
-            TapKind::CopyBefore { bitmap } => {
-                let s = self.session(vm, "take a disk's view of this moment").await?;
-                warm::start_copy_before(&s, disk, nbd_socket, export, bitmap.as_deref()).await
-            }
-            TapKind::Dirty { bitmap } => {
-                let s = self.session(vm, "copy a disk's dirty blocks").await?;
-                warm::start_dirty(&s, disk, nbd_socket, export, &bitmap).await
-            }
-        }
+        let s = self.session(vm, "tap a disk").await?;
+        start_tap(&s, disk, nbd_socket, export, &kind).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
@@ -228,9 +216,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        let s = self.session(vm, "end a disk's tap").await?;
-        blocks::check_disk(&s, &blocks::Nodes::query(&s).await?, disk)?;
-        blocks::remove_tap(&s, &blocks::Names::of(disk)).await
+        blocks::untap(&self.session(vm, "end a disk's tap").await?, disk).await
     }
 
     async fn bitmap_ok(&self, vm: &VmName, disk: &str, name: &str) -> Result<bool, DriverError> {
@@ -239,6 +225,24 @@ impl Hypervisor for Qemu {
 
     async fn bitmap_remove(&self, vm: &VmName, disk: &str, name: &str) -> Result<(), DriverError> {
         warm::bitmap_remove(&self.session(vm, "remove a disk's bitmap").await?, disk, name).await
+    }
+}
+
+/// Starts a tap on a disk's node, whoever has started its QEMU.
+pub(crate) async fn start_tap(
+    s: &Session,
+    disk: &str,
+    nbd_socket: &Path,
+    export: &str,
+    kind: &TapKind,
+) -> Result<(), DriverError> {
+    match kind {
+        TapKind::Mirror => mirror::start(s, disk, nbd_socket, export, false).await,
+        TapKind::Copy => mirror::start(s, disk, nbd_socket, export, true).await,
+        TapKind::CopyBefore { bitmap } => {
+            warm::start_copy_before(s, disk, nbd_socket, export, bitmap.as_deref()).await
+        }
+        TapKind::Dirty { bitmap } => warm::start_dirty(s, disk, nbd_socket, export, bitmap).await,
     }
 }
 

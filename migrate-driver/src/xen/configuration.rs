@@ -83,7 +83,8 @@ impl Rules {
                     "a network interface wants the script {script:?}; only a vif-bridge is run here"
                 ));
             }
-            nic["script"] = self.script.to_str().ok_or("a path here is not UTF-8")?.into();
+            nic["script"] =
+                self.script.to_str().ok_or("the path of this host's vif_script is not UTF-8")?.into();
         }
         Ok(configuration.to_string())
     }

@@ -37,7 +37,7 @@ use crate::hypervisor::{
 use crate::process::io_error;
 use crate::qemu::paths::VmPaths;
 use crate::qemu::session::{Session, Vm};
-use crate::qemu::{blocks, mirror, warm};
+use crate::qemu::{blocks, mirror, start_tap, warm};
 use configuration::Rules;
 use keeper::KeeperPaths;
 use migration::Move;
@@ -88,6 +88,11 @@ impl Xen {
             Some(script) => script.clone(),
             None => self.own_script(&def.name)?,
         };
+        // xl would find out while the guest stands still.
+        let runs = rustix::fs::access(&script, rustix::fs::Access::EXEC_OK);
+        runs.map_err(|error| {
+            io_error(&def.name, "run the vif_script (see longhaul.toml)", &script)(error.into())
+        })?;
         Ok(Rules::of(def, &self.settings.bridges, script))
     }
 
@@ -402,22 +407,8 @@ impl Hypervisor for Xen {
         export: &str,
         kind: TapKind,
     ) -> Result<(), DriverError> {
-        let doing = match kind {
-            TapKind::Mirror | TapKind::Copy => "mirror a disk",
-            TapKind::CopyBefore { .. } => "take a disk's view of this moment",
-            TapKind::Dirty { .. } => "copy a disk's dirty blocks",
-        };
-        let (monitor, node) = self.disk(vm, disk, doing, false).await?;
-        match kind {
-            TapKind::Mirror => mirror::start(&monitor, &node, nbd_socket, export, false).await,
-            TapKind::Copy => mirror::start(&monitor, &node, nbd_socket, export, true).await,
-            TapKind::CopyBefore { bitmap } => {
-                warm::start_copy_before(&monitor, &node, nbd_socket, export, bitmap.as_deref()).await
-            }
-            TapKind::Dirty { bitmap } => {
-                warm::start_dirty(&monitor, &node, nbd_socket, export, &bitmap).await
-            }
-        }
+        let (monitor, node) = self.disk(vm, disk, "tap a disk", false).await?;
+        start_tap(&monitor, &node, nbd_socket, export, &kind).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
@@ -432,8 +423,7 @@ impl Hypervisor for Xen {
 
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
         let (monitor, node) = self.disk(vm, disk, "end a disk's tap", false).await?;
-        blocks::check_disk(&monitor, &blocks::Nodes::query(&monitor).await?, &node)?;
-        blocks::remove_tap(&monitor, &blocks::Names::of(&node)).await
+        blocks::untap(&monitor, &node).await
     }
 
     async fn bitmap_ok(&self, vm: &VmName, disk: &str, name: &str) -> Result<bool, DriverError> {
@@ -467,5 +457,44 @@ impl Xen {
         }
         self.forget(vm);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn xen(dir: &Path, vif_script: Option<PathBuf>) -> Xen {
+        Xen::new(XenSettings { scripts_dir: dir.join("scripts"), vif_script, ..XenSettings::default() })
+    }
+
+    fn definition() -> VmDefinition {
+        VmDefinition::parse("name = 'u1'\nmemory_mib = 80\n", Path::new("u1.toml")).unwrap()
+    }
+
+    #[test]
+    fn our_script_is_put_in_its_place_and_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let xen = xen(dir.path(), None);
+        let script = dir.path().join("scripts/vif-bridge");
+        for _ in 0..2 {
+            assert_eq!(xen.rules(&definition()).unwrap().script, script);
+            assert_eq!(fs::read_to_string(&script).unwrap(), VIF_BRIDGE_SCRIPT);
+            assert_eq!(fs::metadata(&script).unwrap().permissions().mode() & 0o777, 0o755);
+            assert_eq!(fs::read_dir(dir.path().join("scripts")).unwrap().count(), 1, "nothing beside it");
+            fs::write(&script, "an older one").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_script_that_cannot_run_is_refused_before_anything_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("mine");
+        let refused = || xen(dir.path(), Some(script.clone())).rules(&definition()).unwrap_err().to_string();
+        assert!(refused().contains("vif_script") && refused().contains("mine"), "{}", refused());
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        assert!(refused().contains("ermission"), "{}", refused());
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(xen(dir.path(), Some(script.clone())).rules(&definition()).unwrap().script, script);
     }
 }

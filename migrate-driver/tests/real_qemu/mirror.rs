@@ -4,13 +4,23 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{DriverError, TapKind};
 use serde_json::json;
 
 use crate::common::guest::{AREA_START, DISK_BYTES, Pace, SLOT_BYTES, SLOTS, check_disk};
 use crate::common::{DISK, Host, Tap, soon};
+
+/// An overlay for a disk of so many bytes, and the server that fills it.
+fn overlay_of(disk: &str, size: usize, host: &Host) -> (Arc<Overlay>, NbdServer) {
+    let overlay = Arc::new(Overlay::new(size as u64, host.path()).unwrap());
+    let socket = host.path().join(format!("{disk}.sock"));
+    let server = NbdServer::start(&socket, vec![(disk.into(), overlay.clone())]).unwrap();
+    (overlay, server)
+}
 
 #[tokio::test]
 async fn every_write_arrives_and_a_4_kib_write_is_4_kib() {
@@ -51,11 +61,8 @@ async fn the_short_last_block_and_zeroes_arrive_exactly() {
     let node = json!({"driver": "raw", "node-name": "odd", "discard": "unmap",
         "file": {"driver": "file", "filename": path, "discard": "unmap"}});
     monitor.execute("blockdev-add", Some(node)).await.unwrap();
-    let overlay = std::sync::Arc::new(migrate_driver::nbd::Overlay::new(size as u64, host.path()).unwrap());
-    let socket = host.path().join("odd.sock");
-    let _server =
-        migrate_driver::nbd::NbdServer::start(&socket, vec![("odd".into(), overlay.clone())]).unwrap();
-    host.driver.tap(host.vm(), "odd", &socket, "odd", TapKind::Mirror).await.unwrap();
+    let (overlay, server) = overlay_of("odd", size, &host);
+    host.driver.tap(host.vm(), "odd", server.socket(), "odd", TapKind::Mirror).await.unwrap();
     let hmp = |line: String| json!({"command-line": line});
     for command in
         ["write -P 7 196608 512", "write -P 8 512 1024", "discard 65536 65536", "write -z 131072 4096"]
@@ -91,12 +98,9 @@ async fn a_whole_disk_arrives_out_of_a_qcow2_image() {
     let node = json!({"driver": "qcow2", "node-name": "odd", "discard": "unmap",
         "file": {"driver": "file", "filename": qcow2, "discard": "unmap"}});
     monitor.execute("blockdev-add", Some(node)).await.unwrap();
-    let overlay = std::sync::Arc::new(migrate_driver::nbd::Overlay::new(size as u64, host.path()).unwrap());
-    let socket = host.path().join("odd.sock");
-    let _server =
-        migrate_driver::nbd::NbdServer::start(&socket, vec![("odd".into(), overlay.clone())]).unwrap();
-    soon("copy", host.driver.tap(host.vm(), "odd", &socket, "odd", TapKind::Copy)).await.unwrap();
-    let copied = |overlay: &migrate_driver::nbd::Overlay| {
+    let (overlay, server) = overlay_of("odd", size, &host);
+    soon("copy", host.driver.tap(host.vm(), "odd", server.socket(), "odd", TapKind::Copy)).await.unwrap();
+    let copied = |overlay: &Overlay| {
         let mut got = vec![1; size];
         overlay.read_at(0, &mut got).unwrap();
         got

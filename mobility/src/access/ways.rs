@@ -61,11 +61,12 @@ impl Pace {
         self.last = now;
     }
 
-    /// Whether they come so that the kernel, which may since `since`, can take over before the next.
-    fn allows(self, now: Instant, since: Instant) -> bool {
+    /// Whether they come so that the kernel, which may since `since`, can take over before the next; `waiting`, if one has
+    /// come that was not taken yet.
+    fn allows(self, now: Instant, since: Instant, waiting: bool) -> bool {
         let waited = now - since;
         let is_calm = now - self.rushed >= CALM || waited >= IMPATIENCE;
-        let is_quiet = now - self.last >= QUIET;
+        let is_quiet = now - self.last >= QUIET && !waiting;
         is_calm && is_quiet || waited >= 2 * IMPATIENCE
     }
 }
@@ -197,9 +198,7 @@ impl Ways {
             _ => None,
         };
         let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
-        let now = Instant::now();
-        // What has come and was not taken yet has come, unless patience is over.
-        if !self.pace.allows(now, first) || !plane.is_quiet() && now - first < 2 * IMPATIENCE {
+        if !self.pace.allows(Instant::now(), first, !plane.is_quiet()) {
             return Vec::new();
         }
         let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
@@ -250,7 +249,7 @@ mod tests {
                 while let Some(came) = packets.next_if(|came| came <= now) {
                     pace.came(at(came));
                 }
-                pace.allows(at(*now), since)
+                pace.allows(at(*now), since, false)
             })
             .unwrap_or(u64::MAX)
     }

@@ -87,7 +87,10 @@ fn qcow2_size(image: &RawImage) -> io::Result<u64> {
     let (rest, size) = header.split_at(24);
     match size.try_into().map(u64::from_be_bytes) {
         Ok(size) if rest.starts_with(MAGIC) && size > 0 => Ok(size),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no qcow2 image")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its definition says qcow2 and it is none; see `format` there",
+        )),
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn ci() -> Result<()> {
     cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])?;
     let closing = test()?;
     if started.elapsed() < TIME_FOR_XEN {
-        xen::run(&xen::Options::smoke())?;
+        xen::run(&xen::Options::parse(&["--smoke"])?)?;
         println!("\nXen: a guest was moved alive and back cold, and has every record");
     } else {
         println!("\nXen: left out, it is late; `cargo xtask lab xen --smoke` runs it");

@@ -15,7 +15,7 @@ fn sent() -> Value {
     })
 }
 
-const SCRIPT: &str = "/var/lib/longhaul/xen/vif-bridge";
+const SCRIPT: &str = "/var/lib/longhaul/scripts/vif-bridge";
 
 fn rules() -> Rules {
     Rules {
@@ -40,7 +40,7 @@ fn paths_and_bridges_become_those_of_the_host() {
     expected["nics"][0]["script"] = json!(SCRIPT);
     assert_eq!(adapted, expected);
     // One that came to the other host in the same way.
-    let again = |sent: &mut Value| sent["nics"][0]["script"] = json!("/srv/longhaul/xen/vif-bridge");
+    let again = |sent: &mut Value| sent["nics"][0]["script"] = json!("/srv/longhaul/scripts/vif-bridge");
     assert_eq!(self::adapted(again).unwrap(), expected);
 }
 

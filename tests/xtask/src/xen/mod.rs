@@ -67,11 +67,6 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// What `--smoke` means.
-    pub(crate) fn smoke() -> Self {
-        Self { what: What::Smoke, alone: false, moves: 0, json: None }
-    }
-
     /// Reads the words after `lab xen`.
     ///
     /// # Errors
