@@ -9,11 +9,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mobility_proto::gateway::{self, Carrier, Dropped, Gateway, Output};
 use mobility_proto::inner::Inner;
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, unconstrained, yield_now};
 use tokio::time::Instant;
 
 pub use mobility_proto::gateway::{Grant, Happened};
@@ -21,7 +22,7 @@ pub use mobility_proto::gateway::{Grant, Happened};
 use crate::advertise::Router;
 use crate::agent::{AgentError, Ends, Orders, opening, packet_of, send_signalling, sleep_until, unix_ns};
 use crate::links::{LinkError, Links, OF_GATEWAY};
-use crate::plane::{Plane, Side};
+use crate::plane::{self, Plane, Side};
 use crate::raw::RawSocket;
 use crate::tunnels::{DataPlane, Own, Peer, PlaneChoice};
 use ways::Ways;
@@ -66,8 +67,8 @@ pub struct Link {
     pub prefix: Ipv6Prefix,
     /// The machine's IPv4 address, if it has one. It may have any router: all other addresses are answered for.
     pub ipv4: Option<Ipv4Addr>,
-    /// The machine's link-layer address. Without it the kernel asks for it, and the first packets wait.
-    pub link_layer: Option<[u8; 6]>,
+    /// The machine's link-layer address: no packet waits for it to be found.
+    pub link_layer: [u8; 6],
 }
 
 impl Link {
@@ -319,6 +320,9 @@ impl Agent {
                 },
                 () = sleep_until(deadline) => {}
             }
+            if self.gateway.deadline().is_some_and(|deadline| deadline <= self.start.elapsed()) {
+                self.catch_up().await;
+            }
             self.gateway.handle_timeout(self.start.elapsed(), unix_ns());
             self.drain().await;
             self.assign().await;
@@ -430,11 +434,22 @@ impl Agent {
         }
         self.neighbours.insert(destination);
         let guest = self.guests.values().find(|guest| guest.link.has(destination));
-        let Some((guest, link_layer)) = guest.and_then(|guest| Some((guest, guest.link.link_layer?))) else {
-            return;
-        };
-        if let Err(error) = self.links.neighbour(guest.index, destination, link_layer).await {
+        let Some(guest) = guest else { return };
+        if let Err(error) = self.links.neighbour(guest.index, destination, guest.link.link_layer).await {
             tracing::debug!("{error}");
+        }
+    }
+
+    /// Takes what has come by now: when it is judged that something has not, it shall not be that this program was busy.
+    async fn catch_up(&mut self) {
+        // The runtime looks which sockets have something.
+        yield_now().await;
+        for _ in 0..plane::QUEUE {
+            match unconstrained(self.plane.ready()).now_or_never() {
+                Some(Ok(side)) => self.pass(side),
+                // An error comes again.
+                Some(Err(_)) | None => break,
+            }
         }
     }
 
@@ -444,10 +459,10 @@ impl Agent {
             Side::Kernel(count) => {
                 let Self { plane, gateway, anchor, ways, .. } = self;
                 let in_kernel = ways.is_in_kernel();
+                ways.came();
                 for packet in plane.taken(count) {
                     // Of IPv6, what guests send does not come here when the kernel carries it; what the home agent sends does.
                     if in_kernel && !Inner::parse(packet).is_some_and(|inner| inner.is_ipv4()) {
-                        ways.came();
                         gateway.handle_tunnelled(now, *anchor, packet.to_vec());
                     } else {
                         gateway.handle_guest(packet.to_vec());

@@ -5,11 +5,13 @@
 mod care_of;
 mod carrier;
 mod doorway;
+mod held;
 mod ipv4;
 mod segments;
 mod tunnel;
 
 use std::collections::HashSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
@@ -22,6 +24,8 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, RuleAddRequest};
+
+use crate::agent::{AgentError, opening};
 
 pub(crate) use tunnel::{Remembered, Table, Tunnel, inner_name};
 
@@ -72,6 +76,8 @@ type Result<T, E = LinkError> = std::result::Result<T, E>;
 pub(crate) enum Way {
     /// Out by the interface with this index.
     Interface(u32),
+    /// Out by it too, once its router is found, who is nobody.
+    Held(u32, Ipv6Addr),
     /// Into a tunnel.
     Tunnel(Tunnel),
     /// Nowhere, without a word.
@@ -165,6 +171,16 @@ impl Links {
         .await?;
         // Behind that one: a guest sends as itself or not at all. In the tunnel nobody could tell it from another guest here.
         self.rule(|rule| rule.input_interface(name).action(RuleAction::Blackhole), PRIORITY + 1).await?;
+        // What this host itself tells a guest, as that a packet is too long. By way of the home agent it would come to nothing: an
+        // ip6tnl takes a packet whose source is the tunnel's other end for one that goes in circles.
+        self.rule(
+            |rule| {
+                let rule = rule.input_interface(OWN).destination_prefix(prefix.address(), prefix.len());
+                rule.table_id(TO_GUESTS).action(RuleAction::ToTable)
+            },
+            PRIORITY + 2,
+        )
+        .await?;
         Ok(index)
     }
 
@@ -179,7 +195,7 @@ impl Links {
 
     /// Takes back what [`attach_guest`](Self::attach_guest) did; the interface may be gone already.
     pub(crate) async fn detach_guest(&self, name: &str, prefix: Ipv6Prefix) -> Result<()> {
-        self.remove_rules(|rule| is_from(rule, name)).await?;
+        self.remove_rules(|rule| is_from(rule, name) || destination_of(rule) == Some(prefix)).await?;
         let Ok(index) = self.index(name).await else { return Ok(()) };
         let _ = self.unroute(TO_GUESTS, prefix).await;
         self.remove_gateway_address(|other| other == index).await?;
@@ -202,18 +218,18 @@ impl Links {
         self.restore_link_layer(|_| true).await
     }
 
-    /// Removes what is for guests at other interfaces than these, and with other IPv4 addresses.
+    /// Removes what is for guests at other interfaces than these, and with other prefixes and IPv4 addresses.
     pub(crate) async fn clear_guests_but(
         &self,
         keep: &HashSet<String>,
-        addresses: &HashSet<Ipv4Addr>,
+        prefixes: &HashSet<Ipv6Prefix>,
     ) -> Result<()> {
         let mut indices = HashSet::new();
         for name in keep {
             indices.extend(self.index(name).await.ok());
         }
         self.remove_rules(|rule| match input_of(rule) {
-            Some(OWN) => !ipv4::address_of(rule).is_some_and(|to| addresses.contains(&to)),
+            Some(OWN) => !destination_of(rule).is_some_and(|to| prefixes.contains(&to)),
             input => input.is_some_and(|input| !keep.contains(input)),
         })
         .await?;
@@ -352,6 +368,7 @@ impl Links {
         let mut route = match way {
             None => route,
             Some(Way::Interface(index)) => route.output_interface(index),
+            Some(Way::Held(index, nobody)) => route.output_interface(index).gateway(nobody),
             Some(Way::Tunnel(tunnel)) => tunnel.via(route),
             Some(Way::Nowhere) => route.kind(RouteType::BlackHole),
             Some(Way::Onward) => route.kind(RouteType::Throw),
@@ -393,6 +410,16 @@ fn is_from(rule: &RuleMessage, name: &str) -> bool {
     input_of(rule) == Some(name)
 }
 
+/// What a rule is for; an IPv4 address as a prefix of those that are mapped.
+fn destination_of(rule: &RuleMessage) -> Option<Ipv6Prefix> {
+    let len = rule.header.dst_len;
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Destination(IpAddr::V6(address)) => Ipv6Prefix::new(*address, len),
+        RuleAttribute::Destination(IpAddr::V4(address)) => Ipv6Prefix::of_ipv4(*address, len),
+        _ => None,
+    })
+}
+
 /// The alias under which an interface remembers, also over a crash of ours, the link-layer address that it is about to lose
 /// to `gateway`; `None` when it has no such address or remembers already.
 fn remembering(link: &LinkMessage, gateway: [u8; 6]) -> Option<String> {
@@ -422,6 +449,12 @@ fn alias(link: &LinkMessage) -> &str {
         _ => None,
     });
     alias.unwrap_or_default()
+}
+
+/// Sets a variable of an interface.
+fn set(part: &str, interface: &str, name: &str, value: &str) -> Result<(), AgentError> {
+    let path = format!("/proc/sys/net/{part}/{interface}/{name}");
+    fs::write(&path, value).map_err(opening(&path))
 }
 
 fn failed(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {

@@ -22,7 +22,7 @@ const LARGEST: usize = VIRTIO_NET_HDR_LEN + 65_535;
 /// of payload.
 const CUTS: usize = 2048;
 /// How many packets may wait for the agent: 10 ms at 3 Gb/s.
-const QUEUE: u32 = 2500;
+pub(crate) const QUEUE: u32 = 2500;
 /// How many packets are taken from a socket before anything else gets its turn.
 const BATCH: usize = IDEAL_BATCH_SIZE;
 

@@ -23,7 +23,7 @@
 //! ```text
 //! home agent   kernel ......................... route to the source | route to the target, then the end marker
 //! source       kernel | remember: this program ............................ revoked: nothing
-//! target                expect: this program ................................. settled: this program | quiet: kernel
+//! target                expect: this program .......................... settled: kernel, once this program has passed on all
 //! ```
 //!
 //! - *From the kernel to this program*, at the source and at a home agent's fallback: the new way is the slower one. A packet
@@ -33,17 +33,16 @@
 //!   (`home_agent::FENCE`). A packet that it overtakes all the same is still delivered: the target takes packets of the source
 //!   for a while after it has settled. What comes to the target meanwhile by the new way waits for the marker.
 //! - *From this program to the kernel*, at the target once it has settled: the new way is the quicker one, so a packet could
-//!   overtake those that still wait here. The route is changed only when none has come for `QUIET`, nor two close together for
-//!   `CALM`, and what comes here afterwards is delivered at once. A stream that is never calm is taken over after
-//!   `IMPATIENCE` in its next pause, and one without a pause after twice that all the same (all in `access::ways`), since it
-//!   is one that is better off in the kernel, and may have a few packets reordered once; none is lost.
+//!   overtake those that still wait here. So it waits in the kernel ([`crate::links`], `held`) until what had been given to this
+//!   program is delivered, and goes behind that.
 //!
 //! What a virtual machine sends is carried by the kernel always: it is paused when its gateway changes.
 //!
 //! # What a registration need not wait for
-//! Making an interface takes the kernel many milliseconds, and removing one more; all else is done in a fraction of one. So where
-//! an interface can be made before it is known to whom it leads, one is always in store, and none is removed by whoever has
-//! something else to do.
+//! Making an interface takes the kernel many milliseconds, and removing one more, seconds on a busy machine; all else is done in a
+//! fraction of one. So where an interface can be made before it is known to whom it leads, one is always in store, and none is
+//! removed by whoever has something else to do, nor by way of the same netlink socket: the kernel does what it is asked in the
+//! call that asks.
 //!
 //! # After a crash
 //! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
@@ -312,8 +311,8 @@ impl Tunnels {
         for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
             self.links.close_tunnel(&tunnel).await?;
             let links = self.links.clone();
-            self.removals.spawn(async move {
-                if let Err(error) = links.remove_tunnel(tunnel).await {
+            self.removals.spawn_blocking(move || {
+                if let Err(error) = links.remove_tunnel_apart(tunnel) {
                     tracing::warn!("a tunnel that nobody needs stays until the next start: {error}");
                 }
             });

@@ -296,7 +296,7 @@ impl Network<'_> {
             interface: self.definition.interface.clone(),
             prefix: self.prefix,
             ipv4: self.ipv4.map(Ipv4Interface::address),
-            link_layer: Some(self.definition.mac()),
+            link_layer: self.definition.mac(),
         }
     }
 

@@ -12,17 +12,12 @@ use tokio::time::Instant;
 use super::Link;
 use crate::agent::AgentError;
 use crate::links::{FROM_ANCHOR, FROM_GUESTS, LinkError, Links, TO_GUESTS, Way, everything};
-use crate::plane::Plane;
+use crate::plane::{self, Plane};
 use crate::tunnels::{DataPlane, Own, Peer, Tunnels};
 
-/// For how long no packet may have come to this program before the kernel takes over: many times what it takes to tell it.
-const QUIET: Duration = Duration::from_millis(2);
-/// For how long no two packets may have come closer together than that: in a fast stream such a pause is a busy machine's, at
-/// whose end packets come all at once, while the kernel takes its time to be told.
-const CALM: Duration = Duration::from_millis(100);
-/// For how long calm is waited for; then as long again for quiet alone.
-const IMPATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked for when no packet comes.
+/// For how long the kernel is left alone with packets that it was about to give to this program.
+const UNDER_WAY: Duration = Duration::from_millis(2);
+/// How often it is looked whether it is time when no packet comes.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Who carries what comes for a guest.
@@ -30,8 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 enum Carried {
     Kernel,
     Program,
-    /// This program, though the kernel may since then.
-    ProgramSince(Instant),
+    /// The kernel, once this program has passed on what it had been given by then, which was so many packets in all.
+    Held {
+        since: Instant,
+        came: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -41,34 +39,8 @@ pub(super) struct Ways {
     /// The TUN interface.
     program: (String, u32),
     carried: BTreeMap<String, (Ipv6Prefix, Carried)>,
-    pace: Pace,
-}
-
-/// How packets come to this program.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// When one came last.
-    last: Instant,
-    /// When one came last that was close behind another.
-    rushed: Instant,
-}
-
-impl Pace {
-    fn came(&mut self, now: Instant) {
-        if now - self.last < QUIET {
-            self.rushed = now;
-        }
-        self.last = now;
-    }
-
-    /// Whether they come so that the kernel, which may since `since`, can take over before the next; `waiting`, if one has
-    /// come that was not taken yet.
-    fn allows(self, now: Instant, since: Instant, waiting: bool) -> bool {
-        let waited = now - since;
-        let is_calm = now - self.rushed >= CALM || waited >= IMPATIENCE;
-        let is_quiet = now - self.last >= QUIET && !waiting;
-        is_calm && is_quiet || waited >= 2 * IMPATIENCE
-    }
+    /// How many packets the kernel has given to this program.
+    came: u64,
 }
 
 impl Ways {
@@ -81,9 +53,7 @@ impl Ways {
         anchor: Ipv6Addr,
     ) -> Result<Self, AgentError> {
         let program = (own.interface.clone(), index);
-        let (carried, now) = (BTreeMap::new(), Instant::now());
-        let pace = Pace { last: now, rushed: now };
-        let mut ways = Self { links, tunnels, program, carried, pace };
+        let mut ways = Self { links, tunnels, program, carried: BTreeMap::new(), came: 0 };
         if ways.is_in_kernel() {
             ways.links.route(FROM_ANCHOR, everything(), Way::Nowhere).await?;
             let peer = Peer { address: anchor, user_plane: anchor };
@@ -141,20 +111,32 @@ impl Ways {
         by: Carrier,
     ) -> Result<(), LinkError> {
         let carried = self.carried.get(node).map(|(_, carried)| *carried);
-        let (way, carried) = match (by, carried) {
+        let carried = match (by, carried) {
             _ if !self.is_in_kernel() => return Ok(()),
-            (Carrier::Anyone, Some(Carried::Kernel | Carried::ProgramSince(_)))
+            (Carrier::Anyone, Some(Carried::Kernel | Carried::Held { .. }))
             | (Carrier::Gateway, Some(Carried::Program))
             | (Carrier::Nobody, None) => return Ok(()),
-            (Carrier::Anyone, Some(Carried::Program)) => (None, Carried::ProgramSince(Instant::now())),
-            (Carrier::Gateway, Some(Carried::ProgramSince(_))) => (None, Carried::Program),
-            (Carrier::Anyone, None) => (Some(index), Carried::Kernel),
-            (Carrier::Gateway, _) => (Some(self.program.1), Carried::Program),
             (Carrier::Nobody, Some(_)) => return self.release(node).await,
+            // The guest gets what this program has, first.
+            (Carrier::Anyone, Some(Carried::Program)) => {
+                self.links.hold(FROM_ANCHOR, link.prefix, (&link.interface, index)).await?;
+                Carried::Held { since: Instant::now(), came: self.came }
+            }
+            (Carrier::Anyone, None) => {
+                self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
+                self.links.wait_no_more(index).await;
+                Carried::Kernel
+            }
+            (Carrier::Gateway, carried) => {
+                if let Some(Carried::Held { .. }) = carried {
+                    self.links
+                        .let_go(FROM_ANCHOR, link.prefix, (&link.interface, index), link.link_layer)
+                        .await?;
+                }
+                self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(self.program.1)).await?;
+                Carried::Program
+            }
         };
-        if let Some(index) = way {
-            self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
-        }
         self.carried.insert(node.to_owned(), (link.prefix, carried));
         Ok(())
     }
@@ -180,36 +162,35 @@ impl Ways {
         self.carried.keys().cloned().collect()
     }
 
-    /// A packet has come to this program.
+    /// The kernel has given this program a packet.
     pub(super) fn came(&mut self) {
-        self.pace.came(Instant::now());
+        self.came += 1;
     }
 
-    /// When the kernel may take over from this program.
+    /// When it is to be looked whether the kernel can take over from this program.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let waits = self.carried.values().any(|(_, carried)| matches!(carried, Carried::ProgramSince(_)));
+        let waits = self.carried.values().any(|(_, carried)| matches!(carried, Carried::Held { .. }));
         waits.then(|| Instant::now() + LOOK_EVERY)
     }
 
-    /// The guests that the kernel takes over now, if any.
+    /// The guests that the kernel takes over now, if any: they have all that this program had been given for them.
     pub(super) fn due(&self, plane: &Plane) -> Vec<String> {
-        let since = |(_, carried): &(Ipv6Prefix, Carried)| match carried {
-            Carried::ProgramSince(since) => Some(*since),
-            _ => None,
+        let is_due = |(_, carried): &(Ipv6Prefix, Carried)| match carried {
+            Carried::Held { since, came } => {
+                // Of a stream for another guest there may always be something.
+                let have_all_come = || plane.is_quiet() || self.came - came > u64::from(plane::QUEUE);
+                since.elapsed() >= UNDER_WAY && have_all_come()
+            }
+            Carried::Kernel | Carried::Program => false,
         };
-        let Some(first) = self.carried.values().filter_map(since).min() else { return Vec::new() };
-        if !self.pace.allows(Instant::now(), first, !plane.is_quiet()) {
-            return Vec::new();
-        }
-        let due = self.carried.iter().filter(|(_, carried)| since(carried).is_some());
+        let due = self.carried.iter().filter(|(_, carried)| is_due(carried));
         due.map(|(node, _)| node.clone()).collect()
     }
 
-    /// The kernel takes over what comes for a guest.
+    /// The kernel takes over what comes for a guest, with what has waited for that.
     pub(super) async fn take_over(&mut self, node: &str, link: &Link, index: u32) -> Result<(), LinkError> {
-        self.links.route(FROM_ANCHOR, link.prefix, Way::Interface(index)).await?;
         self.carried.insert(node.to_owned(), (link.prefix, Carried::Kernel));
-        Ok(())
+        self.links.let_go(FROM_ANCHOR, link.prefix, (&link.interface, index), link.link_layer).await
     }
 
     /// Removes what a crash has left for others than the guests with these links.
@@ -217,62 +198,19 @@ impl Ways {
         &self,
         guests: impl Iterator<Item = &'a Link>,
     ) -> Result<(), LinkError> {
-        let (mut keep, mut addresses) = (self.tunnels.names(), HashSet::new());
+        let (mut keep, mut prefixes) = (self.tunnels.names(), HashSet::new());
         keep.insert(self.program.0.clone());
         for link in guests {
             keep.insert(link.interface.clone());
-            addresses.extend(link.ipv4);
+            prefixes.insert(link.prefix);
+            prefixes.extend(link.ipv4.and_then(|address| Ipv6Prefix::of_ipv4(address, 32)));
         }
-        self.links.clear_guests_but(&keep, &addresses).await
+        self.links.clear_guests_but(&keep, &prefixes).await
     }
 
     /// Takes everything back.
     pub(super) async fn end(&mut self) -> Result<(), LinkError> {
         let ended = self.tunnels.end().await;
         self.links.clear_gateway().await.and(ended)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// When the kernel takes over a stream whose packets come at these times, in microseconds after it may for the first time.
-    fn taken_over(packets: impl Iterator<Item = u64>) -> u64 {
-        let since = Instant::now() + Duration::from_secs(1);
-        let at = |us: u64| since + Duration::from_micros(us);
-        let mut pace = Pace { last: since, rushed: since };
-        let mut packets = packets.peekable();
-        (0..)
-            .step_by(1000)
-            .find(|now| {
-                while let Some(came) = packets.next_if(|came| came <= now) {
-                    pace.came(at(came));
-                }
-                pace.allows(at(*now), since, false)
-            })
-            .unwrap_or(u64::MAX)
-    }
-
-    const MS: u64 = 1000;
-
-    #[test]
-    fn a_pause_in_a_fast_stream_is_not_taken_for_its_end() {
-        // Five packets a millisecond; each 50 ms nothing for 6, and then what has waited at once.
-        let at = |number: u64| match number * 200 {
-            us if us % (50 * MS) < 6 * MS => us - us % (50 * MS) + 6 * MS,
-            us => us,
-        };
-        let taken = taken_over((0..).map(at));
-        assert!((5000 * MS..5100 * MS).contains(&taken), "after {taken} us");
-        assert_eq!(taken_over((0..).map(|number| number * 200)), 10_000 * MS, "no pause at all");
-    }
-
-    #[test]
-    fn the_kernel_takes_over_a_slow_stream_between_two_packets() {
-        assert_eq!(taken_over(std::iter::empty()), 100 * MS);
-        // Two at once at first, then one each 20 ms.
-        let taken = taken_over([0, 500].into_iter().chain((1..).map(|number| number * 20 * MS)));
-        assert_eq!(taken, 102 * MS);
     }
 }

@@ -12,8 +12,8 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::{FROM_GUESTS, Links, OWN, PRIORITY, Result, TO_GUESTS, Way, is_from};
-use crate::agent::{AgentError, check_ipv4_forwarding, check_reverse_path, opening};
+use super::{FROM_GUESTS, Links, OWN, PRIORITY, Result, TO_GUESTS, Way, is_from, set};
+use crate::agent::{AgentError, check_ipv4_forwarding, check_reverse_path};
 
 const ALL: (Ipv4Addr, u8) = (Ipv4Addr::UNSPECIFIED, 0);
 
@@ -22,7 +22,7 @@ impl Links {
     pub(crate) async fn carry_ipv4(&self, (name, index): (&str, u32)) -> Result<(), AgentError> {
         check_ipv4_forwarding()?;
         check_reverse_path()?;
-        set("conf", name, "rp_filter", "0")?;
+        set("ipv4/conf", name, "rp_filter", "0")?;
         let all = self.ipv4_message(FROM_GUESTS, ALL, Some(Way::Interface(index)));
         self.set_route(all, || "a route for guests' IPv4 packets".to_owned()).await?;
         let rule = self.handle.rule().add().v4().priority(PRIORITY).input_interface(name);
@@ -50,8 +50,8 @@ impl Links {
         // That a packet is too long is told by this host; and a source is looked for where it would be sent to.
         let to = rule(PRIORITY + 2).input_interface(OWN).destination_prefix(address, 32);
         self.add_rule(to.table_id(TO_GUESTS).action(RuleAction::ToTable)).await?;
-        set("neigh", name, "proxy_delay", "0")?;
-        set("conf", name, "proxy_arp", "1")
+        set("ipv4/neigh", name, "proxy_delay", "0")?;
+        set("ipv4/conf", name, "proxy_arp", "1")
     }
 
     /// Takes back what [`attach_ipv4`](Self::attach_ipv4) did, but for what goes with rules and settings of the interface.
@@ -69,7 +69,7 @@ impl Links {
             None => route.scope(RouteScope::NoWhere),
             Some(Way::Interface(index)) => route.output_interface(index).scope(RouteScope::Link),
             // A tunnel of the kernel carries IPv6.
-            Some(Way::Nowhere | Way::Tunnel(_)) => route.kind(RouteType::BlackHole),
+            Some(Way::Nowhere | Way::Tunnel(_) | Way::Held(..)) => route.kind(RouteType::BlackHole),
             Some(Way::Onward) => route.kind(RouteType::Throw),
         }
         .build();
@@ -96,15 +96,9 @@ pub(super) fn answer_no_more(link: &LinkMessage) {
     });
     let Some(name) = name else { return };
     let delay = fs::read_to_string("/proc/sys/net/ipv4/neigh/default/proxy_delay");
-    let done = set("conf", name, "proxy_arp", "0")
-        .and_then(|()| delay.map_or(Ok(()), |delay| set("neigh", name, "proxy_delay", delay.trim())));
+    let done = set("ipv4/conf", name, "proxy_arp", "0")
+        .and_then(|()| delay.map_or(Ok(()), |delay| set("ipv4/neigh", name, "proxy_delay", delay.trim())));
     if let Err(error) = done {
         tracing::debug!("{error}");
     }
-}
-
-/// Sets a variable of an interface.
-fn set(part: &str, interface: &str, name: &str, value: &str) -> Result<(), AgentError> {
-    let path = format!("/proc/sys/net/ipv4/{part}/{interface}/{name}");
-    fs::write(&path, value).map_err(opening(&path))
 }

@@ -27,6 +27,8 @@ pub const HOME_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 const PLAIN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xe, 1, 0, 0, 0, 0x10);
 /// The guest's identifier.
 pub const NODE: &str = "vm";
+/// The link-layer address of each guest: no two are on one link.
+const GUEST_LINK_LAYER: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
 /// The interface of a platform to the guest.
 const TAP: &str = "tap-vm";
 
@@ -46,8 +48,7 @@ pub fn grant(epoch: u64) -> Grant {
 /// The link to the guest.
 #[must_use]
 pub fn link() -> Link {
-    let link_layer = Some([2, 0, 0, 0, 0, 0x10]);
-    Link { interface: TAP.to_owned(), prefix: prefix(), ipv4: Some(HOME_IPV4), link_layer }
+    Link { interface: TAP.to_owned(), prefix: prefix(), ipv4: Some(HOME_IPV4), link_layer: GUEST_LINK_LAYER }
 }
 
 /// One of the two platforms.
@@ -227,7 +228,8 @@ impl Network {
         }
         let Platform { namespace, gateway, .. } = &self.platforms[platform];
         join((namespace, name, ""), (&guest, "eth0", ""))?;
-        let link = Link { interface: name.to_owned(), prefix, ipv4: None, link_layer: None };
+        guest.ip("link set eth0 address 02:00:00:00:00:10")?;
+        let link = Link { interface: name.to_owned(), prefix, ipv4: None, link_layer: GUEST_LINK_LAYER };
         gateway.handle.attach(name, link).await?;
         Ok(Arc::new(guest))
     }
