@@ -2,6 +2,7 @@
 //! all are present.
 
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
@@ -68,6 +69,9 @@ pub fn setup() -> Result<()> {
 /// # Errors
 /// When something must be installed and the caller is not root, or apt fails.
 pub fn install(packages: &[Package]) -> Result<()> {
+    // Tests of one program start together, and apt serves one.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
     let missing: Vec<&Package> =
         packages.iter().filter(|package| installed(package.name).is_none()).collect();
     if missing.is_empty() {
