@@ -21,8 +21,10 @@ cargo xtask TASK
              store's index beside another one (index, with --entries N), or of guests that move (mobility, with --points
              MS,MS and --part rates|bindings|moves|guest|drawing; needs root); installs what it needs; --quick: a small
              image, index or choice, and one run
-  lab xen [--smoke | --walk FAULTS | --conformance | --kinds | --mobility | --hold] [--alone] [--moves N] [--json FILE]
-             two real Xen hosts in emulators, and a guest that moves between them; builds what it needs, as root
+  lab xen [--figures | --smoke | --walk FAULTS | --conformance | --kinds | --mobility | --hold]
+             [--alone] [--moves N] [--json FILE]
+             two real Xen hosts in emulators, and a guest that moves between them: figures, then every fault; builds what
+             it needs, as root
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]

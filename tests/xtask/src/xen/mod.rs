@@ -38,7 +38,9 @@ struct Figures {
 /// What is run on the two hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum What {
-    /// The figures.
+    /// The figures, then all faults that can be walked through together.
+    All,
+    /// The figures alone.
     Figures,
     /// One move there, alive, and one back, cold, with proof.
     Smoke,
@@ -72,10 +74,11 @@ impl Options {
     /// # Errors
     /// Names the word that it does not know.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { what: What::Figures, alone: false, moves: 3, json: None };
+        let mut options = Self { what: What::All, alone: false, moves: 3, json: None };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
+                "--figures" => options.what = What::Figures,
                 "--smoke" => options.what = What::Smoke,
                 "--conformance" => options.what = What::Conformance,
                 "--kinds" => options.what = What::Kinds,
@@ -99,8 +102,8 @@ impl Options {
                 }
                 "--json" => options.json = Some(words.next().context("--json needs a file")?.into()),
                 _ => bail!(
-                    "lab xen has no option `{word}`; it has --smoke, --walk FAULTS, --conformance, --kinds, --mobility, \
-                     --hold, --alone, --moves N and --json FILE"
+                    "lab xen has no option `{word}`; it has --figures, --smoke, --walk FAULTS, --conformance, --kinds, \
+                     --mobility, --hold, --alone, --moves N and --json FILE"
                 ),
             }
         }
@@ -131,7 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step("two Xen hosts");
     let pair = boot(&lab, &machine)?;
     match &options.what {
-        What::Figures => measure(pair, options),
+        What::All | What::Figures => measure(pair, options),
         What::Smoke => with_guest(pair, |_, hosts, collector| {
             live::run(hosts, collector, 1, "")?;
             live::run(hosts, collector, 1, "--cold").map(drop)
@@ -146,18 +149,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// The paper's experiments and ours, and their table.
+/// The paper's experiments and ours, and their table; then the faults, if they are to come too.
 fn measure(pair: XenPair, options: &Options) -> Result<()> {
     let mut figures = Figures { shared: plain::live(&pair, SHARED_MOVES)?, ..Figures::default() };
     if !options.alone {
         figures.copied = Some(plain::copied(&pair)?);
     }
-    with_guest(pair, |_, hosts, collector| {
+    with_guest(pair, |pair, hosts, collector| {
         figures.live = live::run(hosts, collector, options.moves, "")?;
         figures.cold = live::run(hosts, collector, COLD_MOVES, "--cold")?;
-        Ok(())
-    })?;
-    report(options, &figures)
+        report(options, &figures)?;
+        match options.what {
+            What::All => walk::run(pair, hosts, collector, &walk::together()),
+            _ => Ok(()),
+        }
+    })
 }
 
 /// Has `work` done to the guest, which is on the first of the hosts before and after; then looks for every record.

@@ -105,8 +105,16 @@ const ALIVE: Duration = Duration::from_secs(60);
 /// Whether these faults, numbered from 1, can be walked through in one run: one that costs the guest its memory makes another
 /// of it, which writes over the first one's records.
 pub(super) fn go_together(faults: &[usize]) -> bool {
-    let costs_memory = |number: &usize| FAULTS[number - 1].lost == DaemonAndDomain;
-    faults.len() == 1 || !faults.iter().any(costs_memory)
+    faults.len() == 1 || !faults.iter().any(|number| costs_memory(*number))
+}
+
+/// All that go together.
+pub(super) fn together() -> Vec<usize> {
+    (1..=FAULTS.len()).filter(|number| !costs_memory(*number)).collect()
+}
+
+fn costs_memory(number: usize) -> bool {
+    FAULTS[number - 1].lost == DaemonAndDomain
 }
 
 /// Walks through these faults, numbered from 1. The guest is on the first host before and after.
