@@ -20,8 +20,7 @@ use harness::{Collector, Lab, XenHost, XenPair};
 use crate::tasks;
 use machine::Machine;
 
-/// How often the guest moves by `xl migrate` alone, and by `longhaul migrate --cold`.
-const SHARED_MOVES: usize = 2;
+/// How often the guest moves by `longhaul migrate --cold`.
 const COLD_MOVES: usize = 1;
 
 /// What was measured.
@@ -62,7 +61,7 @@ pub(crate) struct Options {
     what: What,
     /// Figures without Experiment 2, which takes longest.
     alone: bool,
-    /// How often the guest moves for the figures.
+    /// How often the guest moves for the figures, by `xl migrate` alone and by `longhaul migrate`.
     moves: usize,
     /// Where the figures go; a drawing of them beside it.
     json: Option<PathBuf>,
@@ -151,7 +150,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The paper's experiments and ours, and their table; then the faults, if they are to come too.
 fn measure(pair: XenPair, options: &Options) -> Result<()> {
-    let mut figures = Figures { shared: plain::live(&pair, SHARED_MOVES)?, ..Figures::default() };
+    let mut figures = Figures { shared: plain::live(&pair, options.moves)?, ..Figures::default() };
     if !options.alone {
         figures.copied = Some(plain::copied(&pair)?);
     }
