@@ -142,6 +142,7 @@ fn packets_pass_only_from_where_the_guest_is_and_only_with_its_address(planes: P
 }
 
 fn the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own(planes: Planes) {
+    // The emulated machine has it, and no apt.
     if !Path::new("/bin/busybox").exists() {
         apt::install(ARPING).unwrap();
     }

@@ -32,7 +32,7 @@ fn stream(network: &Network, interval: Duration) -> Stream {
     Stream::start(&network.correspondent, &network.guest, Network::target(4000), interval).unwrap()
 }
 
-/// The kernel takes over once it is calm, and nothing waits any more.
+/// The kernel takes over once the guest has all that had come, and nothing waits any more.
 async fn until_carried_by_kernel(platform: &Namespace) {
     let is_so = || {
         let ways = platform.ip("-6 route show table 5215").unwrap();
