@@ -159,6 +159,8 @@ impl Suite<'_> {
     ) -> Result<JoinHandle<std::io::Result<u64>>> {
         done(to, Call::StartIncoming).await?;
         done(from, Call::Tap).await?;
+        // A cold one stops the guest at once: there are writes to be tapped only if it runs a while.
+        self.lives()?;
         let mut incoming = to.open_incoming().await?;
         let mut memory = from.send_memory(cold).await?;
         let relay = tokio::spawn(async move {
