@@ -187,13 +187,18 @@ impl Collector {
         let until = Instant::now() + timeout;
         let mut state = self.state();
         loop {
-            let now = state.latest.and_then(|i| state.boots.get(&i)).map_or(0, |boot| of(&boot.last));
+            let boot = state.latest.and_then(|i| state.boots.get(&i));
+            let now = boot.map_or(0, |boot| of(&boot.last));
             if now >= least {
                 return Ok(now);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("waited {timeout:?} for the guest's {what} to reach {least}, they are at {now}");
+                let last = boot.map(|boot| Duration::from_nanos(boot.stats.snapshot().last_arrival_ns));
+                let silent = last.map(|last| self.shared.started.elapsed().saturating_sub(last));
+                bail!(
+                    "waited {timeout:?} for the guest's {what} to reach {least}, they are at {now}; it was last heard {silent:?} ago"
+                );
             }
             state = self
                 .shared

@@ -193,10 +193,8 @@ fn report(options: &Options, figures: &Figures) -> Result<()> {
 /// Every acknowledged record is on the disk of the host that the guest runs on.
 fn prove(pair: XenPair, collector: &Collector, host: &str) -> Result<()> {
     step("stopping it, and looking for every acknowledged record on the disk");
-    let (last, path) = match host {
-        "a" => (&pair.a, "/disk.raw"),
-        _ => (&pair.b, "/var/images/u1/xvda.raw"),
-    };
+    let last = if host == "a" { &pair.a } else { &pair.b };
+    let path = disk(last);
     // From then on nothing is acknowledged.
     last.run(&format!("xl pause {}; sleep 1; sync", machine::VM))?;
     let instance = collector.instance().context("a guest that was heard")?;
@@ -206,6 +204,11 @@ fn prove(pair: XenPair, collector: &Collector, host: &str) -> Result<()> {
     println!("    {records:?}");
     ensure!(records.is_whole() && records.found > 0, "acknowledged records are missing: {records:?}");
     Ok(())
+}
+
+/// Where the guest's disk is on a host, below `/lab`.
+fn disk(host: &XenHost) -> &'static str {
+    if host.name() == "a" { "/disk.raw" } else { "/var/images/u1/xvda.raw" }
 }
 
 /// Leaves the hosts to a person, with daemons and a guest on a, until standard input ends.

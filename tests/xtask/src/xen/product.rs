@@ -146,7 +146,8 @@ pub(super) fn daemon(host: &XenHost) -> Result<Daemon> {
 pub(super) fn trouble(host: &XenHost, vm: &str) -> String {
     let script = format!(
         "tail -n 40 /lab/daemon.log; echo \"xl.log:\"; tail -n 20 /run/longhaul/vm/{vm}/xl.log; \
-         ls /run/longhaul/vm/{vm}; xl list; ps ax | grep '[x]l'; cat /tmp/migrate.out; true"
+         ls /run/longhaul/vm/{vm}; xl list; ps ax | grep '[x]l'; cat /tmp/migrate.out; \
+         tail -n 12 /var/log/xen/*.log /var/log/xen/console/*; xl dmesg | tail -n 20; true"
     );
     host.run(&script).unwrap_or_else(|error| error.to_string())
 }

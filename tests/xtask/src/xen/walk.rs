@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::live::names;
 use super::machine::VM;
-use super::{product, step};
+use super::{disk, product, step};
 
 /// Where the guest is to be when all is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +95,10 @@ pub(super) const FAULTS: [Fault; 34] = [
     fault("dest:journalled:owned", DaemonAndDomain, Forth),
 ];
 
+/// Where the source's image is what it was when the VM was released, and the destination's is what the VM will run on: neither
+/// is written to until a daemon is started again.
+const AT_RELEASE: [&str; 2] = ["source:journalled:released", "dest:journalled:owned"];
+
 /// Longer than the daemons' `idle_timeout_s`.
 const CUT: Duration = Duration::from_secs(15);
 /// How long a migration and the recovery after it may take.
@@ -174,6 +178,12 @@ fn attempt(
             wait_for("the daemon to be killed", ATTEMPT, || {
                 Ok(product::daemon(victim)? == product::Daemon::Dead)
             })?;
+            if AT_RELEASE.contains(&fault.point) {
+                let [there, here] =
+                    [from, to].map(|host| host.run(&format!("sha256sum </lab{}", disk(host))));
+                ensure!(there? == here?, "the images differ at release");
+                println!("    at release both images are the same, byte for byte");
+            }
             if fault.lost == DaemonAndXl {
                 // xl and its keeper, one the parent of the other, at once: neither can clean up after the other.
                 victim.run(&format!(
