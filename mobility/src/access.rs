@@ -5,14 +5,14 @@
 mod ways;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use mobility_proto::gateway::{self, Carrier, Dropped, Gateway, Output};
 use mobility_proto::inner::Inner;
-use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
+use mobility_proto::wire::{BindingLifetime, Ipv4Interface, Ipv6Prefix, TransientLifetime};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::{AbortHandle, unconstrained, yield_now};
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ pub use mobility_proto::gateway::{Grant, Happened};
 
 use crate::advertise::Router;
 use crate::agent::{AgentError, Ends, Orders, opening, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::dhcp::{Lease, Server};
 use crate::links::{LinkError, Links, OF_GATEWAY};
 use crate::plane::{self, Plane, Side};
 use crate::raw::RawSocket;
@@ -47,6 +48,8 @@ pub struct Config {
     pub user_plane: Option<Ipv6Addr>,
     /// How many bytes may wait for one virtual machine that is on its way: 1 Gb/s for 300 ms are 37.5 MB.
     pub buffer_bytes: usize,
+    /// The DNS servers that virtual machines are told of.
+    pub dns: Vec<IpAddr>,
 }
 
 /// What has happened to a virtual machine.
@@ -65,8 +68,9 @@ pub struct Link {
     pub interface: String,
     /// The machine's prefix.
     pub prefix: Ipv6Prefix,
-    /// The machine's IPv4 address, if it has one. It may have any router: all other addresses are answered for.
-    pub ipv4: Option<Ipv4Addr>,
+    /// The machine's IPv4 address, if it has one, with its network. DHCP gives it to the machine. It may have any router: all
+    /// other addresses are answered for.
+    pub ipv4: Option<Ipv4Interface>,
     /// The machine's link-layer address: no packet waits for it to be found.
     pub link_layer: [u8; 6],
 }
@@ -74,8 +78,11 @@ pub struct Link {
 impl Link {
     /// Whether the machine has this address, which is IPv4-mapped when it is one of IPv4.
     fn has(&self, address: Ipv6Addr) -> bool {
-        let ipv4 = self.ipv4.map(|address| address.to_ipv6_mapped());
-        self.prefix.contains(address) || ipv4 == Some(address)
+        self.prefix.contains(address) || self.ipv4_address().map(|own| own.to_ipv6_mapped()) == Some(address)
+    }
+
+    fn ipv4_address(&self) -> Option<Ipv4Addr> {
+        self.ipv4.map(Ipv4Interface::address)
     }
 }
 
@@ -138,6 +145,7 @@ impl AccessGateway {
             ways,
             guests: BTreeMap::new(),
             neighbours: HashSet::new(),
+            dns: config.dns,
             events: events.clone(),
             start: Instant::now(),
         };
@@ -263,12 +271,12 @@ struct Guest {
     link: Link,
     index: u32,
     router: Arc<Router>,
-    task: AbortHandle,
+    tasks: Vec<AbortHandle>,
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -283,6 +291,7 @@ struct Agent {
     guests: BTreeMap<String, Guest>,
     /// Guests' addresses that the kernel has been told of.
     neighbours: HashSet<Ipv6Addr>,
+    dns: Vec<IpAddr>,
     events: broadcast::Sender<Event>,
     start: Instant,
 }
@@ -373,7 +382,7 @@ impl Agent {
 
     async fn attach(&mut self, node: String, link: Link) -> Result<(), AgentError> {
         let index = self.links.attach_guest(&link.interface, link.prefix).await?;
-        if let Some(address) = link.ipv4 {
+        if let Some(address) = link.ipv4_address() {
             self.ways.carry_ipv4().await?;
             self.links.attach_ipv4((&link.interface, index), address).await?;
         }
@@ -384,11 +393,22 @@ impl Agent {
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
         self.refuse_from(&refused)?;
         let what = format!("a socket for router advertisements on {}", link.interface);
-        let router = Router::open(index, link.prefix).map_err(opening(&what))?;
-        let router = Arc::new(router);
-        let task = tokio::spawn(router.clone().run()).abort_handle();
+        let router = Arc::new(Router::open(index, link.prefix, &self.dns).map_err(opening(&what))?);
+        let mut tasks = vec![tokio::spawn(router.clone().run()).abort_handle()];
+        if let Some(address) = link.ipv4 {
+            let dns = self.dns.iter().filter_map(|server| match server {
+                IpAddr::V4(server) => Some(*server),
+                IpAddr::V6(_) => None,
+            });
+            let lease = Lease { guest: link.link_layer, address, dns: dns.collect() };
+            match Server::open(&link.interface, lease) {
+                Ok(server) => tasks.push(tokio::spawn(server.run()).abort_handle()),
+                // A guest that was set up by hand needs none.
+                Err(error) => tracing::warn!("there is no DHCP on {}: {error}", link.interface),
+            }
+        }
         self.neighbours.retain(|address| !link.has(*address));
-        self.guests.insert(node, Guest { link, index, router, task });
+        self.guests.insert(node, Guest { link, index, router, tasks });
         Ok(())
     }
 
@@ -397,10 +417,10 @@ impl Agent {
         if let Err(error) = self.ways.detach(node).await {
             tracing::warn!("{error}");
         }
-        let Link { interface, prefix, ipv4, .. } = &guest.link;
+        let Link { interface, prefix, .. } = &guest.link;
         self.neighbours.retain(|address| !guest.link.has(*address));
-        let of_ipv4 = match ipv4 {
-            Some(address) => self.links.detach_ipv4(*address).await,
+        let of_ipv4 = match guest.link.ipv4_address() {
+            Some(address) => self.links.detach_ipv4(address).await,
             None => Ok(()),
         };
         if let Err(error) = self.links.detach_guest(interface, *prefix).await.and(of_ipv4) {

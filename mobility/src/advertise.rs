@@ -1,8 +1,8 @@
-//! Router advertisements to one guest (RFC 4861 section 4.2): its prefix, its router, its MTU. The router is the same at
-//! every gateway (RFC 6543), so a guest that has moved notices nothing.
+//! Router advertisements to one guest (RFC 4861 section 4.2): its prefix, its router, its MTU, and DNS
+//! servers (RFC 8106). The router is the same at every gateway (RFC 6543), so a guest that has moved notices nothing.
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use mobility_proto::wire::Ipv6Prefix;
@@ -21,8 +21,11 @@ const PREFIX_LIFETIME_S: u32 = 86_400;
 /// A: the guest makes its address of the prefix. Not L: other addresses of the prefix are not on the link.
 const AUTONOMOUS: u8 = 0x40;
 
-/// The advertisement of `prefix`, without checksum: the kernel makes it.
-fn advertisement(prefix: Ipv6Prefix) -> Vec<u8> {
+/// How many DNS servers are told of at most: an option has room for 127.
+const MAX_DNS: usize = 16;
+
+/// The advertisement of `prefix`, without checksum: the kernel makes it. Of `dns` what is IPv6.
+fn advertisement(prefix: Ipv6Prefix, dns: &[IpAddr]) -> Vec<u8> {
     let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0];
     message.extend(ROUTER_LIFETIME_S.to_be_bytes());
     message.extend([0; 8]);
@@ -35,6 +38,16 @@ fn advertisement(prefix: Ipv6Prefix) -> Vec<u8> {
     message.extend(PREFIX_LIFETIME_S.to_be_bytes());
     message.extend([0; 4]);
     message.extend(prefix.address().octets());
+    let servers = dns.iter().filter_map(|server| match server {
+        IpAddr::V6(server) => Some(server.octets()),
+        IpAddr::V4(_) => None,
+    });
+    let servers: Vec<_> = servers.take(MAX_DNS).collect();
+    if !servers.is_empty() {
+        message.extend([25, 1 + 2 * servers.len() as u8, 0, 0]);
+        message.extend(u32::from(ROUTER_LIFETIME_S).to_be_bytes());
+        message.extend(servers.concat());
+    }
     message
 }
 
@@ -47,10 +60,10 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn open(index: u32, prefix: Ipv6Prefix) -> io::Result<Self> {
+    pub(crate) fn open(index: u32, prefix: Ipv6Prefix, dns: &[IpAddr]) -> io::Result<Self> {
         let socket = RawSocket::open(ICMPV6, GATEWAY_LINK_LOCAL, index)?;
         socket.keep_on_link()?;
-        Ok(Self { socket, index, message: advertisement(prefix) })
+        Ok(Self { socket, index, message: advertisement(prefix, dns) })
     }
 
     /// Advertises now.
@@ -87,11 +100,16 @@ mod tests {
     #[test]
     fn an_advertisement_says_what_the_guest_needs() {
         let prefix = Ipv6Prefix::new("2001:db8:a::".parse().unwrap(), 64).unwrap();
-        let message = advertisement(prefix);
+        let message = advertisement(prefix, &["192.0.2.53".parse().unwrap()]);
         assert_eq!(message.len(), 16 + 8 + 8 + 32);
         assert_eq!(message[16..24], [1, 1, 0, 0, 0x5e, 0, 0x52, 0x13]);
         assert_eq!(message[24..32], [5, 1, 0, 0, 0, 0, 0x05, 0xb4]);
         assert_eq!(message[32..36], [3, 4, 64, 0x40]);
         assert_eq!(message[48..], "2001:db8:a::".parse::<Ipv6Addr>().unwrap().octets());
+        let servers: [Ipv6Addr; 2] = ["2001:db8::53".parse().unwrap(), "2001:db8::54".parse().unwrap()];
+        let more = advertisement(prefix, &servers.map(IpAddr::V6));
+        assert_eq!(more[..64], message);
+        assert_eq!(more[64..72], [25, 5, 0, 0, 0, 0, 0x07, 0x08]);
+        assert_eq!(more[72..], servers.map(|server| server.octets()).concat());
     }
 }

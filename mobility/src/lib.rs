@@ -5,6 +5,7 @@
 pub mod access;
 mod advertise;
 mod agent;
+mod dhcp;
 pub mod home_agent;
 mod links;
 pub mod mobile_node;

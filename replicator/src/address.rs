@@ -101,6 +101,7 @@ impl Addresses {
             plane: config.plane,
             user_plane: config.user_plane,
             buffer_bytes: BUFFER_BYTES,
+            dns: config.dns.clone(),
         })
         .await?;
         let arrivals = watch::Sender::default();
@@ -295,7 +296,7 @@ impl Network<'_> {
         Link {
             interface: self.definition.interface.clone(),
             prefix: self.prefix,
-            ipv4: self.ipv4.map(Ipv4Interface::address),
+            ipv4: self.ipv4,
             link_layer: self.definition.mac(),
         }
     }

@@ -1,7 +1,7 @@
 //! Where a platform keeps its things, and the configuration file. Reads files; opens no socket.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use longhaul_proto::wire::MAX_NAME_BYTES;
@@ -203,6 +203,9 @@ pub struct MobilityConfig {
     /// An address for tunnels alone, which the data plane `seg6` needs.
     #[serde(default)]
     pub user_plane: Option<Ipv6Addr>,
+    /// The DNS servers that VMs are told of: those of IPv6 by router advertisements, those of IPv4 by DHCP.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
 }
 
 /// This host as a home agent.

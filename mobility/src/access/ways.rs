@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use mobility_proto::gateway::Carrier;
-use mobility_proto::wire::Ipv6Prefix;
+use mobility_proto::wire::{Ipv4Interface, Ipv6Prefix};
 use tokio::time::Instant;
 
 use super::Link;
@@ -203,7 +203,7 @@ impl Ways {
         for link in guests {
             keep.insert(link.interface.clone());
             prefixes.insert(link.prefix);
-            prefixes.extend(link.ipv4.and_then(|address| Ipv6Prefix::of_ipv4(address, 32)));
+            prefixes.extend(link.ipv4.map(Ipv4Interface::host));
         }
         self.links.clear_guests_but(&keep, &prefixes).await
     }

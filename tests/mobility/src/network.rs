@@ -23,12 +23,14 @@ use crate::wires::{Host, Wires, user_plane};
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
 /// The guest's IPv4 address, which it keeps too.
 pub const HOME_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// The DNS server that guests are told of.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 /// The guest's address that no gateway knows.
 const PLAIN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xe, 1, 0, 0, 0, 0x10);
 /// The guest's identifier.
 pub const NODE: &str = "vm";
 /// The link-layer address of each guest: no two are on one link.
-const GUEST_LINK_LAYER: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
+pub const GUEST_LINK_LAYER: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
 /// The interface of a platform to the guest.
 const TAP: &str = "tap-vm";
 
@@ -48,7 +50,12 @@ pub fn grant(epoch: u64) -> Grant {
 /// The link to the guest.
 #[must_use]
 pub fn link() -> Link {
-    Link { interface: TAP.to_owned(), prefix: prefix(), ipv4: Some(HOME_IPV4), link_layer: GUEST_LINK_LAYER }
+    Link {
+        interface: TAP.to_owned(),
+        prefix: prefix(),
+        ipv4: Ipv4Interface::new(HOME_IPV4, 24),
+        link_layer: GUEST_LINK_LAYER,
+    }
 }
 
 /// One of the two platforms.
@@ -340,6 +347,7 @@ pub fn gateway_config(address: Ipv6Addr, anchor: Ipv6Addr, plane: DataPlane) -> 
         plane: PlaneChoice::Only(plane),
         user_plane: Some(user_plane(address)),
         buffer_bytes: 37_500_000,
+        dns: vec![DNS.into()],
     }
 }
 

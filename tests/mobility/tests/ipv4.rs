@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use harness::Namespace;
 use harness::lab::apt::{self, ARPING};
 use mobility_lab::connections::Connection;
-use mobility_lab::network::{ANCHOR, HOME_IPV4};
+use mobility_lab::network::{ANCHOR, DNS, GUEST_LINK_LAYER, HOME_IPV4};
 use mobility_lab::raw::{TUNNEL_IPV4, packet, udp_ipv4};
 use mobility_lab::wires::CORRESPONDENT_IPV4 as CORRESPONDENT;
 use mobility_lab::{Network, Planes, Raw, Stream};
@@ -21,11 +22,13 @@ mobility_lab::on_each_plane!(
     connections_survive_ten_moves,
     packets_pass_only_from_where_the_guest_is_and_only_with_its_address,
     the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own,
+    a_guest_is_given_its_address_by_dhcp_wherever_it_is,
     a_gateway_that_ends_leaves_nothing_behind,
 );
 
 const PAUSE: Duration = Duration::from_millis(20);
 const SILENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 4004;
 
 fn runtime() -> Runtime {
@@ -169,6 +172,73 @@ fn the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own(planes
         assert!(!answer.contains("00:00:5e:00:52:13"), "{answer}");
         assert!(network.platforms[0].namespace.ip("-4 address show scope global").unwrap().is_empty());
     });
+}
+
+fn a_guest_is_given_its_address_by_dhcp_wherever_it_is(planes: Planes) {
+    if !Path::new("/bin/busybox").exists() {
+        apt::install(ARPING).unwrap();
+    }
+    let network = Network::direct(planes).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (script, told) = (dir.path().join("script"), dir.path().join("told"));
+    std::fs::write(
+        &script,
+        format!("#!/bin/busybox sh\n[ $1 != bound ] || busybox env >{}\n", told.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    runtime().block_on(async {
+        network.appear(0, 1).await.unwrap();
+        for at in 0..2 {
+            if at > 0 {
+                network.move_proactive(at, 2, PAUSE).await.unwrap();
+                network.until_owned_by(at).await.unwrap();
+            }
+            // As a guest that has just booted.
+            network.guest.ip(&format!("address del {HOME_IPV4}/24 dev br0")).unwrap();
+            let mut client = Command::new("busybox");
+            client.args(["udhcpc", "-i", "br0", "-f", "-q", "-n", "-t", "5", "-s"]).arg(&script);
+            let output = network.guest.output(&mut client).unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let text = std::fs::read_to_string(&told).unwrap();
+            for said in [
+                format!("ip={HOME_IPV4}"),
+                format!("dns={DNS}"),
+                "mask=24".to_owned(),
+                "router=198.51.100.1".to_owned(),
+                "serverid=198.51.100.1".to_owned(),
+                "mtu=1460".to_owned(),
+                "lease=86400".to_owned(),
+            ] {
+                assert!(text.lines().any(|line| line == said), "no {said} in {text}");
+            }
+            std::fs::remove_file(&told).unwrap();
+
+            // As one whose lease is half over: it asks everybody, and is answered alone.
+            network.guest.ip(&format!("address add {HOME_IPV4}/24 dev br0")).unwrap();
+            let client = network.guest.enter(|| UdpSocket::bind((HOME_IPV4, 68)).unwrap()).unwrap();
+            client.set_broadcast(true).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.send_to(&rebinding(), (Ipv4Addr::BROADCAST, 67)).unwrap();
+            let mut answer = [0; 1500];
+            let (length, from) = client.recv_from(&mut answer).unwrap();
+            assert_eq!(from, (Ipv4Addr::new(198, 51, 100, 1), 67).into());
+            assert!(length >= 300 && answer[16..20] == HOME_IPV4.octets(), "{:02x?}", &answer[..length]);
+            // That it is acknowledged (RFC 2132 section 9.6).
+            assert_eq!(answer[240..243], [53, 1, 5]);
+        }
+    });
+}
+
+/// The guest asks whether it may keep its address (RFC 2131 section 4.3.2, DHCPREQUEST generated during REBINDING state).
+fn rebinding() -> Vec<u8> {
+    let mut message = vec![1, 1, 6, 0, 0x52, 0x13, 0, 1, 0, 0, 0, 0];
+    message.extend(HOME_IPV4.octets());
+    message.extend([0; 12]);
+    message.extend(GUEST_LINK_LAYER);
+    message.extend([0; 10 + 64 + 128]);
+    message.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 3, 255]);
+    message
 }
 
 fn a_gateway_that_ends_leaves_nothing_behind(planes: Planes) {
