@@ -33,6 +33,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// Anybody can send to addresses that no guest has.
 const MAX_NEIGHBOURS: usize = 4096;
 
+/// How many DNS servers virtual machines are told of at most: an option of DHCP has room for 63.
+pub const MAX_DNS: usize = 16;
+
 /// How a gateway is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -48,7 +51,7 @@ pub struct Config {
     pub user_plane: Option<Ipv6Addr>,
     /// How many bytes may wait for one virtual machine that is on its way: 1 Gb/s for 300 ms are 37.5 MB.
     pub buffer_bytes: usize,
-    /// The DNS servers that virtual machines are told of.
+    /// The DNS servers that virtual machines are told of, at most [`MAX_DNS`].
     pub dns: Vec<IpAddr>,
 }
 

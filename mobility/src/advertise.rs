@@ -21,9 +21,6 @@ const PREFIX_LIFETIME_S: u32 = 86_400;
 /// A: the guest makes its address of the prefix. Not L: other addresses of the prefix are not on the link.
 const AUTONOMOUS: u8 = 0x40;
 
-/// How many DNS servers are told of at most: an option has room for 127.
-const MAX_DNS: usize = 16;
-
 /// The advertisement of `prefix`, without checksum: the kernel makes it. Of `dns` what is IPv6.
 fn advertisement(prefix: Ipv6Prefix, dns: &[IpAddr]) -> Vec<u8> {
     let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0];
@@ -42,7 +39,7 @@ fn advertisement(prefix: Ipv6Prefix, dns: &[IpAddr]) -> Vec<u8> {
         IpAddr::V6(server) => Some(server.octets()),
         IpAddr::V4(_) => None,
     });
-    let servers: Vec<_> = servers.take(MAX_DNS).collect();
+    let servers: Vec<_> = servers.collect();
     if !servers.is_empty() {
         message.extend([25, 1 + 2 * servers.len() as u8, 0, 0]);
         message.extend(u32::from(ROUTER_LIFETIME_S).to_be_bytes());

@@ -82,25 +82,25 @@ impl Lease {
         let answer = DhcpRepr {
             message_type: answer,
             secs: 0,
-            client_ip: if is_refused { Ipv4Addr::UNSPECIFIED } else { asked.client_ip },
+            client_ip: if asked.client_ip == own { own } else { Ipv4Addr::UNSPECIFIED },
             your_ip: if is_leased { own } else { Ipv4Addr::UNSPECIFIED },
             server_identifier: Some(server),
             router: (!is_refused).then_some(server),
             subnet_mask: (!is_refused).then_some(mask.into()),
             lease_duration: is_leased.then_some(LEASE_S),
+            additional_options: &options,
+            // What else the guest has said is for us.
             requested_ip: None,
-            // As it came, among the others.
             client_identifier: None,
             parameter_request_list: None,
+            dns_servers: None,
             max_size: None,
-            additional_options: &options,
-            ..asked.clone()
+            ..asked
         };
         let mut bytes = vec![0; answer.buffer_len().max(LEAST_BYTES)];
         answer.emit(&mut DhcpPacket::new_unchecked(&mut bytes)).ok()?;
-        // Whoever has no address yet, or may not keep it, hears only what is for all.
-        let has_address = !is_refused && !asked.client_ip.is_unspecified();
-        Some((bytes, if has_address { asked.client_ip } else { Ipv4Addr::BROADCAST }))
+        // Without its address it hears only what is for all.
+        Some((bytes, if asked.client_ip == own { own } else { Ipv4Addr::BROADCAST }))
     }
 }
 

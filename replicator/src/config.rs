@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use longhaul_proto::wire::MAX_NAME_BYTES;
 use mobility::PlaneChoice;
+use mobility::access::MAX_DNS;
 use serde::Deserialize;
 
 use crate::mobile_node::{MobileNodeConfig, NodeConfig};
@@ -330,6 +331,12 @@ impl Config {
             let what = format!("interface = {name:?} has not 1 to 15 bytes");
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
+        if let Some(dns) =
+            config.mobility.as_ref().map(|mobility| &mobility.dns).filter(|dns| dns.len() > MAX_DNS)
+        {
+            let what = format!("mobility.dns names {} servers, more than {MAX_DNS}", dns.len());
+            return Err(ConfigError::Value { path: path.to_owned(), what });
+        }
         let nodes = config.home_agent.iter().flat_map(|home_agent| &home_agent.nodes).map(NodeConfig::check);
         let own = config.mobile_node.iter().map(MobileNodeConfig::check);
         if let Some(what) = nodes.chain(own).find_map(Result::err) {
@@ -422,14 +429,25 @@ mod tests {
         );
     }
 
+    /// What this line makes of a gateway's part.
+    fn mobility(line: &str) -> Result<MobilityConfig, ConfigError> {
+        let own =
+            "address = \"2001:db8:a::1\"\nhome_agent = \"home\"\nhome_agent_address = \"2001:db8:1::1\"";
+        let config = Config::parse(&format!("[mobility]\n{own}\n{line}"), Path::new("x.toml"));
+        config.map(|config| config.mobility.unwrap())
+    }
+
+    #[test]
+    fn as_many_dns_servers_as_an_option_holds_are_named() {
+        let named = |count: usize| mobility(&format!("dns = [{}]", "\"2001:db8::53\",".repeat(count)));
+        assert_eq!(named(MAX_DNS).unwrap().dns.len(), MAX_DNS);
+        let message = named(MAX_DNS + 1).unwrap_err().to_string();
+        assert!(message.contains("mobility.dns") && message.contains("17"), "{message}");
+    }
+
     #[test]
     fn a_data_plane_is_named_or_found() {
-        let plane = |line: &str| {
-            let own =
-                "address = \"2001:db8:a::1\"\nhome_agent = \"home\"\nhome_agent_address = \"2001:db8:1::1\"";
-            let config = Config::parse(&format!("[mobility]\n{own}\n{line}"), Path::new("x.toml"));
-            config.map(|config| config.mobility.unwrap().plane)
-        };
+        let plane = |line: &str| mobility(line).map(|mobility| mobility.plane);
         assert_eq!(plane("").unwrap(), PlaneChoice::Auto);
         assert_eq!(plane("plane = \"auto\"").unwrap(), PlaneChoice::Auto);
         for each in DataPlane::ALL {

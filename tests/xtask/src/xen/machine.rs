@@ -18,7 +18,7 @@ pub(super) const VM: &str = "u1";
 const DISK_MIB: u32 = 256;
 const DATA_MIB: usize = 64;
 
-/// Its memory: Debian's 6.1 kernel loses some 2 MiB of it with every move, by xl alone too (one of 80 MiB panics at the twelfth:
+/// Its memory: Debian's 6.1 kernel loses some of it with every move, by xl alone too (one of 80 MiB panics at the twelfth:
 /// "System is deadlocked on memory"), and it moves often.
 const MEMORY_MIB: u32 = 128;
 
