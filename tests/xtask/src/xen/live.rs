@@ -8,6 +8,7 @@ use harness::{Collector, XenHost, XenPair};
 use serde_json::Value;
 
 use super::machine::VM;
+use super::watch::Watch;
 use super::{product, step};
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -17,7 +18,7 @@ const AFTER: Duration = Duration::from_secs(3);
 /// What one move brought.
 #[derive(Debug, Clone)]
 pub(super) struct Moved {
-    /// How long nothing was heard of the guest.
+    /// How long the guest was not reached.
     pub(super) unreachable: Duration,
     /// From the command to its end.
     pub(super) total: Duration,
@@ -26,15 +27,15 @@ pub(super) struct Moved {
 }
 
 /// Moves the running guest and looks at both hosts afterwards.
-pub(super) fn go(from: &XenHost, to: &XenHost, collector: &Collector, how: &str) -> Result<Moved> {
+fn go(pair: &XenPair, [from, to]: [&XenHost; 2], collector: &Collector, how: &str) -> Result<Moved> {
     step(&format!("longhaul migrate {VM} --to {} {how}", to.name()));
-    collector.mark();
+    let watch = Watch::begin(pair, collector)?;
     let started = Instant::now();
     let report = product::migrate(from, to, how)?;
     let total = started.elapsed();
     collector.wait_progress(1, BOOT).with_context(|| format!("the guest on {}", to.name()))?;
     thread::sleep(AFTER);
-    let unreachable = collector.longest_since_mark();
+    let unreachable = watch.end()?;
     let moved = Moved { unreachable, total, report };
     println!("    {}", moved.line());
     product::show_logs([from, to])?;
@@ -71,7 +72,7 @@ impl Moved {
             format!("{} {:.0}", phase["name"].as_str().unwrap_or("?"), phase["ms"].as_f64().unwrap_or(0.0))
         });
         format!(
-            "not heard for {:.0} ms (by the product's own account {:.0} ms), {:.1} s in all; disk {:.0} KiB, memory {:.1} MiB; ms by phase: {}",
+            "not reached for {:.0} ms (by the product's own account {:.0} ms), {:.1} s in all; disk {:.0} KiB, memory {:.1} MiB; ms by phase: {}",
             self.unreachable.as_secs_f64() * 1e3,
             number("downtime_ms"),
             self.total.as_secs_f64(),
@@ -93,6 +94,7 @@ pub(super) fn prepare(pair: &XenPair, collector: &Collector) -> Result<()> {
 /// From the first host to the second, and back, `moves` times in all. The hosts are changed over with the guest: it is
 /// on the first of them before and after.
 pub(super) fn run(
+    pair: &XenPair,
     hosts: &mut [&XenHost; 2],
     collector: &Collector,
     moves: usize,
@@ -100,7 +102,7 @@ pub(super) fn run(
 ) -> Result<Vec<Moved>> {
     let mut all = Vec::new();
     for _ in 0..moves {
-        all.push(go(hosts[0], hosts[1], collector, how)?);
+        all.push(go(pair, *hosts, collector, how)?);
         hosts.swap(0, 1);
     }
     Ok(all)

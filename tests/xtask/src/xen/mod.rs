@@ -10,6 +10,7 @@ mod plain;
 mod product;
 mod table;
 mod walk;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -140,9 +141,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let pair = boot(&lab, &machine)?;
             with_guest(pair, |pair, hosts, collector| walk::run(pair, hosts, collector, &walk::together()))
         }
-        What::Smoke => with_guest(pair, |_, hosts, collector| {
-            live::run(hosts, collector, 1, "")?;
-            live::run(hosts, collector, 1, "--cold").map(drop)
+        What::Smoke => with_guest(pair, |pair, hosts, collector| {
+            live::run(pair, hosts, collector, 1, "")?;
+            live::run(pair, hosts, collector, 1, "--cold").map(drop)
         }),
         What::Walk(faults) => {
             with_guest(pair, |pair, hosts, collector| walk::run(pair, hosts, collector, faults))
@@ -160,9 +161,9 @@ fn measure(pair: XenPair, options: &Options) -> Result<()> {
     if !options.alone {
         figures.copied = Some(plain::copied(&pair)?);
     }
-    with_guest(pair, |_, hosts, collector| {
-        figures.live = live::run(hosts, collector, options.moves, "")?;
-        figures.cold = live::run(hosts, collector, COLD_MOVES, "--cold")?;
+    with_guest(pair, |pair, hosts, collector| {
+        figures.live = live::run(pair, hosts, collector, options.moves, "")?;
+        figures.cold = live::run(pair, hosts, collector, COLD_MOVES, "--cold")?;
         report(options, &figures)
     })
 }

@@ -8,6 +8,7 @@ use harness::{Collector, XenPair};
 
 use super::machine::{Machine, VM};
 use super::step;
+use super::watch::Watch;
 
 const BOOT: Duration = Duration::from_secs(90);
 const MIGRATE: Duration = Duration::from_secs(240);
@@ -21,7 +22,7 @@ const RECEIVER: &str =
 /// One move by xl alone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shared {
-    /// How long nothing was heard of the guest.
+    /// How long the guest was not reached.
     pub(super) unreachable: Duration,
     /// From the command to its end.
     pub(super) total: Duration,
@@ -39,7 +40,7 @@ pub(super) fn live(pair: &XenPair, moves: usize) -> Result<Vec<Shared>> {
     for _ in 0..moves {
         // What it has read of the disk before is no longer so.
         to.run(&format!("blockdev --flushbufs /dev/vdc; {RECEIVER}"))?;
-        collector.mark();
+        let watch = Watch::begin(pair, &collector)?;
         let (started, before) = (Instant::now(), pair.bytes_into(to)?);
         let transport = format!("socat -t 600 - TCP:{}:8002", to.address());
         let said = from.run_within(&format!("xl migrate -s '' {VM} '{transport}' 2>&1"), MIGRATE)?;
@@ -48,7 +49,7 @@ pub(super) fn live(pair: &XenPair, moves: usize) -> Result<Vec<Shared>> {
             .wait_progress(1, BOOT)
             .with_context(|| format!("the guest on {}; xl: {said}", to.name()))?;
         thread::sleep(WRITING);
-        let moved = Shared { unreachable: collector.longest_since_mark(), total, bytes };
+        let moved = Shared { unreachable: watch.end()?, total, bytes };
         println!("    to {}: {moved:?}", to.name());
         ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
         all.push(moved);
@@ -61,7 +62,7 @@ pub(super) fn live(pair: &XenPair, moves: usize) -> Result<Vec<Shared>> {
 /// The paper's Experiment 2: the guest is saved, image and memory are copied by scp, the guest is restored.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Copied {
-    /// The whole, from the command to the guest on b; that long it was not heard.
+    /// The whole, from the command to the guest on b; that long it was not reached.
     pub(super) unreachable: Duration,
     /// Its parts: save, image copy, memory copy, restore.
     pub(super) parts: [Duration; 4],
@@ -81,7 +82,7 @@ pub(super) fn copied(pair: &XenPair) -> Result<Copied> {
             pair.b.address()
         )
     };
-    collector.mark();
+    let watch = Watch::begin(pair, &collector)?;
     let timed = |host: &harness::XenHost, script: &str| -> Result<Duration> {
         let started = Instant::now();
         host.run_within(script, MIGRATE)?;
@@ -97,7 +98,7 @@ pub(super) fn copied(pair: &XenPair) -> Result<Copied> {
     thread::sleep(WRITING);
     let size = |file: &str| -> Result<u64> { Ok(pair.b.run(&format!("stat -c %s {file}"))?.trim().parse()?) };
     let bytes = [size("/lab/paper.raw")?, size(&format!("/lab/{VM}.save"))?];
-    let copied = Copied { unreachable: collector.longest_since_mark(), parts, bytes };
+    let copied = Copied { unreachable: watch.end()?, parts, bytes };
     println!("    {copied:?}");
     ensure!(collector.instances().len() == 1 && collector.duplicates() == 0, "the guest ran twice");
     pair.b.run(&format!("xl destroy {VM}; rm /lab/{VM}.save /lab/paper.raw"))?;
