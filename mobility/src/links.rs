@@ -64,7 +64,7 @@ pub struct LinkError {
     pub(crate) what: String,
     /// The kernel's reason.
     #[source]
-    pub(crate) source: Box<dyn std::error::Error + Send + Sync>,
+    pub(crate) source: rtnetlink::Error,
 }
 
 pub(crate) use carrier::{Answered, Carrier, Changes};
@@ -99,16 +99,6 @@ impl Links {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle, protocol })
-    }
-
-    /// A connection for a request that makes or removes an interface: on a busy machine the kernel takes seconds for that, and
-    /// who asks by the same connection waits, as does the thread that serves it.
-    fn apart() -> Result<Handle> {
-        let connecting = failed(|| "connecting to the kernel".to_owned());
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(connecting)?;
-        let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(connection));
-        Ok(handle)
     }
 
     pub(crate) async fn index(&self, name: &str) -> Result<u32> {
@@ -467,11 +457,8 @@ fn set(part: &str, interface: &str, name: &str, value: &str) -> Result<(), Agent
     fs::write(&path, value).map_err(opening(&path))
 }
 
-fn failed<E>(what: impl FnOnce() -> String) -> impl FnOnce(E) -> LinkError
-where
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    move |source| LinkError { what: what(), source: source.into() }
+fn failed(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+    move |source| LinkError { what: what(), source }
 }
 
 #[cfg(test)]

@@ -40,9 +40,9 @@
 //!
 //! # What a registration need not wait for
 //! Making an interface takes the kernel many milliseconds, and removing one more, seconds on a busy machine; all else is done in a
-//! fraction of one. So where an interface can be made before it is known to whom it leads, one is in store, made again a while
-//! after it was taken, and none is removed by whoever has something else to do. Nor is either done by way of the same netlink
-//! socket: the kernel does what it is asked in the call that asks.
+//! fraction of one. So where an interface can be made before it is known to whom it leads, one is always in store, and none is
+//! removed by whoever has something else to do, nor by way of the same netlink socket: the kernel does what it is asked in the
+//! call that asks.
 //!
 //! # After a crash
 //! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
@@ -57,13 +57,10 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
 
 use crate::agent::AgentError;
 use crate::links::{LinkError, Links, Remembered, Tunnel};
@@ -193,18 +190,6 @@ const STEM_BYTES: usize = 10;
 /// To whom an interface in store leads.
 const NOBODY: Peer = Peer { address: Ipv6Addr::UNSPECIFIED, user_plane: Ipv6Addr::UNSPECIFIED };
 
-/// How long after a tunnel the next one is made for the store: the kernel does nothing else for interfaces and routes while it
-/// makes one, which is for seconds on a busy machine, and what a tunnel is opened for wants its routes at once.
-const RESTOCK_AFTER: Duration = Duration::from_secs(1);
-
-/// An interface in store, made or to be made.
-#[derive(Debug)]
-struct Stored {
-    made: JoinHandle<Result<Remembered, LinkError>>,
-    /// Dropped, it is made without delay.
-    unhurried: oneshot::Sender<()>,
-}
-
 /// The tunnels of one agent.
 #[derive(Debug)]
 pub(crate) struct Tunnels {
@@ -212,7 +197,8 @@ pub(crate) struct Tunnels {
     stem: String,
     /// `None`: every packet passes through this program.
     backend: Option<Arc<dyn Backend>>,
-    store: Option<Stored>,
+    /// The interface in store, made or being made.
+    store: Option<JoinHandle<Result<Remembered, LinkError>>>,
     removals: JoinSet<()>,
     open: BTreeMap<Peer, (Tunnel, Remembered)>,
     /// From before a crash, and not asked for yet.
@@ -236,28 +222,22 @@ impl Tunnels {
             }
         }
         let stem = own.interface.chars().take(STEM_BYTES).collect();
-        let store = left.remove(&NOBODY).map(|(_, remembered)| Stored {
-            made: tokio::spawn(async { Ok(remembered) }),
-            unhurried: oneshot::channel().0,
-        });
+        let store = left.remove(&NOBODY).map(|(_, remembered)| tokio::spawn(async { Ok(remembered) }));
         let (links, removals, open) = (links.clone(), JoinSet::new(), BTreeMap::new());
         let mut tunnels = Self { links, stem, backend, store, removals, open, left };
-        tunnels.restock(Duration::ZERO);
+        tunnels.restock();
         Ok(tunnels)
     }
 
     /// Puts an interface in store, unless there is one.
-    fn restock(&mut self, after: Duration) {
+    fn restock(&mut self) {
         let Some(backend) = self.backend.clone().filter(|backend| backend.has_store()) else { return };
         if self.store.is_none() && self.open.len() < MAX_TUNNELS {
             let (stem, number) = (self.stem.clone(), self.open.len() + self.left.len());
-            let (unhurried, hurry) = oneshot::channel();
-            let made = tokio::spawn(async move {
-                let _ = timeout(after, hurry).await;
+            self.store = Some(tokio::spawn(async move {
                 let remembered = make(&*backend, &stem, number, NOBODY).await?;
                 backend.equip(&remembered).await.map(|_| remembered)
-            });
-            self.store = Some(Stored { made, unhurried });
+            }));
         }
     }
 
@@ -266,11 +246,10 @@ impl Tunnels {
         if let Some((_, remembered)) = self.left.remove(&peer) {
             return Ok(remembered);
         }
-        if let Some(Stored { made, unhurried }) = self.store.take() {
-            drop(unhurried);
-            if let Ok(Ok(stored)) = made.await {
-                return Ok(Remembered { peer, ..stored });
-            }
+        if let Some(stored) = self.store.take()
+            && let Ok(Ok(stored)) = stored.await
+        {
+            return Ok(Remembered { peer, ..stored });
         }
         make(backend, &self.stem, self.open.len() + self.left.len(), peer).await
     }
@@ -300,7 +279,7 @@ impl Tunnels {
             let remembered = self.take(&*backend, peer).await?;
             let tunnel = backend.fit_out(&remembered).await?;
             self.open.insert(peer, (tunnel, remembered));
-            self.restock(RESTOCK_AFTER);
+            self.restock();
         }
         Ok(self.open.get(&peer).map(|(tunnel, remembered)| (*tunnel, remembered.name.as_str())))
     }
@@ -332,8 +311,8 @@ impl Tunnels {
         for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
             self.links.close_tunnel(&tunnel).await?;
             let links = self.links.clone();
-            self.removals.spawn(async move {
-                if let Err(error) = links.remove_tunnel(tunnel).await {
+            self.removals.spawn_blocking(move || {
+                if let Err(error) = links.remove_tunnel_apart(tunnel) {
                     tracing::warn!("a tunnel that nobody needs stays until the next start: {error}");
                 }
             });
@@ -345,10 +324,9 @@ impl Tunnels {
     pub(crate) async fn end(&mut self) -> Result<(), LinkError> {
         self.clear_but(|_| false).await?;
         while self.removals.join_next().await.is_some() {}
-        if let Some(Stored { made, unhurried }) = self.store.take() {
+        if let Some(stored) = self.store.take() {
             // The agent removes all its interfaces, this one too.
-            drop(unhurried);
-            let _ = made.await;
+            let _ = stored.await;
         }
         match &self.backend {
             Some(backend) => backend.close().await,

@@ -11,8 +11,10 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use tokio::runtime;
 
 use super::{EXISTS, Links, NO_SUCH_DEVICE, Result, Way, alias, errno, everything, failed, is_from};
+use crate::agent::{AgentError, opening};
 use crate::plane::INNER_MTU;
 use crate::tunnels::{DataPlane, Peer};
 
@@ -104,7 +106,7 @@ impl Links {
 
     /// Makes an interface; `false` when there is one of that name.
     pub(crate) async fn make(&self, link: LinkMessage) -> Result<bool> {
-        match Self::apart()?.link().add(link).execute().await {
+        match self.handle.link().add(link).execute().await {
             Err(error) if errno(&error) == Some(EXISTS) => Ok(false),
             done => done.map(|()| true).map_err(failed(|| "making a tunnel's interface".to_owned())),
         }
@@ -151,13 +153,23 @@ impl Links {
     /// Removes a closed tunnel; its routes go with it.
     pub(crate) async fn remove_tunnel(&self, (tunnel, remembered): (Tunnel, Remembered)) -> Result<()> {
         let name = &remembered.name;
-        match Self::apart()?.link().del(tunnel.index).execute().await {
+        match self.handle.link().del(tunnel.index).execute().await {
             Err(error) if errno(&error) == Some(NO_SUCH_DEVICE) => {}
             done => done.map_err(failed(|| format!("removing the tunnel {name}")))?,
         }
         // Those are no interface's.
         let sources = RouteAttribute::Table(tunnel.table(Table::Sources));
         self.remove_routes(|route| route.attributes.contains(&sources)).await
+    }
+
+    /// As [`remove_tunnel`](Self::remove_tunnel), on a connection of its own; blocks for as long as the kernel takes.
+    pub(crate) fn remove_tunnel_apart(&self, tunnel: (Tunnel, Remembered)) -> Result<(), AgentError> {
+        let opening = || opening("a connection to the kernel");
+        let runtime = runtime::Builder::new_current_thread().enable_io().build().map_err(opening())?;
+        runtime.block_on(async {
+            let links = Self::connect(self.protocol).map_err(opening())?;
+            Ok(links.remove_tunnel(tunnel).await?)
+        })
     }
 
     /// Only packets whose source is allowed come out of this tunnel.

@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::Namespace;
 use mobility::DataPlane;
@@ -56,14 +56,24 @@ fn assert_same(one: &BTreeSet<String>, other: &BTreeSet<String>) {
     assert!(changes.is_empty(), "{changes:#?}");
 }
 
+/// Once it has an interface in store too, where the data plane has such: it is made by and by.
 fn start(host: &Arc<Namespace>, plane: DataPlane) -> Running<AccessGateway> {
     let config = gateway_config(PLATFORM, ANCHOR, plane);
-    Running::start(host, async move || {
+    let gateway = Running::start(host, async move || {
         let gateway = AccessGateway::start(config).await?;
         gateway.attach(NODE, link()).await?;
         Ok::<_, mobility::AgentError>(gateway)
     })
-    .unwrap()
+    .unwrap();
+    let patience = Instant::now() + Duration::from_secs(10);
+    // Its inner one of two joined interfaces is set up last.
+    let is_ready =
+        |links: &str| links.lines().any(|line| line.contains("x@lh-mag.") && line.contains("LOWER_UP"));
+    while gateway.handle.plane() == DataPlane::Seg6 && !is_ready(&host.ip("link").unwrap()) {
+        assert!(Instant::now() < patience, "there is no interface in store");
+        sleep(Duration::from_millis(20));
+    }
+    gateway
 }
 
 /// A platform with a guest's link, and rules and routes that are not ours, some of them much like ours.
