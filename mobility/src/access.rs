@@ -406,8 +406,11 @@ impl Agent {
             let lease = Lease { guest: link.link_layer, address, dns: dns.collect() };
             match Server::open(&link.interface, lease) {
                 Ok(server) => tasks.push(tokio::spawn(server.run()).abort_handle()),
-                // A guest that was set up by hand needs none.
-                Err(error) => tracing::warn!("there is no DHCP on {}: {error}", link.interface),
+                Err(error) => tracing::warn!(
+                    "the guest on {} gets no DHCP, and has its IPv4 address only if it was set up by hand: opening UDP port 67 \
+                     there, which another DHCP server may have: {error}",
+                    link.interface
+                ),
             }
         }
         self.neighbours.retain(|address| !link.has(*address));

@@ -78,7 +78,6 @@ impl Lease {
             options.push(DhcpOption { kind: RENEWAL, data: &renewal });
             options.push(DhcpOption { kind: REBINDING, data: &rebinding });
         }
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.address.prefix_len())).unwrap_or(0);
         let answer = DhcpRepr {
             message_type: answer,
             secs: 0,
@@ -86,7 +85,7 @@ impl Lease {
             your_ip: if is_leased { own } else { Ipv4Addr::UNSPECIFIED },
             server_identifier: Some(server),
             router: (!is_refused).then_some(server),
-            subnet_mask: (!is_refused).then_some(mask.into()),
+            subnet_mask: (!is_refused).then_some(self.address.mask()),
             lease_duration: is_leased.then_some(LEASE_S),
             additional_options: &options,
             // What else the guest has said is for us.

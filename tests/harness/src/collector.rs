@@ -195,9 +195,11 @@ impl Collector {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let last = boot.map(|boot| Duration::from_nanos(boot.stats.snapshot().last_arrival_ns));
-                let silent = last.map(|last| self.shared.started.elapsed().saturating_sub(last));
+                let heard = last.map_or("never heard".to_owned(), |last| {
+                    format!("last heard {:?} ago", self.shared.started.elapsed().saturating_sub(last))
+                });
                 bail!(
-                    "waited {timeout:?} for the guest's {what} to reach {least}, they are at {now}; it was last heard {silent:?} ago"
+                    "waited {timeout:?} for the guest's {what} to reach {least}, they are at {now}; it was {heard}"
                 );
             }
             state = self

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::Namespace;
-use harness::lab::apt::{self, ARPING};
+use harness::lab::apt::{self, BUSYBOX};
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, DNS, GUEST_LINK_LAYER, HOME_IPV4};
 use mobility_lab::raw::{TUNNEL_IPV4, packet, udp_ipv4};
@@ -144,11 +144,15 @@ fn packets_pass_only_from_where_the_guest_is_and_only_with_its_address(planes: P
     });
 }
 
-fn the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own(planes: Planes) {
-    // The emulated machine has it, and no apt.
+/// The emulated machine has it, and no apt.
+fn need_busybox() {
     if !Path::new("/bin/busybox").exists() {
-        apt::install(ARPING).unwrap();
+        apt::install(BUSYBOX).unwrap();
     }
+}
+
+fn the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own(planes: Planes) {
+    need_busybox();
     let network = Network::direct(planes).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
@@ -175,9 +179,7 @@ fn the_router_of_any_address_is_the_gateway_and_nobody_has_the_guests_own(planes
 }
 
 fn a_guest_is_given_its_address_by_dhcp_wherever_it_is(planes: Planes) {
-    if !Path::new("/bin/busybox").exists() {
-        apt::install(ARPING).unwrap();
-    }
+    need_busybox();
     let network = Network::direct(planes).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (script, told) = (dir.path().join("script"), dir.path().join("told"));

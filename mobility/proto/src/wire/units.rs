@@ -201,6 +201,12 @@ impl Ipv4Interface {
         self.prefix_len
     }
 
+    /// The mask of its network.
+    #[must_use]
+    pub fn mask(self) -> Ipv4Addr {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0).into()
+    }
+
     /// What stands for the address alone among prefixes.
     #[must_use]
     pub fn host(self) -> Ipv6Prefix {
@@ -212,8 +218,7 @@ impl Ipv4Interface {
     #[must_use]
     pub fn router(self) -> Ipv4Addr {
         const ON_LINK: Ipv4Addr = Ipv4Addr::new(169, 254, 82, 19);
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0);
-        let first = (u32::from(self.address) & mask) + 1;
+        let first = u32::from(self.address & self.mask()) + 1;
         match u32::from(self.address) {
             _ if self.prefix_len > 30 => ON_LINK,
             own if own == first => (first + 1).into(),

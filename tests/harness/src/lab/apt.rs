@@ -52,9 +52,11 @@ pub const ROUTER: &[Package] =
 /// What makes a router's namespace one that translates addresses.
 pub const NAT: &[Package] = &[Package { name: "nftables", purpose: "sets up the kernel's NAT" }];
 
-/// What asks for neighbours over IPv4.
-pub const ARPING: &[Package] =
-    &[Package { name: "busybox-static", purpose: "asks a link for neighbours over IPv4 (arping)" }];
+/// What a guest of IPv4 asks its link with.
+pub const BUSYBOX: &[Package] = &[Package {
+    name: "busybox-static",
+    purpose: "asks a link for neighbours and an address (arping, udhcpc)",
+}];
 
 /// Installs what the lab needs and is missing; nothing when nothing is missing.
 ///

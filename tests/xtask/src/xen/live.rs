@@ -33,7 +33,9 @@ fn go(pair: &XenPair, [from, to]: [&XenHost; 2], collector: &Collector, how: &st
     let started = Instant::now();
     let report = product::migrate(from, to, how)?;
     let total = started.elapsed();
-    collector.wait_progress(1, BOOT).with_context(|| format!("the guest on {}", to.name()))?;
+    collector
+        .wait_progress(1, BOOT)
+        .with_context(|| format!("the guest on {}\n{}", to.name(), product::trouble(to, VM)))?;
     thread::sleep(AFTER);
     let unreachable = watch.end()?;
     let moved = Moved { unreachable, total, report };
