@@ -138,7 +138,7 @@ impl AccessGateway {
         });
         let (commands, inbox) = mpsc::channel(64);
         let (events, _) = broadcast::channel(256);
-        let agent = Agent {
+        let mut agent = Agent {
             address,
             anchor,
             gateway,
@@ -153,6 +153,7 @@ impl AccessGateway {
             start: Instant::now(),
         };
         agent.refuse_from(&[])?;
+        agent.plane.announce(anchor);
         let plane = agent.ways.plane();
         tokio::spawn(agent.run(inbox));
         Ok(Self { orders: Orders(commands), events, plane })
@@ -395,15 +396,16 @@ impl Agent {
         }
         let refused: Vec<_> = self.guests.values().map(|guest| guest.index).chain([index]).collect();
         self.refuse_from(&refused)?;
+        let mtu = self.ways.plane().guest_mtu();
         let what = format!("a socket for router advertisements on {}", link.interface);
-        let router = Arc::new(Router::open(index, link.prefix, &self.dns).map_err(opening(&what))?);
+        let router = Arc::new(Router::open(index, link.prefix, mtu, &self.dns).map_err(opening(&what))?);
         let mut tasks = vec![tokio::spawn(router.clone().run()).abort_handle()];
         if let Some(address) = link.ipv4 {
             let dns = self.dns.iter().filter_map(|server| match server {
                 IpAddr::V4(server) => Some(*server),
                 IpAddr::V6(_) => None,
             });
-            let lease = Lease { guest: link.link_layer, address, dns: dns.collect() };
+            let lease = Lease { guest: link.link_layer, address, mtu, dns: dns.collect() };
             match Server::open(&link.interface, lease) {
                 Ok(server) => tasks.push(tokio::spawn(server.run()).abort_handle()),
                 Err(error) => tracing::warn!(

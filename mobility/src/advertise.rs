@@ -8,7 +8,6 @@ use std::time::Duration;
 use mobility_proto::wire::Ipv6Prefix;
 
 use crate::links::{GATEWAY_LINK_LAYER, GATEWAY_LINK_LOCAL};
-use crate::plane::INNER_MTU;
 use crate::raw::{ICMPV6, RawSocket};
 
 const ROUTER_SOLICITATION: u8 = 133;
@@ -22,14 +21,14 @@ const PREFIX_LIFETIME_S: u32 = 86_400;
 const AUTONOMOUS: u8 = 0x40;
 
 /// The advertisement of `prefix`, without checksum: the kernel makes it. Of `dns` what is IPv6.
-fn advertisement(prefix: Ipv6Prefix, dns: &[IpAddr]) -> Vec<u8> {
+fn advertisement(prefix: Ipv6Prefix, mtu: u16, dns: &[IpAddr]) -> Vec<u8> {
     let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0];
     message.extend(ROUTER_LIFETIME_S.to_be_bytes());
     message.extend([0; 8]);
     message.extend([1, 1]);
     message.extend(GATEWAY_LINK_LAYER);
     message.extend([5, 1, 0, 0]);
-    message.extend(u32::from(INNER_MTU).to_be_bytes());
+    message.extend(u32::from(mtu).to_be_bytes());
     message.extend([3, 4, prefix.len(), AUTONOMOUS]);
     message.extend(PREFIX_LIFETIME_S.to_be_bytes());
     message.extend(PREFIX_LIFETIME_S.to_be_bytes());
@@ -57,10 +56,10 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn open(index: u32, prefix: Ipv6Prefix, dns: &[IpAddr]) -> io::Result<Self> {
+    pub(crate) fn open(index: u32, prefix: Ipv6Prefix, mtu: u16, dns: &[IpAddr]) -> io::Result<Self> {
         let socket = RawSocket::open(ICMPV6, GATEWAY_LINK_LOCAL, index)?;
         socket.keep_on_link()?;
-        Ok(Self { socket, index, message: advertisement(prefix, dns) })
+        Ok(Self { socket, index, message: advertisement(prefix, mtu, dns) })
     }
 
     /// Advertises now.
@@ -97,14 +96,14 @@ mod tests {
     #[test]
     fn an_advertisement_says_what_the_guest_needs() {
         let prefix = Ipv6Prefix::new("2001:db8:a::".parse().unwrap(), 64).unwrap();
-        let message = advertisement(prefix, &["192.0.2.53".parse().unwrap()]);
+        let message = advertisement(prefix, 1452, &["192.0.2.53".parse().unwrap()]);
         assert_eq!(message.len(), 16 + 8 + 8 + 32);
         assert_eq!(message[16..24], [1, 1, 0, 0, 0x5e, 0, 0x52, 0x13]);
-        assert_eq!(message[24..32], [5, 1, 0, 0, 0, 0, 0x05, 0xb4]);
+        assert_eq!(message[24..32], [5, 1, 0, 0, 0, 0, 0x05, 0xac]);
         assert_eq!(message[32..36], [3, 4, 64, 0x40]);
         assert_eq!(message[48..], "2001:db8:a::".parse::<Ipv6Addr>().unwrap().octets());
         let servers: [Ipv6Addr; 2] = ["2001:db8::53".parse().unwrap(), "2001:db8::54".parse().unwrap()];
-        let more = advertisement(prefix, &servers.map(IpAddr::V6));
+        let more = advertisement(prefix, 1452, &servers.map(IpAddr::V6));
         assert_eq!(more[..64], message);
         assert_eq!(more[64..72], [25, 5, 0, 0, 0, 0, 0x07, 0x08]);
         assert_eq!(more[72..], servers.map(|server| server.octets()).concat());

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use crate::links::{LinkError, Links};
 use crate::plane::{INNER_MTU, Plane};
 use crate::raw::{MOBILITY_HEADER, RawSocket};
-use crate::tunnels::{Own, PlaneChoice, Tunnels};
+use crate::tunnels::{DataPlane, Own, PlaneChoice, Tunnels};
+use crate::udp::PORT;
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +97,14 @@ impl Ends {
         let links = Links::connect(origin).map_err(opening("rtnetlink"))?;
         let signalling = RawSocket::open(MOBILITY_HEADER, address, 0)
             .map_err(opening(&format!("a socket for signalling at {address}")))?;
-        let plane = Plane::open(interface, address)
+        let mut plane = Plane::open(interface, address)
             .map_err(opening(&format!("the tunnel interface {interface} at {address}")))?;
         let index = links.index(interface).await?;
         links.up(index, INNER_MTU.into()).await?;
         let tunnels = Tunnels::start(&links, own, choice).await?;
+        if tunnels.plane() == DataPlane::Tun {
+            plane.bundle(address).map_err(opening(&format!("UDP port {PORT} at {address}")))?;
+        }
         Ok(Self { links, signalling, plane, tunnels, index })
     }
 }

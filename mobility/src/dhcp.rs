@@ -9,8 +9,6 @@ use smoltcp::wire::{DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::plane::INNER_MTU;
-
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 /// As long as a guest's prefix is advertised for.
@@ -37,6 +35,8 @@ pub(crate) struct Lease {
     /// Who is answered: another on the same link shall not take the address too.
     pub(crate) guest: [u8; 6],
     pub(crate) address: Ipv4Interface,
+    /// What a packet may have.
+    pub(crate) mtu: u16,
     pub(crate) dns: Vec<Ipv4Addr>,
 }
 
@@ -66,7 +66,7 @@ impl Lease {
         // Who asks for advice alone has an address.
         let is_leased = !is_refused && asked.message_type != DhcpMessageType::Inform;
         let (mtu, renewal, rebinding) =
-            (INNER_MTU.to_be_bytes(), RENEWAL_S.to_be_bytes(), REBINDING_S.to_be_bytes());
+            (self.mtu.to_be_bytes(), RENEWAL_S.to_be_bytes(), REBINDING_S.to_be_bytes());
         let dns: Vec<u8> = self.dns.iter().flat_map(Ipv4Addr::octets).collect();
         let mut options = Vec::new();
         options.extend(packet.options().find(|option| option.kind == CLIENT_IDENTIFIER));
@@ -163,7 +163,7 @@ mod tests {
 
     fn lease() -> Lease {
         let address = Ipv4Interface::new(OWN, 24).unwrap();
-        Lease { guest: GUEST, address, dns: vec![Ipv4Addr::new(192, 0, 2, 53)] }
+        Lease { guest: GUEST, address, mtu: 1452, dns: vec![Ipv4Addr::new(192, 0, 2, 53)] }
     }
 
     fn question(message_type: DhcpMessageType) -> DhcpRepr<'static> {
@@ -215,7 +215,7 @@ mod tests {
         assert!(offer.len() >= LEAST_BYTES);
         let packet = DhcpPacket::new_checked(&offer[..]).unwrap();
         let mtu = packet.options().find(|option| option.kind == MTU).unwrap();
-        assert_eq!(mtu.data, INNER_MTU.to_be_bytes());
+        assert_eq!(mtu.data, 1452_u16.to_be_bytes());
         let offer = DhcpRepr::parse(&packet).unwrap();
         assert_eq!((offer.your_ip, offer.router), (OWN, Some(SERVER)));
         assert_eq!(offer.subnet_mask, Some(Ipv4Addr::new(255, 255, 255, 0)));

@@ -282,11 +282,10 @@ impl Agent {
             released.iter().for_each(|packet| self.send_now(packet));
             self.anchor.handle_timeout(self.start.elapsed());
             self.drain().await;
-            while let Some((at, to, marker)) = self.markers.front()
-                && *at <= Instant::now()
+            while self.markers.front().is_some_and(|(at, ..)| *at <= Instant::now())
+                && let Some((_, to, marker)) = self.markers.pop_front()
             {
-                self.send(*to, marker);
-                self.markers.pop_front();
+                self.send(to, &marker);
             }
         };
         if let Err(error) = self.ways.end().await {
@@ -385,7 +384,7 @@ impl Agent {
         }
     }
 
-    fn send(&self, to: TunnelEnd, packet: &[u8]) {
+    fn send(&mut self, to: TunnelEnd, packet: &[u8]) {
         match to {
             TunnelEnd::Ipv6(to) => self.plane.send(to, packet),
             TunnelEnd::Udp(to) => self.datagrams.send(to, packet),

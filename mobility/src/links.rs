@@ -64,7 +64,7 @@ pub struct LinkError {
     pub(crate) what: String,
     /// The kernel's reason.
     #[source]
-    pub(crate) source: rtnetlink::Error,
+    pub(crate) source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 pub(crate) use carrier::{Answered, Carrier, Changes};
@@ -99,6 +99,16 @@ impl Links {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle, protocol })
+    }
+
+    /// A connection for a request that makes or removes an interface: on a busy machine the kernel takes seconds for that, and
+    /// who asks by the same connection waits, as does the thread that serves it.
+    fn apart() -> Result<Handle> {
+        let connecting = failed(|| "connecting to the kernel".to_owned());
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(connecting)?;
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(connection));
+        Ok(handle)
     }
 
     pub(crate) async fn index(&self, name: &str) -> Result<u32> {
@@ -204,7 +214,7 @@ impl Links {
 
     /// Removes all that is ours.
     pub(crate) async fn clear(&self) -> Result<()> {
-        for tunnel in self.tunnels().await? {
+        for (tunnel, _) in self.tunnels().await? {
             self.remove_tunnel(tunnel).await?;
         }
         self.remove_rules(|_| true).await?;
@@ -457,8 +467,11 @@ fn set(part: &str, interface: &str, name: &str, value: &str) -> Result<(), Agent
     fs::write(&path, value).map_err(opening(&path))
 }
 
-fn failed(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> LinkError {
-    move |source| LinkError { what: what(), source }
+fn failed<E>(what: impl FnOnce() -> String) -> impl FnOnce(E) -> LinkError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |source| LinkError { what: what(), source: source.into() }
 }
 
 #[cfg(test)]

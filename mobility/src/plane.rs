@@ -1,12 +1,18 @@
 //! The data plane in user space, whole or in part (see `tunnels`): a TUN interface to the kernel on one side, raw sockets for
-//! IPv6 and IPv4 in IPv6 (RFC 2473) on the other. Works on every Linux; decides nothing about a packet.
+//! IPv6 and IPv4 in IPv6 (RFC 2473) on the other, and UDP between two that are whole. Works on every Linux; decides nothing about
+//! a packet.
+
+mod bundles;
+mod paths;
 
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bundles::Bundles;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::time::Instant;
 use tun_rs::{
     AsyncDevice, DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, Layer, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_LEN, VirtioNetHdr, gso_split,
@@ -16,6 +22,8 @@ use crate::raw::{IPV4, IPV6, RawSocket};
 
 /// What a packet may have inside a tunnel over a network of 1500 bytes.
 pub(crate) const INNER_MTU: u16 = 1460;
+/// What it may have to go in UDP as well.
+pub(crate) const BUNDLED_MTU: u16 = bundles::MTU as u16;
 /// The largest packet that the kernel hands over before it is cut into those of the MTU.
 const LARGEST: usize = VIRTIO_NET_HDR_LEN + 65_535;
 /// How many packets one that the kernel hands over is cut into at most: Linux sends no TCP segments with less than 36 bytes
@@ -41,6 +49,7 @@ pub(crate) struct Plane {
     tun: AsyncDevice,
     /// What has IPv6 packets inside, and what has IPv4 packets.
     outer: [RawSocket; 2],
+    bundles: Option<Bundles>,
     whole: Vec<u8>,
     cut: Vec<Vec<u8>>,
     sizes: Vec<usize>,
@@ -70,6 +79,7 @@ impl Plane {
         Ok(Self {
             tun,
             outer,
+            bundles: None,
             whole: vec![0; LARGEST],
             cut: vec![vec![0; usize::from(INNER_MTU) + 64]; CUTS],
             sizes: vec![0; CUTS],
@@ -82,10 +92,18 @@ impl Plane {
         })
     }
 
+    /// Has packets go in UDP to peers that take it so. Nothing is taken before [`refuse_from`](Self::refuse_from), as above.
+    pub(crate) fn bundle(&mut self, address: Ipv6Addr) -> io::Result<()> {
+        self.bundles = Some(Bundles::open(address)?);
+        Ok(())
+    }
+
     /// Nothing is taken out of tunnels that comes in by these interfaces, nor IPv6 packets from these sources.
     pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
         let [ipv6, ipv4] = &self.outer;
-        ipv6.refuse_from(interfaces, sources).and_then(|()| ipv4.refuse_from(interfaces, &[]))
+        ipv6.refuse_from(interfaces, sources)?;
+        ipv4.refuse_from(interfaces, &[])?;
+        self.bundles.as_ref().map_or(Ok(()), |bundles| bundles.refuse_from(interfaces))
     }
 
     /// Whether the kernel has nothing for the tunnels.
@@ -117,6 +135,7 @@ impl Plane {
             }
             ready = self.outer[0].readable() => ready.map(|()| Side::Tunnel),
             ready = self.outer[1].readable() => ready.map(|()| Side::Tunnel),
+            ready = readable(&self.bundles) => ready.map(|()| Side::Tunnel),
         }
     }
 
@@ -130,12 +149,16 @@ impl Plane {
     /// Of a busy stream they are waited for a moment: as they come one by one, each would be given to the kernel alone, and by
     /// the kernel to whom it is for, who would answer each.
     pub(crate) fn tunnelled(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
-        let (mut packets, start) = (Vec::new(), Instant::now());
+        let (mut bundled, mut packets, start) = (Vec::new(), Vec::new(), Instant::now());
+        self.bundles.iter_mut().for_each(|bundles| bundles.receive(&mut bundled));
         for outer in &self.outer {
-            let (before, enough) = (packets.len(), packets.len() + BATCH);
-            while packets.len() < enough {
+            let before = packets.len();
+            // What has come without UDP was sent before what has come with it: all of it goes first.
+            let (enough, is_waited) =
+                if bundled.is_empty() { (BATCH, true) } else { (QUEUE as usize, false) };
+            while packets.len() < before + enough {
                 let Some((len, from)) = outer.try_receive(&mut self.received) else {
-                    if packets.len() - before < BUSY || start.elapsed() > GATHERED {
+                    if !is_waited || packets.len() - before < BUSY || start.elapsed() > GATHERED {
                         break;
                     }
                     std::thread::yield_now();
@@ -156,38 +179,20 @@ impl Plane {
                 }
             }
         }
+        packets.append(&mut bundled);
         packets
     }
 
     /// Sends what the kernel has given through tunnels, each packet where `way` says.
-    pub(crate) fn forward(&self, count: usize, way: impl Fn(&[u8]) -> Option<Ipv6Addr>) {
-        self.send_each(self.taken(count).filter_map(|packet| Some((way(packet)?, packet))));
+    pub(crate) fn forward(&mut self, count: usize, way: impl Fn(&[u8]) -> Option<Ipv6Addr>) {
+        let Self { cut, sizes, outer, bundles, .. } = self;
+        let taken = cut.iter().zip(sizes).take(count).map(|(packet, size)| &packet[..*size]);
+        send_each(outer, bundles, taken.filter_map(|packet| Some((way(packet)?, packet))));
     }
 
     /// Sends a packet through the tunnel to `to`.
-    pub(crate) fn send(&self, to: Ipv6Addr, packet: &[u8]) {
-        self.send_each(std::iter::once((to, packet)));
-    }
-
-    /// Sends packets through tunnels; a full socket loses them, as a router's queue would. To tell the kernel of many at a time
-    /// takes a fraction of the time.
-    fn send_each<'a>(&self, packets: impl Iterator<Item = (Ipv6Addr, &'a [u8])>) {
-        let way = |(to, packet): &(Ipv6Addr, &[u8])| {
-            let is_ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
-            (*to, usize::from(is_ipv4))
-        };
-        let mut packets = packets.peekable();
-        let mut batch = Vec::with_capacity(BATCH);
-        while let Some(next) = packets.next() {
-            let (to, family) = way(&next);
-            batch.push(next.1);
-            if batch.len() == BATCH || packets.peek().is_none_or(|next| way(next) != (to, family)) {
-                if let (lost, Some(error)) = self.outer[family].send_all(&batch, to) {
-                    tracing::debug!("{lost} of {} packets for {to} were lost: {error}", batch.len());
-                }
-                batch.clear();
-            }
-        }
+    pub(crate) fn send(&mut self, to: Ipv6Addr, packet: &[u8]) {
+        send_each(&self.outer, &mut self.bundles, std::iter::once((to, packet)));
     }
 
     /// Sends a packet through the tunnel to `to`, with the next [`flush_tunnels`](Self::flush_tunnels).
@@ -196,14 +201,16 @@ impl Plane {
     }
 
     pub(crate) fn flush_tunnels(&mut self) {
-        self.send_each(self.to_tunnels.iter().map(|(to, packet)| (*to, packet.as_slice())));
+        let packets = self.to_tunnels.iter().map(|(to, packet)| (*to, packet.as_slice()));
+        send_each(&self.outer, &mut self.bundles, packets);
         self.to_tunnels.clear();
     }
 
     /// Sends an empty tunnelled packet, which nobody takes: so the routers on the way know their neighbours before packets are
-    /// in a hurry. While a router asks for a neighbour it keeps few packets.
-    pub(crate) fn announce(&self, to: Ipv6Addr) {
+    /// in a hurry. While a router asks for a neighbour it keeps few packets. And asks whether packets can go there in UDP.
+    pub(crate) fn announce(&mut self, to: Ipv6Addr) {
         self.send(to, &[]);
+        self.bundles.iter_mut().for_each(|bundles| bundles.meet(to));
     }
 
     /// Gives a packet to the kernel, with the next [`flush`](Self::flush).
@@ -224,6 +231,73 @@ impl Plane {
             }
         }
         self.to_kernel.clear();
+    }
+}
+
+async fn readable(bundles: &Option<Bundles>) -> io::Result<()> {
+    match bundles {
+        Some(bundles) => bundles.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// By what a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Bundles,
+    Ipv6,
+    Ipv4,
+}
+
+/// Sends packets through tunnels; a full socket loses them, as a router's queue would. To tell the kernel of many at a time
+/// takes a fraction of the time.
+fn send_each<'a>(
+    outer: &[RawSocket; 2],
+    bundles: &mut Option<Bundles>,
+    packets: impl Iterator<Item = (Ipv6Addr, &'a [u8])>,
+) {
+    let (mut batch, mut way, now) = (Vec::with_capacity(BATCH), None, Instant::now());
+    for (to, packet) in packets {
+        let by = match packet.first().map(|first| first >> 4) {
+            Some(4 | 6) if bundles.as_mut().is_some_and(|bundles| bundles.takes(now, to, packet)) => {
+                By::Bundles
+            }
+            Some(4) => By::Ipv4,
+            _ => By::Ipv6,
+        };
+        if batch.len() == BATCH || way != Some((to, by)) {
+            send_batch(outer, bundles, way, &batch);
+            batch.clear();
+            way = Some((to, by));
+        }
+        batch.push(packet);
+    }
+    send_batch(outer, bundles, way, &batch);
+}
+
+fn send_batch(
+    outer: &[RawSocket; 2],
+    bundles: &mut Option<Bundles>,
+    way: Option<(Ipv6Addr, By)>,
+    mut batch: &[&[u8]],
+) {
+    let Some((to, by)) = way else { return };
+    let [ipv6, ipv4] = outer;
+    let (lost, error) = match (by, bundles) {
+        (By::Bundles, Some(bundles)) => {
+            while let Some((next, rest)) =
+                batch.split_at_checked(bundles.fitting(batch)).filter(|(next, _)| !next.is_empty())
+            {
+                bundles.send(to, next);
+                batch = rest;
+            }
+            return;
+        }
+        (By::Ipv4, _) => ipv4.send_all(batch, to),
+        (By::Ipv6 | By::Bundles, _) => ipv6.send_all(batch, to),
+    };
+    if let Some(error) = error {
+        tracing::debug!("{lost} of {} packets for {to} were lost: {error}", batch.len());
     }
 }
 

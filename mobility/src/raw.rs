@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::addr::SocketAddrArg;
 use rustix::net::{
@@ -61,9 +61,7 @@ impl RawSocket {
         let protocol = RawProtocol::new(protocol).map(Protocol::from_raw);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::INET6, SocketType::RAW, flags, protocol)?;
-        // More than the system's limit, which root may have; a raw socket is root's anyway.
-        let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
-        let _ = sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES);
+        set_buffers(&socket);
         if scope != 0 {
             // An address is not good for a moment after it was given to a link that is new itself.
             sockopt::set_ipv6_freebind(&socket, true)?;
@@ -77,7 +75,7 @@ impl RawSocket {
 
     /// Nothing is received, also of what has come already, until [`refuse_from`](Self::refuse_from) says what is not.
     pub(crate) fn refuse_all(&self) -> io::Result<()> {
-        SockRef::from(self.0.get_ref()).attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+        refuse_all(self.0.get_ref())?;
         loop {
             match receive(self.0.get_ref(), &mut []) {
                 Ok(_) => {}
@@ -87,27 +85,9 @@ impl RawSocket {
         }
     }
 
-    /// From now on what comes in by these interfaces is not received: a guest must not speak for a gateway or a home agent,
-    /// whatever address it claims to have. Neither is what comes from these sources.
+    /// As [`refuse_from`].
     pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
-        let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, INPUT_INTERFACE)];
-        for interface in interfaces.iter().take(MAX_REFUSED) {
-            program.push(SockFilter::new(JUMP_IF_EQUAL, 0, 1, *interface));
-            program.push(SockFilter::new(RETURN, 0, 0, 0));
-        }
-        for source in sources.iter().take(MAX_REFUSED_SOURCES) {
-            let octets = source.octets();
-            let (words, _) = octets.as_chunks::<4>();
-            for (number, word) in (0..).zip(words) {
-                program.push(SockFilter::new(LOAD_WORD, 0, 0, SOURCE + 4 * number));
-                // Another word: on behind what refuses this source.
-                let rest = 2 * (3 - number as u8) + 1;
-                program.push(SockFilter::new(JUMP_IF_EQUAL, 0, rest, u32::from_be_bytes(*word)));
-            }
-            program.push(SockFilter::new(RETURN, 0, 0, 0));
-        }
-        program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
-        SockRef::from(self.0.get_ref()).attach_filter(&program)
+        refuse_from(self.0.get_ref(), interfaces, sources)
     }
 
     /// From now on only what comes from the link of this interface itself is received.
@@ -179,6 +159,40 @@ impl RawSocket {
     pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Option<(usize, Ipv6Addr)> {
         self.0.try_io(Interest::READABLE, |fd| receive(fd, buffer)).ok()
     }
+}
+
+/// Gives a socket room for what may wait in it: more than the system's limit, which root may have.
+pub(crate) fn set_buffers(socket: impl AsFd) {
+    let _ = sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
+    let _ = sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES);
+}
+
+/// From now on nothing is received, until [`refuse_from`] says what is not.
+pub(crate) fn refuse_all(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])
+}
+
+/// From now on what comes in by these interfaces is not received: a guest must not speak for a gateway or a home agent,
+/// whatever address it claims to have. Neither is what comes from these sources.
+pub(crate) fn refuse_from(socket: &impl AsFd, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
+    let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, INPUT_INTERFACE)];
+    for interface in interfaces.iter().take(MAX_REFUSED) {
+        program.push(SockFilter::new(JUMP_IF_EQUAL, 0, 1, *interface));
+        program.push(SockFilter::new(RETURN, 0, 0, 0));
+    }
+    for source in sources.iter().take(MAX_REFUSED_SOURCES) {
+        let octets = source.octets();
+        let (words, _) = octets.as_chunks::<4>();
+        for (number, word) in (0..).zip(words) {
+            program.push(SockFilter::new(LOAD_WORD, 0, 0, SOURCE + 4 * number));
+            // Another word: on behind what refuses this source.
+            let rest = 2 * (3 - number as u8) + 1;
+            program.push(SockFilter::new(JUMP_IF_EQUAL, 0, rest, u32::from_be_bytes(*word)));
+        }
+        program.push(SockFilter::new(RETURN, 0, 0, 0));
+    }
+    program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    SockRef::from(socket).attach_filter(&program)
 }
 
 fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Ipv6Addr)> {

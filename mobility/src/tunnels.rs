@@ -8,7 +8,8 @@
 //! | [`seg6`](seg6) | two joined interfaces with routes that encapsulate and decapsulate behind them | `CONFIG_IPV6_SEG6_LWTUNNEL`, and an address for tunnels alone |
 //! | TUN | none: every packet passes through this program | `/dev/net/tun` |
 //!
-//! On the wire all three are IPv6 in IPv6, so the two ends of a tunnel need not be of the same kind. What is routed into a
+//! On the wire all three are IPv6 in IPv6, so the two ends of a tunnel need not be of the same kind. Two that are both TUN put
+//! packets in UDP, where the way between them carries it (`plane::bundles`): at a quarter of the cost. What is routed into a
 //! tunnel's interface goes to its other end; what comes from there comes in by that interface, and by no other: so rules and
 //! routes by interface decide what may come from whom.
 //!
@@ -40,13 +41,13 @@
 //!
 //! # What a registration need not wait for
 //! Making an interface takes the kernel many milliseconds, and removing one more, seconds on a busy machine; all else is done in a
-//! fraction of one. So where an interface can be made before it is known to whom it leads, one is always in store, and none is
-//! removed by whoever has something else to do, nor by way of the same netlink socket: the kernel does what it is asked in the
-//! call that asks.
+//! fraction of one. So where an interface can be made before it is known to whom it leads, one is in store, made again a while
+//! after it was taken, and none is removed by whoever has something else to do. Nor is either done by way of the same netlink
+//! socket: the kernel does what it is asked in the call that asks.
 //!
 //! # After a crash
 //! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
-//! takes over what fits, and [`Tunnels::clear_but`] removes what does not.
+//! takes over what fits, and [`Tunnels::clear_but`] removes what does not. One that was made and not yet named is known by its group.
 
 mod ip6tnl;
 mod seg6;
@@ -57,13 +58,17 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use crate::agent::AgentError;
 use crate::links::{LinkError, Links, Remembered, Tunnel};
+use crate::plane::{BUNDLED_MTU, INNER_MTU};
 
 /// Who carries tunnelled packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +85,14 @@ pub enum DataPlane {
 impl DataPlane {
     /// In the order in which they are tried.
     pub const ALL: [Self; 3] = [Self::Ip6tnl, Self::Seg6, Self::Tun];
+
+    /// What a guest's packets may have.
+    pub(crate) fn guest_mtu(self) -> u16 {
+        match self {
+            Self::Ip6tnl | Self::Seg6 => INNER_MTU,
+            Self::Tun => BUNDLED_MTU,
+        }
+    }
 
     /// Its name in configuration and status.
     #[must_use]
@@ -190,6 +203,18 @@ const STEM_BYTES: usize = 10;
 /// To whom an interface in store leads.
 const NOBODY: Peer = Peer { address: Ipv6Addr::UNSPECIFIED, user_plane: Ipv6Addr::UNSPECIFIED };
 
+/// How long after a tunnel the next one is made for the store: the kernel does nothing else for interfaces and routes while it
+/// makes one, which is for seconds on a busy machine, and what a tunnel is opened for wants its routes at once.
+const RESTOCK_AFTER: Duration = Duration::from_secs(1);
+
+/// An interface in store, made or to be made.
+#[derive(Debug)]
+struct Stored {
+    made: JoinHandle<Result<Remembered, LinkError>>,
+    /// Dropped, it is made without delay.
+    unhurried: oneshot::Sender<()>,
+}
+
 /// The tunnels of one agent.
 #[derive(Debug)]
 pub(crate) struct Tunnels {
@@ -197,8 +222,7 @@ pub(crate) struct Tunnels {
     stem: String,
     /// `None`: every packet passes through this program.
     backend: Option<Arc<dyn Backend>>,
-    /// The interface in store, made or being made.
-    store: Option<JoinHandle<Result<Remembered, LinkError>>>,
+    store: Option<Stored>,
     removals: JoinSet<()>,
     open: BTreeMap<Peer, (Tunnel, Remembered)>,
     /// From before a crash, and not asked for yet.
@@ -211,33 +235,39 @@ impl Tunnels {
         let backend = choose(links, own, choice).await?;
         let plane = backend.as_ref().map_or(DataPlane::Tun, |backend| backend.plane());
         tracing::info!("the data plane at {} is {plane}", own.address);
+        links.remove_unfinished().await?;
         let mut left = BTreeMap::new();
         for (tunnel, remembered) in links.tunnels().await? {
             if remembered.plane == plane {
                 left.insert(remembered.peer, (tunnel, remembered));
             } else {
-                let tunnel = (tunnel, remembered);
-                links.close_tunnel(&tunnel).await?;
+                links.close_tunnel(&(tunnel, remembered)).await?;
                 links.remove_tunnel(tunnel).await?;
             }
         }
         let stem = own.interface.chars().take(STEM_BYTES).collect();
-        let store = left.remove(&NOBODY).map(|(_, remembered)| tokio::spawn(async { Ok(remembered) }));
+        let store = left.remove(&NOBODY).map(|(_, remembered)| Stored {
+            made: tokio::spawn(async { Ok(remembered) }),
+            unhurried: oneshot::channel().0,
+        });
         let (links, removals, open) = (links.clone(), JoinSet::new(), BTreeMap::new());
         let mut tunnels = Self { links, stem, backend, store, removals, open, left };
-        tunnels.restock();
+        tunnels.restock(Duration::ZERO);
         Ok(tunnels)
     }
 
     /// Puts an interface in store, unless there is one.
-    fn restock(&mut self) {
+    fn restock(&mut self, after: Duration) {
         let Some(backend) = self.backend.clone().filter(|backend| backend.has_store()) else { return };
         if self.store.is_none() && self.open.len() < MAX_TUNNELS {
             let (stem, number) = (self.stem.clone(), self.open.len() + self.left.len());
-            self.store = Some(tokio::spawn(async move {
+            let (unhurried, hurry) = oneshot::channel();
+            let made = tokio::spawn(async move {
+                let _ = timeout(after, hurry).await;
                 let remembered = make(&*backend, &stem, number, NOBODY).await?;
                 backend.equip(&remembered).await.map(|_| remembered)
-            }));
+            });
+            self.store = Some(Stored { made, unhurried });
         }
     }
 
@@ -246,10 +276,11 @@ impl Tunnels {
         if let Some((_, remembered)) = self.left.remove(&peer) {
             return Ok(remembered);
         }
-        if let Some(stored) = self.store.take()
-            && let Ok(Ok(stored)) = stored.await
-        {
-            return Ok(Remembered { peer, ..stored });
+        if let Some(Stored { made, unhurried }) = self.store.take() {
+            drop(unhurried);
+            if let Ok(Ok(stored)) = made.await {
+                return Ok(Remembered { peer, ..stored });
+            }
         }
         make(backend, &self.stem, self.open.len() + self.left.len(), peer).await
     }
@@ -279,7 +310,7 @@ impl Tunnels {
             let remembered = self.take(&*backend, peer).await?;
             let tunnel = backend.fit_out(&remembered).await?;
             self.open.insert(peer, (tunnel, remembered));
-            self.restock();
+            self.restock(RESTOCK_AFTER);
         }
         Ok(self.open.get(&peer).map(|(tunnel, remembered)| (*tunnel, remembered.name.as_str())))
     }
@@ -311,8 +342,8 @@ impl Tunnels {
         for tunnel in dropped.into_iter().chain(std::mem::take(&mut self.left).into_values()) {
             self.links.close_tunnel(&tunnel).await?;
             let links = self.links.clone();
-            self.removals.spawn_blocking(move || {
-                if let Err(error) = links.remove_tunnel_apart(tunnel) {
+            self.removals.spawn(async move {
+                if let Err(error) = links.remove_tunnel(tunnel.0).await {
                     tracing::warn!("a tunnel that nobody needs stays until the next start: {error}");
                 }
             });
@@ -324,9 +355,10 @@ impl Tunnels {
     pub(crate) async fn end(&mut self) -> Result<(), LinkError> {
         self.clear_but(|_| false).await?;
         while self.removals.join_next().await.is_some() {}
-        if let Some(stored) = self.store.take() {
+        if let Some(Stored { made, unhurried }) = self.store.take() {
             // The agent removes all its interfaces, this one too.
-            let _ = stored.await;
+            drop(unhurried);
+            let _ = made.await;
         }
         match &self.backend {
             Some(backend) => backend.close().await,

@@ -9,13 +9,12 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 
 use crate::agent::{AgentError, opening};
+use crate::raw::set_buffers;
 
 /// The home agent's port for Dual-Stack Mobile IPv6 (RFC 5555 section 9).
 pub(crate) const PORT: u16 = 4191;
 /// How many datagrams are taken before anything else gets its turn.
 const BATCH: usize = 64;
-/// Room for what may wait in a socket.
-const BUFFER_BYTES: usize = 4 << 20;
 /// After an error, before the next.
 const PAUSE: Duration = Duration::from_millis(10);
 const MOBILITY_HEADER: u8 = 135;
@@ -90,8 +89,7 @@ impl Datagrams {
 fn socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
-    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, BUFFER_BYTES);
+    set_buffers(&socket);
     Ok(socket)
 }
 

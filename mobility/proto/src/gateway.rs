@@ -111,7 +111,7 @@ pub enum Output {
     },
     /// Give this packet to the virtual machine that its destination belongs to.
     Deliver(Vec<u8>),
-    /// Tell the virtual machine at once who its router is: it has just come.
+    /// Tell the virtual machine at once who its router is: it has just come, or been started.
     Advertise {
         /// Its identifier.
         node: Vec<u8>,
@@ -184,7 +184,9 @@ impl Gateway {
 
     /// The virtual machine runs here.
     pub fn serve(&mut self, now: Duration, unix_ns: u64, grant: Grant) {
+        let node = grant.node.clone();
         self.insert(now, unix_ns, Node::new(now, grant, Place::Here, Wanted::Active));
+        self.outputs.push_back(Output::Advertise { node });
     }
 
     /// The virtual machine will come from the gateway at `source`. Its packets wait for it from now on.

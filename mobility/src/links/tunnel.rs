@@ -11,10 +11,8 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
-use tokio::runtime;
 
 use super::{EXISTS, Links, NO_SUCH_DEVICE, Result, Way, alias, errno, everything, failed, is_from};
-use crate::agent::{AgentError, opening};
 use crate::plane::INNER_MTU;
 use crate::tunnels::{DataPlane, Peer};
 
@@ -22,6 +20,8 @@ use crate::tunnels::{DataPlane, Peer};
 const IS_TUNNEL: &str = "longhaul: tunnel ";
 /// The neighbour behind a tunnel of joined interfaces: any will do, since neither asks for it.
 const BEHIND: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Each agent's interfaces are in a group of their own, numbered by its origin.
+const GROUPS: u32 = 0x5213_0000;
 /// Each tunnel has tables of its own, numbered from its interface's index on.
 const TABLES: u32 = 0x5213_0000;
 
@@ -104,11 +104,36 @@ impl Links {
         Ok(links.iter().filter_map(read).collect())
     }
 
-    /// Makes an interface; `false` when there is one of that name.
-    pub(crate) async fn make(&self, link: LinkMessage) -> Result<bool> {
-        match self.handle.link().add(link).execute().await {
+    /// Makes an interface; `false` when there is one of that name. The kernel takes an alias only later, but the group at once: so a
+    /// crash leaves none that is not known.
+    pub(crate) async fn make(&self, mut link: LinkMessage) -> Result<bool> {
+        link.attributes.push(self.group());
+        match Self::apart()?.link().add(link).execute().await {
             Err(error) if errno(&error) == Some(EXISTS) => Ok(false),
             done => done.map(|()| true).map_err(failed(|| "making a tunnel's interface".to_owned())),
+        }
+    }
+
+    /// Of all interfaces that this agent has made.
+    fn group(&self) -> LinkAttribute {
+        LinkAttribute::Group(GROUPS + u32::from(u8::from(self.protocol)))
+    }
+
+    /// Removes what a crash has left that was made and not yet set up.
+    pub(crate) async fn remove_unfinished(&self) -> Result<()> {
+        let list = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        for link in list.map_err(failed(|| "listing interfaces".to_owned()))? {
+            if link.attributes.contains(&self.group()) && !alias(&link).starts_with(IS_TUNNEL) {
+                self.remove_interface(link.header.index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_interface(&self, index: u32) -> Result<()> {
+        match Self::apart()?.link().del(index).execute().await {
+            Err(error) if errno(&error) == Some(NO_SUCH_DEVICE) => Ok(()),
+            done => done.map_err(failed(|| format!("removing the interface with index {index}"))),
         }
     }
 
@@ -151,25 +176,11 @@ impl Links {
     }
 
     /// Removes a closed tunnel; its routes go with it.
-    pub(crate) async fn remove_tunnel(&self, (tunnel, remembered): (Tunnel, Remembered)) -> Result<()> {
-        let name = &remembered.name;
-        match self.handle.link().del(tunnel.index).execute().await {
-            Err(error) if errno(&error) == Some(NO_SUCH_DEVICE) => {}
-            done => done.map_err(failed(|| format!("removing the tunnel {name}")))?,
-        }
+    pub(crate) async fn remove_tunnel(&self, tunnel: Tunnel) -> Result<()> {
+        self.remove_interface(tunnel.index).await?;
         // Those are no interface's.
         let sources = RouteAttribute::Table(tunnel.table(Table::Sources));
         self.remove_routes(|route| route.attributes.contains(&sources)).await
-    }
-
-    /// As [`remove_tunnel`](Self::remove_tunnel), on a connection of its own; blocks for as long as the kernel takes.
-    pub(crate) fn remove_tunnel_apart(&self, tunnel: (Tunnel, Remembered)) -> Result<(), AgentError> {
-        let opening = || opening("a connection to the kernel");
-        let runtime = runtime::Builder::new_current_thread().enable_io().build().map_err(opening())?;
-        runtime.block_on(async {
-            let links = Self::connect(self.protocol).map_err(opening())?;
-            Ok(links.remove_tunnel(tunnel).await?)
-        })
     }
 
     /// Only packets whose source is allowed come out of this tunnel.

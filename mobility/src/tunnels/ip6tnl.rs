@@ -32,7 +32,7 @@ impl Ip6tnl {
         let trial = Remembered { name, plane: DataPlane::Ip6tnl, peer };
         let tunnel = links.set_tunnel(&trial).await?;
         let filtered = links.close_doorway(tunnel.index, NOBODY).await;
-        links.remove_tunnel((tunnel, trial)).await.and(filtered)?;
+        links.remove_tunnel(tunnel).await.and(filtered)?;
         Ok(ip6tnl)
     }
 

@@ -143,6 +143,10 @@ impl Network {
         let (anchor, correspondent, guest) = (anchor.namespace, correspondent.namespace, namespace()?);
         // A virtual machine's link has no bridge that remembers on which side its router was.
         guest.ip("link add br0 type bridge mcast_snooping 0 ageing_time 0")?;
+        // Of advertisements it takes what is new to it: how large packets may be.
+        for (name, value) in [("accept_ra", "2"), ("autoconf", "0"), ("accept_ra_defrtr", "0")] {
+            guest.sysctl(&format!("net/ipv6/conf/br0/{name}"), value)?;
+        }
         guest.ip("link set br0 address 02:00:00:00:00:10 up")?;
         guest.ip(&format!("address add {HOME}/64 dev br0 nodad"))?;
         guest.ip("-6 route add default via fe80::200:5eff:fe00:5213 dev br0")?;
@@ -165,6 +169,16 @@ impl Network {
         if let Some(line) = &self.line {
             line.set_both(way);
         }
+    }
+
+    /// Whether packets of UDP that are for home agents or gateways pass the router between them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn let_udp_pass(&self, passes: bool) -> Result<()> {
+        let change = if passes { "del" } else { "add" };
+        self.edge.ip(&format!("-6 rule {change} ipproto udp dport 4191 priority 1 blackhole"))?;
+        Ok(())
     }
 
     /// Where the correspondent sends to.

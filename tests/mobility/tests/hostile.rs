@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use harness::Namespace;
@@ -25,9 +25,12 @@ mobility_lab::on_each_plane!(
     no_gateway_forwards_because_of_signalling_that_is_forged_or_played_back,
     tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_addresses,
     packets_cut_very_small_pass_and_end_no_agent,
+    only_a_question_is_answered_in_udp_and_no_longer_than_it_was,
 );
 
 const CORRESPONDENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0xc);
+/// Where data planes in user space take tunnelled packets in UDP.
+const IN_UDP: u16 = 4191;
 const ROUND_TRIP: Duration = Duration::from_millis(4);
 /// Many times what an answer takes.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -240,7 +243,7 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         network.appear(0, 1).await.unwrap();
         let [a, b] = [network.platforms[0].address, network.platforms[1].address];
         let listen = |namespace, address| {
-            let bind = || std::net::UdpSocket::bind((address, 4004)).unwrap();
+            let bind = || UdpSocket::bind((address, 4004)).unwrap();
             let socket = harness::Namespace::enter(namespace, bind).unwrap();
             socket.set_read_timeout(Some(SILENCE)).unwrap();
             socket
@@ -249,6 +252,8 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         let at_correspondent = listen(&network.correspondent, CORRESPONDENT);
         let [from_a, from_b] = [0, 1].map(|at| Raw::sender(&network.platforms[at].namespace).unwrap());
         let from_correspondent = Raw::sender(&network.correspondent).unwrap();
+        // As any user there has it.
+        let port_of_a = network.platforms[0].namespace.enter(|| UdpSocket::bind((a, 0)).unwrap()).unwrap();
         let to_guest = udp(CORRESPONDENT, HOME, 4004, b"to the guest");
         let to_correspondent = udp(HOME, CORRESPONDENT, 4004, b"from the guest");
         let foreign = udp(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 9, 0, 0, 0, 1), CORRESPONDENT, 4004, b"foreign");
@@ -258,14 +263,20 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         let ends = |own| [own, user_plane(own)];
         for end in ends(ANCHOR) {
             from_b.send(&packet(b, end, TUNNEL, &to_correspondent)).unwrap();
+            from_b.send(&udp(b, end, IN_UDP, &to_correspondent)).unwrap();
             from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_correspondent)).unwrap();
+            from_correspondent.send(&udp(CORRESPONDENT, end, IN_UDP, &to_correspondent)).unwrap();
+            port_of_a.send_to(&to_correspondent, (end, IN_UDP)).unwrap();
             for inner in [&foreign, &anchors_own, &to_correspondent[..39], &[]] {
                 from_a.send(&packet(a, end, TUNNEL, inner)).unwrap();
+                from_a.send(&udp(a, end, IN_UDP, inner)).unwrap();
             }
         }
         for end in ends(a) {
             from_b.send(&packet(b, end, TUNNEL, &to_guest)).unwrap();
+            from_b.send(&udp(b, end, IN_UDP, &to_guest)).unwrap();
             from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_guest)).unwrap();
+            from_correspondent.send(&udp(CORRESPONDENT, end, IN_UDP, &to_guest)).unwrap();
         }
         for end in ends(b) {
             from_correspondent.send(&packet(CORRESPONDENT, end, TUNNEL, &to_guest)).unwrap();
@@ -281,6 +292,7 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         for end in ends(a) {
             from_guest.send(&packet(ANCHOR, end, TUNNEL, &to_guest)).unwrap();
             from_guest.send(&packet(b, end, TUNNEL, &to_guest)).unwrap();
+            from_guest.send(&udp(ANCHOR, end, IN_UDP, &to_guest)).unwrap();
         }
         assert!(at_guest.recv_from(&mut buffer).is_err(), "{}", String::from_utf8_lossy(&buffer));
 
@@ -294,6 +306,15 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
             Raw::sender(&network.anchor).unwrap().send(&packet(ANCHOR, end, TUNNEL, &to_guest)).unwrap();
             assert_eq!(at_guest.recv_from(&mut buffer).unwrap().0, b"to the guest".len());
         }
+        if planes[0] == DataPlane::Tun {
+            from_a.send(&udp(a, ANCHOR, IN_UDP, &to_correspondent)).unwrap();
+            assert_eq!(at_correspondent.recv_from(&mut buffer).unwrap().0, b"from the guest".len());
+        }
+        if planes[1] == DataPlane::Tun {
+            let from_anchor = Raw::sender(&network.anchor).unwrap();
+            from_anchor.send(&udp(ANCHOR, a, IN_UDP, &to_guest)).unwrap();
+            assert_eq!(at_guest.recv_from(&mut buffer).unwrap().0, b"to the guest".len());
+        }
         assert!(at_guest.recv_from(&mut buffer).is_err(), "it came twice");
         drop(at_guest);
 
@@ -305,6 +326,34 @@ fn tunnelled_packets_pass_only_from_where_the_guest_is_and_only_with_its_address
         assert_eq!(network.platforms[0].gateway.handle.dropped().await.unwrap().overflow, 0);
         assert_eq!(prefix(), grant(1).prefix);
     });
+}
+
+fn only_a_question_is_answered_in_udp_and_no_longer_than_it_was(planes: Planes) {
+    let network = Network::direct(planes).unwrap();
+    let bind = |port| {
+        let bind = || UdpSocket::bind((CORRESPONDENT, port)).unwrap();
+        let socket = network.correspondent.enter(bind).unwrap();
+        socket.set_read_timeout(Some(SILENCE)).unwrap();
+        socket
+    };
+    let (peer, other) = (bind(IN_UDP), bind(0));
+    let mut buffer = [0; 2000];
+    let question = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+    for malformed in
+        [&[][..], &[0], &question[..8], &[1, 1, 2, 3, 4, 5, 6, 7, 8], &[2; 1452], &[0xff; 9], &[0x5f; 40]]
+    {
+        peer.send_to(malformed, (ANCHOR, IN_UDP)).unwrap();
+    }
+    other.send_to(&question, (ANCHOR, IN_UDP)).unwrap();
+    for silent in [&peer, &other] {
+        assert!(silent.recv_from(&mut buffer).is_err());
+    }
+    peer.send_to(&question, (ANCHOR, IN_UDP)).unwrap();
+    if planes[0] == DataPlane::Tun {
+        let (len, from) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (&[1, 1, 2, 3, 4, 5, 6, 7, 8][..], (ANCHOR, IN_UDP).into()));
+    }
+    assert!(peer.recv_from(&mut buffer).is_err());
 }
 
 /// Its first; a guest's comes with an advertisement.

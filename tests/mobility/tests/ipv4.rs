@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use harness::Namespace;
 use harness::lab::apt::{self, BUSYBOX};
+use mobility::DataPlane;
 use mobility_lab::connections::Connection;
 use mobility_lab::network::{ANCHOR, DNS, GUEST_LINK_LAYER, HOME_IPV4};
 use mobility_lab::raw::{TUNNEL_IPV4, packet, udp_ipv4};
@@ -209,7 +210,7 @@ fn a_guest_is_given_its_address_by_dhcp_wherever_it_is(planes: Planes) {
                 "mask=24".to_owned(),
                 "router=198.51.100.1".to_owned(),
                 "serverid=198.51.100.1".to_owned(),
-                "mtu=1460".to_owned(),
+                format!("mtu={}", if planes[1 + at] == DataPlane::Tun { 1452 } else { 1460 }),
                 "lease=86400".to_owned(),
             ] {
                 assert!(text.lines().any(|line| line == said), "no {said} in {text}");

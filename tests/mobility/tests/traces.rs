@@ -21,6 +21,7 @@ mobility_lab::on_each_plane!(
     a_gateway_that_ends_leaves_nothing_behind,
     a_guest_that_is_detached_leaves_nothing_behind,
     what_a_crash_leaves_is_the_next_starts,
+    what_a_crash_leaves_half_made_is_removed,
     an_interface_that_is_gone_does_not_keep_a_gateway_from_ending,
 );
 
@@ -66,9 +67,9 @@ fn start(host: &Arc<Namespace>, plane: DataPlane) -> Running<AccessGateway> {
     })
     .unwrap();
     let patience = Instant::now() + Duration::from_secs(10);
-    // Its inner one of two joined interfaces is set up last.
+    // The second, since the first is the home agent's. Its inner one of two joined interfaces is set up last.
     let is_ready =
-        |links: &str| links.lines().any(|line| line.contains("x@lh-mag.") && line.contains("LOWER_UP"));
+        |links: &str| links.lines().any(|line| line.contains("lh-mag.1x@") && line.contains("LOWER_UP"));
     while gateway.handle.plane() == DataPlane::Seg6 && !is_ready(&host.ip("link").unwrap()) {
         assert!(Instant::now() < patience, "there is no interface in store");
         sleep(Duration::from_millis(20));
@@ -135,6 +136,19 @@ fn what_a_crash_leaves_is_the_next_starts([_, plane, _]: Planes) {
     assert_same(&but_tunnel(shown(&host)), &but_tunnel(running));
     Runtime::new().unwrap().block_on(gateway.handle.end());
     assert_same(&shown(&host), &before);
+}
+
+/// It has its group, which it is made with, and not yet its alias.
+fn what_a_crash_leaves_half_made_is_removed([_, plane, _]: Planes) {
+    let (host, _others) = host();
+    let group = 0x5213_0000 + 213;
+    host.ip(&format!("link add lh-mag.9 group {group} type veth peer name lh-mag.9x")).unwrap();
+    host.ip("link add lh-mag.8 group 5213 type veth peer name lh-mag.8x").unwrap();
+    let gateway = start(&host, plane);
+    let links = host.ip("link").unwrap();
+    assert!(!links.contains("lh-mag.9") && links.contains("lh-mag.8"), "{links}");
+    Runtime::new().unwrap().block_on(gateway.handle.end());
+    assert!(host.ip("link").unwrap().contains("lh-mag.8"));
 }
 
 fn an_interface_that_is_gone_does_not_keep_a_gateway_from_ending([_, plane, _]: Planes) {

@@ -302,10 +302,11 @@ fn the_first_registration_takes_one_round_trip() {
 fn a_move_loses_nothing_and_keeps_the_order() {
     for (to_anchor, between) in [(0, 0), (50, 5), (5, 50), (150, 150), (1, 100)] {
         let mut world = served(to_anchor, between, vec![]);
+        assert_eq!(world.advertised, 1);
         world.move_to(1, 2, 40);
         world.run(2500);
         assert_whole(&world);
-        assert_eq!((world.advertised, world.gateways[1].dropped()), (1, Dropped::default()));
+        assert_eq!((world.advertised, world.gateways[1].dropped()), (2, Dropped::default()));
         assert_eq!(world.anchor.binding(NAME), Some((gateway_address(1), 2)));
         // And back, and there again.
         world.move_to(0, 3, 100);
@@ -507,12 +508,12 @@ fn signalling_of_another_key_or_from_elsewhere_is_refused() {
     let mut forger = Gateway::new(Config { address: gateway_address(1), ..world.gateways[1].config });
     forger.serve(world.now, START_NS, stranger.clone());
     forger.forward(world.now, START_NS, stranger, gateway_address(0), world.now);
-    let packets: Vec<_> = std::iter::from_fn(|| forger.poll_output()).collect();
-    assert_eq!(packets.len(), 2, "{packets:?}");
-    let Output::Send(handover) = &packets[1] else { panic!("{packets:?}") };
+    let outputs: Vec<_> = std::iter::from_fn(|| forger.poll_output()).collect();
+    let [Output::Send(update), Output::Advertise { .. }, Output::Send(handover)] = &outputs[..] else {
+        panic!("{outputs:?}")
+    };
     let refused = world.gateways[0].handle_packet(world.now, START_NS, handover);
     assert_eq!(refused, Err(Refusal::Proof(VerifyError::Wrong)));
-    let Output::Send(update) = &packets[0] else { panic!("{packets:?}") };
     assert_eq!(
         world.gateways[0].handle_packet(world.now, START_NS, update),
         Err(Refusal::Destination(ANCHOR))
