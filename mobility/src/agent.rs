@@ -10,10 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::links::{LinkError, Links};
-use crate::plane::{INNER_MTU, Plane};
+use crate::plane::{BUNDLES_PORT, INNER_MTU, Plane};
 use crate::raw::{MOBILITY_HEADER, RawSocket};
 use crate::tunnels::{DataPlane, Own, PlaneChoice, Tunnels};
-use crate::udp::PORT;
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +102,7 @@ impl Ends {
         links.up(index, INNER_MTU.into()).await?;
         let tunnels = Tunnels::start(&links, own, choice).await?;
         if tunnels.plane() == DataPlane::Tun {
-            plane.bundle(address).map_err(opening(&format!("UDP port {PORT} at {address}")))?;
+            plane.bundle(address).map_err(opening(&format!("UDP port {BUNDLES_PORT} at {address}")))?;
         }
         Ok(Self { links, signalling, plane, tunnels, index })
     }

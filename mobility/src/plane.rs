@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use bundles::Bundles;
+pub(crate) use bundles::PORT as BUNDLES_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::time::Instant;
 use tun_rs::{

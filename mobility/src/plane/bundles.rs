@@ -1,5 +1,5 @@
-//! Tunnelled packets in UDP over IPv6 (RFC 5555's port and form: a packet of IPv6 or IPv4 is all that a datagram has), between two
-//! ends in user space. Packets of IPv6 in IPv6 are sent and received one by one; of UDP the kernel cuts and joins one call's
+//! Tunnelled packets in UDP over IPv6 (as in RFC 5555, a packet of IPv6 or IPv4 is all that a datagram has), between two ends in
+//! user space. Packets of IPv6 in IPv6 are sent and received one by one; of UDP the kernel cuts and joins one call's
 //! dozens itself, at about a quarter of the cost for each. Decides nothing about a packet but whether it can go this way.
 //!
 //! Whether the way to a peer can be gone is asked (see [`paths`](super::paths)): a datagram as large as any is sent there, and must be
@@ -23,8 +23,9 @@ use tokio::time::Instant;
 
 use super::paths::Paths;
 use crate::raw::{refuse_all, refuse_from, set_buffers};
-use crate::udp::PORT;
 
+/// At both ends. For experiments (RFC 4727 section 6), and below 1024: as of raw sockets, only root has the use of it.
+pub(crate) const PORT: u16 = 1021;
 /// What a packet may have, over a network of 1500 bytes.
 pub(super) const MTU: usize = 1500 - 40 - 8;
 /// The most that one call sends.
@@ -123,7 +124,7 @@ impl Bundles {
             .socket
             .try_io(Interest::READABLE, || self.state.recv((&self.socket).into(), &mut slices, &mut metas));
         for (buffer, meta) in incoming.iter().zip(&metas).take(received.unwrap_or(0)) {
-            // From no other port than the peer's, which an ordinary user there cannot have.
+            // What any user there can send comes from other ports.
             let SocketAddr::V6(from) = meta.addr else { continue };
             if from.port() != PORT {
                 continue;

@@ -14,6 +14,7 @@ pub mod connections;
 pub mod moves;
 pub mod network;
 pub mod ping;
+mod port;
 pub mod raw;
 pub mod roaming;
 pub mod sites;

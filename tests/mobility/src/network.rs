@@ -3,8 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use harness::{DelayLine, Namespace, Way};
@@ -16,6 +15,7 @@ use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use mobility::{DataPlane, PlaneChoice};
 
 use crate::agents::Running;
+use crate::port::set_port;
 pub use crate::wires::{ANCHOR, join, namespace};
 use crate::wires::{Host, Wires, user_plane};
 
@@ -177,7 +177,7 @@ impl Network {
     /// What the kernel says.
     pub fn let_udp_pass(&self, passes: bool) -> Result<()> {
         let change = if passes { "del" } else { "add" };
-        self.edge.ip(&format!("-6 rule {change} ipproto udp dport 4191 priority 1 blackhole"))?;
+        self.edge.ip(&format!("-6 rule {change} ipproto udp dport 1021 priority 1 blackhole"))?;
         Ok(())
     }
 
@@ -332,23 +332,6 @@ fn platform(host: Host, guest: &Namespace, port: &'static str, plane: DataPlane)
     set_port(guest, port, false)?;
     let gateway = start_gateway(&namespace, address, plane)?;
     Ok(Platform { namespace, address, gateway, port, plane })
-}
-
-/// The link itself stays up, as a tap interface does while its machine is paused.
-pub(crate) fn set_port(guest: &Namespace, port: &str, forwards: bool) -> Result<()> {
-    let (disabled, forwarding) = (0, 3);
-    let state = if forwards { forwarding } else { disabled };
-    // What `ip link set PORT type bridge_slave state` says is undone by the kernel at once.
-    let mut command = Command::new("bridge");
-    command.args(["link", "set", "dev", port, "state", &state.to_string()]);
-    // A link that has just been set up at its other end is not up at once.
-    let start = Instant::now();
-    loop {
-        match guest.run(&mut command) {
-            Err(_) if start.elapsed() < Duration::from_secs(2) => sleep(Duration::from_millis(5)),
-            done => return done.map(drop),
-        }
-    }
 }
 
 /// How a gateway of the lab is set up.

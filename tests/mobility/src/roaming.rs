@@ -25,7 +25,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio::time::{sleep, timeout};
 
 use crate::Running;
-use crate::network::{HOME, home_agent_config, set_port};
+use crate::network::{HOME, home_agent_config};
+use crate::port::set_port;
 use crate::raw::{ICMPV6, Raw};
 use crate::wires::{ANCHOR, Host, Wires, join};
 

@@ -30,7 +30,7 @@ mobility_lab::on_each_plane!(
 
 const CORRESPONDENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0xc);
 /// Where data planes in user space take tunnelled packets in UDP.
-const IN_UDP: u16 = 4191;
+const IN_UDP: u16 = 1021;
 const ROUND_TRIP: Duration = Duration::from_millis(4);
 /// Many times what an answer takes.
 const SILENCE: Duration = Duration::from_millis(300);
