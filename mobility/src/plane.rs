@@ -48,9 +48,7 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// The two ends of the tunnels of one agent.
 pub(crate) struct Plane {
     tun: AsyncDevice,
-    /// What has IPv6 packets inside, and what has IPv4 packets.
-    outer: [RawSocket; 2],
-    bundles: Option<Bundles>,
+    outer: Outer,
     whole: Vec<u8>,
     cut: Vec<Vec<u8>>,
     sizes: Vec<usize>,
@@ -75,12 +73,11 @@ impl Plane {
     pub(crate) fn open(name: &str, address: Ipv6Addr) -> io::Result<Self> {
         let tun = DeviceBuilder::new().name(name).layer(Layer::L3).offload(true).build_async()?;
         tun.set_tx_queue_len(QUEUE)?;
-        let outer = [RawSocket::open(IPV6, address, 0)?, RawSocket::open(IPV4, address, 0)?];
-        outer.iter().try_for_each(RawSocket::refuse_all)?;
+        let (ipv6, ipv4) = (RawSocket::open(IPV6, address, 0)?, RawSocket::open(IPV4, address, 0)?);
+        ipv6.refuse_all().and_then(|()| ipv4.refuse_all())?;
         Ok(Self {
             tun,
-            outer,
-            bundles: None,
+            outer: Outer { ipv6, ipv4, bundles: None },
             whole: vec![0; LARGEST],
             cut: vec![vec![0; usize::from(INNER_MTU) + 64]; CUTS],
             sizes: vec![0; CUTS],
@@ -95,16 +92,16 @@ impl Plane {
 
     /// Has packets go in UDP to peers that take it so. Nothing is taken before [`refuse_from`](Self::refuse_from), as above.
     pub(crate) fn bundle(&mut self, address: Ipv6Addr) -> io::Result<()> {
-        self.bundles = Some(Bundles::open(address)?);
+        self.outer.bundles = Some(Bundles::open(address)?);
         Ok(())
     }
 
     /// Nothing is taken out of tunnels that comes in by these interfaces, nor IPv6 packets from these sources.
     pub(crate) fn refuse_from(&self, interfaces: &[u32], sources: &[Ipv6Addr]) -> io::Result<()> {
-        let [ipv6, ipv4] = &self.outer;
+        let Outer { ipv6, ipv4, bundles } = &self.outer;
         ipv6.refuse_from(interfaces, sources)?;
         ipv4.refuse_from(interfaces, &[])?;
-        self.bundles.as_ref().map_or(Ok(()), |bundles| bundles.refuse_from(interfaces))
+        bundles.as_ref().map_or(Ok(()), |bundles| bundles.refuse_from(interfaces))
     }
 
     /// Whether the kernel has nothing for the tunnels.
@@ -134,9 +131,7 @@ impl Plane {
                     }
                 }
             }
-            ready = self.outer[0].readable() => ready.map(|()| Side::Tunnel),
-            ready = self.outer[1].readable() => ready.map(|()| Side::Tunnel),
-            ready = readable(&self.bundles) => ready.map(|()| Side::Tunnel),
+            ready = self.outer.readable() => ready.map(|()| Side::Tunnel),
         }
     }
 
@@ -151,8 +146,9 @@ impl Plane {
     /// the kernel to whom it is for, who would answer each.
     pub(crate) fn tunnelled(&mut self) -> Vec<(Ipv6Addr, Vec<u8>)> {
         let (mut bundled, mut packets, start) = (Vec::new(), Vec::new(), Instant::now());
-        self.bundles.iter_mut().for_each(|bundles| bundles.receive(&mut bundled));
-        for outer in &self.outer {
+        let Outer { ipv6, ipv4, bundles } = &mut self.outer;
+        bundles.iter_mut().for_each(|bundles| bundles.receive(&mut bundled));
+        for outer in [ipv6, ipv4] {
             let before = packets.len();
             // What has come without UDP was sent before what has come with it: all of it goes first.
             let (enough, is_waited) =
@@ -186,14 +182,14 @@ impl Plane {
 
     /// Sends what the kernel has given through tunnels, each packet where `way` says.
     pub(crate) fn forward(&mut self, count: usize, way: impl Fn(&[u8]) -> Option<Ipv6Addr>) {
-        let Self { cut, sizes, outer, bundles, .. } = self;
+        let Self { cut, sizes, outer, .. } = self;
         let taken = cut.iter().zip(sizes).take(count).map(|(packet, size)| &packet[..*size]);
-        send_each(outer, bundles, taken.filter_map(|packet| Some((way(packet)?, packet))));
+        outer.send_each(taken.filter_map(|packet| Some((way(packet)?, packet))));
     }
 
     /// Sends a packet through the tunnel to `to`.
     pub(crate) fn send(&mut self, to: Ipv6Addr, packet: &[u8]) {
-        send_each(&self.outer, &mut self.bundles, std::iter::once((to, packet)));
+        self.outer.send_each(std::iter::once((to, packet)));
     }
 
     /// Sends a packet through the tunnel to `to`, with the next [`flush_tunnels`](Self::flush_tunnels).
@@ -202,8 +198,7 @@ impl Plane {
     }
 
     pub(crate) fn flush_tunnels(&mut self) {
-        let packets = self.to_tunnels.iter().map(|(to, packet)| (*to, packet.as_slice()));
-        send_each(&self.outer, &mut self.bundles, packets);
+        self.outer.send_each(self.to_tunnels.iter().map(|(to, packet)| (*to, packet.as_slice())));
         self.to_tunnels.clear();
     }
 
@@ -211,7 +206,7 @@ impl Plane {
     /// in a hurry. While a router asks for a neighbour it keeps few packets. And asks whether packets can go there in UDP.
     pub(crate) fn announce(&mut self, to: Ipv6Addr) {
         self.send(to, &[]);
-        self.bundles.iter_mut().for_each(|bundles| bundles.meet(to));
+        self.outer.bundles.iter_mut().for_each(|bundles| bundles.meet(to));
     }
 
     /// Gives a packet to the kernel, with the next [`flush`](Self::flush).
@@ -235,11 +230,11 @@ impl Plane {
     }
 }
 
-async fn readable(bundles: &Option<Bundles>) -> io::Result<()> {
-    match bundles {
-        Some(bundles) => bundles.readable().await,
-        None => std::future::pending().await,
-    }
+/// What tunnelled packets come by and go by.
+struct Outer {
+    ipv6: RawSocket,
+    ipv4: RawSocket,
+    bundles: Option<Bundles>,
 }
 
 /// By what a packet goes.
@@ -250,55 +245,55 @@ enum By {
     Ipv4,
 }
 
-/// Sends packets through tunnels; a full socket loses them, as a router's queue would. To tell the kernel of many at a time
-/// takes a fraction of the time.
-fn send_each<'a>(
-    outer: &[RawSocket; 2],
-    bundles: &mut Option<Bundles>,
-    packets: impl Iterator<Item = (Ipv6Addr, &'a [u8])>,
-) {
-    let (mut batch, mut way, now) = (Vec::with_capacity(BATCH), None, Instant::now());
-    for (to, packet) in packets {
-        let by = match packet.first().map(|first| first >> 4) {
-            Some(4 | 6) if bundles.as_mut().is_some_and(|bundles| bundles.takes(now, to, packet)) => {
-                By::Bundles
+impl Outer {
+    async fn readable(&self) -> io::Result<()> {
+        let bundled = async {
+            match &self.bundles {
+                Some(bundles) => bundles.readable().await,
+                None => std::future::pending().await,
             }
-            Some(4) => By::Ipv4,
-            _ => By::Ipv6,
         };
-        if batch.len() == BATCH || way != Some((to, by)) {
-            send_batch(outer, bundles, way, &batch);
-            batch.clear();
-            way = Some((to, by));
+        tokio::select! {
+            ready = self.ipv6.readable() => ready,
+            ready = self.ipv4.readable() => ready,
+            ready = bundled => ready,
         }
-        batch.push(packet);
     }
-    send_batch(outer, bundles, way, &batch);
-}
 
-fn send_batch(
-    outer: &[RawSocket; 2],
-    bundles: &mut Option<Bundles>,
-    way: Option<(Ipv6Addr, By)>,
-    mut batch: &[&[u8]],
-) {
-    let Some((to, by)) = way else { return };
-    let [ipv6, ipv4] = outer;
-    let (lost, error) = match (by, bundles) {
-        (By::Bundles, Some(bundles)) => {
-            while let Some((next, rest)) =
-                batch.split_at_checked(bundles.fitting(batch)).filter(|(next, _)| !next.is_empty())
-            {
-                bundles.send(to, next);
-                batch = rest;
+    /// Sends packets; a full socket loses them, as a router's queue would. To tell the kernel of many at a time takes a fraction of
+    /// the time.
+    fn send_each<'a>(&mut self, packets: impl Iterator<Item = (Ipv6Addr, &'a [u8])>) {
+        let (mut batch, mut way, now) = (Vec::with_capacity(BATCH), None, Instant::now());
+        for (to, packet) in packets {
+            let by = match packet.first().map(|first| first >> 4) {
+                Some(4 | 6)
+                    if self.bundles.as_mut().is_some_and(|bundles| bundles.takes(now, to, packet)) =>
+                {
+                    By::Bundles
+                }
+                Some(4) => By::Ipv4,
+                _ => By::Ipv6,
+            };
+            if batch.len() == BATCH || way != Some((to, by)) {
+                self.send_batch(way, &batch);
+                batch.clear();
+                way = Some((to, by));
             }
-            return;
+            batch.push(packet);
         }
-        (By::Ipv4, _) => ipv4.send_all(batch, to),
-        (By::Ipv6 | By::Bundles, _) => ipv6.send_all(batch, to),
-    };
-    if let Some(error) = error {
-        tracing::debug!("{lost} of {} packets for {to} were lost: {error}", batch.len());
+        self.send_batch(way, &batch);
+    }
+
+    fn send_batch(&mut self, way: Option<(Ipv6Addr, By)>, batch: &[&[u8]]) {
+        let Some((to, by)) = way else { return };
+        let (lost, error) = match (by, &mut self.bundles) {
+            (By::Bundles, Some(bundles)) => return bundles.send(to, batch),
+            (By::Ipv4, _) => self.ipv4.send_all(batch, to),
+            (By::Ipv6 | By::Bundles, _) => self.ipv6.send_all(batch, to),
+        };
+        if let Some(error) = error {
+            tracing::debug!("{lost} of {} packets for {to} were lost: {error}", batch.len());
+        }
     }
 }
 

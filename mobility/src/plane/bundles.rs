@@ -87,22 +87,16 @@ impl Bundles {
         self.paths.takes(now, to, packet.len() <= MTU)
     }
 
-    /// How many of these packets one call can send: all but the last must be of one length, and the last no longer.
-    pub(super) fn fitting(&self, packets: &[&[u8]]) -> usize {
-        let Some(len) = packets.first().map(|first| first.len()) else { return 0 };
-        let most = self.state.max_gso_segments().min(LARGEST / len.max(1)).max(1);
-        let equal = packets.iter().take(most).take_while(|packet| packet.len() == len).count();
-        let last = packets.get(equal).filter(|last| equal < most && (1..len).contains(&last.len()));
-        equal + usize::from(last.is_some())
-    }
-
-    /// Sends packets that are [`fitting`](Self::fitting).
-    pub(super) fn send(&mut self, to: Ipv6Addr, packets: &[&[u8]]) {
-        let Some(first) = packets.first() else { return };
+    /// Sends packets that go this way, as many with each call as can.
+    pub(super) fn send(&mut self, to: Ipv6Addr, mut packets: &[&[u8]]) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        outgoing.clear();
-        packets.iter().for_each(|packet| outgoing.extend_from_slice(packet));
-        self.transmit(to, &outgoing, (packets.len() > 1).then_some(first.len()));
+        while let Some(first) = packets.first() {
+            let (next, rest) = packets.split_at(fitting(packets, self.state.max_gso_segments()));
+            outgoing.clear();
+            next.iter().for_each(|packet| outgoing.extend_from_slice(packet));
+            self.transmit(to, &outgoing, (next.len() > 1).then_some(first.len()));
+            packets = rest;
+        }
         self.outgoing = outgoing;
     }
 
@@ -149,6 +143,40 @@ impl Bundles {
             QUESTION => self.transmit(from, &[&[ANSWER], nonce.as_slice()].concat(), None),
             ANSWER => self.paths.answered(Instant::now(), from, *nonce),
             _ => {}
+        }
+    }
+}
+
+/// How many of these packets one call can send, at least one: all but the last must be of one length, and the last no longer.
+fn fitting(packets: &[&[u8]], most: usize) -> usize {
+    let Some(len) = packets.first().map(|first| first.len()) else { return 0 };
+    let most = most.min(LARGEST / len.max(1)).max(1);
+    let equal = packets.iter().take(most).take_while(|packet| packet.len() == len).count();
+    let last = packets.get(equal).filter(|last| equal < most && (1..len).contains(&last.len()));
+    equal + usize::from(last.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_call_sends_what_is_of_one_length_and_a_shorter_one_behind() {
+        let packets = |lens: &[usize]| lens.iter().map(|len| vec![0x60; *len]).collect::<Vec<_>>();
+        for (lens, most, fit) in [
+            (vec![100], 64, 1),
+            (vec![100; 70], 64, 64),
+            (vec![100; 70], 1, 1),
+            (vec![1452; 70], 64, 45),
+            (vec![100, 100, 60, 100], 64, 3),
+            (vec![100, 100, 101], 64, 2),
+            (vec![100, 60, 60], 64, 2),
+            (vec![100, 60], 1, 1),
+            (vec![60, 100], 64, 1),
+        ] {
+            let packets = packets(&lens);
+            let packets: Vec<_> = packets.iter().map(Vec::as_slice).collect();
+            assert_eq!(fitting(&packets, most), fit, "{lens:?}, {most}");
         }
     }
 }
