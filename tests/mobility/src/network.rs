@@ -1,7 +1,6 @@
 //! The namespaces of the lab, how they are joined, and the guest that moves.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use mobility::{DataPlane, PlaneChoice};
 use crate::agents::Running;
 use crate::port::set_port;
 pub use crate::wires::{ANCHOR, join, namespace};
-use crate::wires::{Host, Wires, user_plane};
+use crate::wires::{Host, Wires, add_netem, user_plane};
 
 /// The guest's address, which it keeps.
 pub const HOME: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 1, 0, 0, 0, 0x10);
@@ -127,14 +126,7 @@ impl Network {
     /// What the kernel or an agent says.
     pub fn with_netem(planes: Planes, round_trip: Duration) -> Result<Self> {
         let network = Self::make(planes, None)?;
-        for (namespace, interface) in [(&network.anchor, "edge"), (&network.edge, "anchor")] {
-            let delay = format!("{}us", (round_trip / 2).as_micros());
-            let mut command = Command::new("tc");
-            command.args([
-                "qdisc", "add", "dev", interface, "root", "netem", "delay", &delay, "limit", "100000",
-            ]);
-            namespace.run(&mut command)?;
-        }
+        add_netem(&network.anchor, &network.edge, round_trip)?;
         Ok(network)
     }
 

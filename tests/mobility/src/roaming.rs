@@ -28,7 +28,7 @@ use crate::Running;
 use crate::network::{HOME, home_agent_config};
 use crate::port::set_port;
 use crate::raw::{ICMPV6, Raw};
-use crate::wires::{ANCHOR, Host, Wires, join};
+use crate::wires::{ANCHOR, Host, Wires, add_netem, join};
 
 /// The node's name.
 pub const NAI: &str = "node@example.org";
@@ -144,6 +144,10 @@ impl ForeignLinks {
         apt::install(NAT)?;
         let wires = Wires::lay(Some(1))?;
         wires.set_round_trip(round_trip);
+        Self::between(wires, kinds)
+    }
+
+    fn between(wires: Wires, kinds: [Kind; 2]) -> Result<Self> {
         let Wires { anchor, platforms: [a, b], correspondent, line, edge } = wires;
         let guest = Arc::new(Namespace::new()?);
         guest.ip(&format!("link add {LINK} type bridge mcast_snooping 0 ageing_time 0"))?;
@@ -224,7 +228,21 @@ impl Roaming {
     /// # Errors
     /// What the kernel or an agent says.
     pub fn start_between(plane: DataPlane, round_trip: Duration, kinds: [Kind; 2]) -> Result<Self> {
-        let links = ForeignLinks::lay_of(round_trip, kinds)?;
+        Self::on(ForeignLinks::lay_of(round_trip, kinds)?, plane)
+    }
+
+    /// As [`start`](Self::start), with the kernel's own delay, `netem`, in place of the line: for kernels that have it. The program
+    /// that advertises has to be there.
+    ///
+    /// # Errors
+    /// What the kernel or an agent says.
+    pub fn with_netem(plane: DataPlane, round_trip: Duration) -> Result<Self> {
+        let wires = Wires::lay(None)?;
+        add_netem(&wires.anchor.namespace, &wires.edge, round_trip)?;
+        Self::on(ForeignLinks::between(wires, [Kind::Advertised; 2])?, plane)
+    }
+
+    fn on(links: ForeignLinks, plane: DataPlane) -> Result<Self> {
         let home_agent = start_home_agent(&links.anchor, plane, None)?;
         let node = start_node(&links.guest)?;
         Ok(Self { home_agent, node, plane, links })
@@ -400,10 +418,13 @@ fn advertise(namespace: &Arc<Namespace>, prefix: Ipv6Prefix) -> Result<(Child, t
     let hears = Raw::open(namespace, ICMPV6)?;
     let mut router = namespace.spawn(&mut command)?;
     let start = Instant::now();
-    while hears.hear(PATIENCE)?.is_none_or(|(_, message)| message[0] != ROUTER_ADVERTISEMENT) {
-        if start.elapsed() > PATIENCE {
+    let moment = Duration::from_millis(100);
+    while hears.hear(moment)?.is_none_or(|(_, message)| message[0] != ROUTER_ADVERTISEMENT) {
+        let ended = router.try_wait()?;
+        if ended.is_some() || start.elapsed() > PATIENCE {
             let _ = router.kill();
-            bail!("radvd advertises nothing of {prefix}");
+            let state = ended.map_or("runs".to_owned(), |status| format!("has ended with {status}"));
+            bail!("radvd, which {state}, advertises nothing of {prefix}");
         }
     }
     Ok((router, config))

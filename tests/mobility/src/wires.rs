@@ -79,6 +79,17 @@ pub fn join(first: (&Namespace, &str, &str), second: (&Namespace, &str, &str)) -
     Ok(())
 }
 
+/// Has the kernel itself, with `netem`, delay what goes between these two, without a line.
+pub(crate) fn add_netem(anchor: &Namespace, edge: &Namespace, round_trip: Duration) -> Result<()> {
+    for (namespace, interface) in [(anchor, "edge"), (edge, "anchor")] {
+        let delay = format!("{}us", (round_trip / 2).as_micros());
+        let mut command = Command::new("tc");
+        command.args(["qdisc", "add", "dev", interface, "root", "netem", "delay", &delay, "limit", "100000"]);
+        namespace.run(&mut command)?;
+    }
+    Ok(())
+}
+
 impl Wires {
     /// Makes them. With a seed the home agent is behind a perfect line, which decides by it what happens to frames when it
     /// is made a bad one; without, all is as fast as the kernel is.

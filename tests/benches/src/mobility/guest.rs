@@ -1,16 +1,15 @@
-//! The moves of a guest whose address its platforms look after, under Debian's kernel in an emulated machine: with that kernel's
-//! own tunnels (ip6_tunnel) and its own delay (netem). This same program runs there. Its times are an emulator's: more than
+//! The moves under Debian's kernel in an emulated machine: with that kernel's own tunnels (ip6_tunnel) and its own delay (netem). This same program runs there. Its times are an emulator's: more than
 //! what a machine would take.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::lab::Trial;
+use harness::lab::{Trial, apt};
 use mobility::DataPlane;
-use mobility_lab::Network;
+use mobility_lab::{Network, Roaming};
 use tokio::runtime::Runtime;
 
-use super::{Point, figures, measure};
+use super::{Point, figures, measure, measure_node};
 use crate::figures::json_lines;
 use crate::options::Options;
 
@@ -23,6 +22,7 @@ pub(super) fn run(options: &Options) -> Result<String> {
     let points = options.points.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let runs = options.runs.to_string();
     let arguments = ["mobility", "--part", "netem", "--runs", &runs, "--points", &points].map(str::to_owned);
+    apt::install(apt::ROUTER)?;
     let program = std::env::current_exe().context("finding this program")?;
     let trial = Trial {
         modules: vec![
@@ -35,7 +35,7 @@ pub(super) fn run(options: &Options) -> Result<String> {
             "cls_u32",
             "act_gact",
         ],
-        tools: vec!["ip", "bridge", "tc"],
+        tools: vec!["ip", "bridge", "tc", "radvd"],
         programs: vec![(program, arguments.to_vec())],
     };
     let patience = START + POINT * options.runs * options.points.len() as u32;
@@ -53,6 +53,8 @@ pub(super) fn in_the_guest(runtime: &Runtime, options: &Options) -> Result<()> {
             let plane = options.plane.unwrap_or(DataPlane::Ip6tnl);
             Network::with_netem([plane; 3], point.round_trip())
                 .and_then(|network| measure(runtime, &network, point))
+                .and_then(|()| Roaming::with_netem(plane, point.round_trip()))
+                .and_then(|network| measure_node(runtime, &network, point))
                 .with_context(|| format!("run {run} at {:?} of round trip", point.round_trip()))?;
         }
     }

@@ -145,7 +145,8 @@ fn moves(runtime: &Runtime, plane: DataPlane, options: &Options, more: &[Figure]
             let round_trip = point.round_trip();
             Network::start([plane; 3], round_trip)
                 .and_then(|network| measure(runtime, &network, point))
-                .and_then(|()| measure_node(runtime, plane, point))
+                .and_then(|()| Roaming::start(plane, round_trip))
+                .and_then(|network| measure_node(runtime, &network, point))
                 .with_context(|| format!("run {run} at {round_trip:?} of round trip"))?;
         }
         println!("run {run} of {} on data plane {plane}", options.runs);
@@ -182,9 +183,8 @@ fn measure(runtime: &Runtime, network: &Network, point: &mut Point) -> Result<()
 }
 
 /// One run of a mobile node.
-fn measure_node(runtime: &Runtime, plane: DataPlane, point: &mut Point) -> Result<()> {
+fn measure_node(runtime: &Runtime, network: &Roaming, point: &mut Point) -> Result<()> {
     let round_trip = point.round_trip();
-    let network = Roaming::start(plane, round_trip)?;
     runtime.block_on(async {
         point.node_registration.push(ms(network.appear(0).await?));
         let ends = (&network.correspondent, &network.guest);
