@@ -20,6 +20,8 @@ use crate::qmp::Event;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A cancelled migration ends within a round trip of its main loop, plus a disk flush.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long QEMU may take to let go of the disks, or to notice that nobody takes the rest.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The run state follows the migration's state within microseconds.
 const RUN_STATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// QEMU's default is 128 MiB/s; our relay is the bound, not a number.
@@ -190,6 +192,11 @@ pub(crate) async fn finish_memory(s: &Session) -> Result<(), DriverError> {
 /// Ends an outgoing migration that is still under way. QEMU resumes a guest that ran before.
 pub(crate) async fn cancel(s: &Session) -> Result<(), DriverError> {
     const OVER: [&str; 4] = ["none", "failed", "cancelled", "completed"];
+    // While QEMU lets go of the disks it must not be cancelled: it would run the guest without them, and die of its first write
+    // (`bdrv_co_write_req_prepare`). It is soon over, well or badly, and either way takes them back.
+    if migration(s).await?.0 == "device" {
+        timeout(DEVICE_TIMEOUT, reaches(s, &OVER)).await.ok().transpose()?;
+    }
     if !OVER.contains(&migration(s).await?.0.as_str()) {
         s.query("migrate_cancel").await?;
         let state = timeout(CANCEL_TIMEOUT, reaches(s, &OVER))

@@ -65,11 +65,20 @@ impl Qemu {
         self.vm(vm)?.session(doing).await
     }
 
+    /// A start that is broken off goes on, and who stops the VM waits for it: else there would be a process that nobody has
+    /// found.
     async fn launch(&self, def: &VmDefinition, purpose: Purpose) -> Result<(), DriverError> {
-        let vm = self.vm(&def.name)?;
-        let _lifecycle = vm.lifecycle.lock().await;
-        vm.disconnect().await;
-        process::start(def, &vm.paths, purpose).await
+        let (vm, def) = (self.vm(&def.name)?, def.clone());
+        let lifecycle = vm.lifecycle.clone().lock_owned().await;
+        let name = vm.name.clone();
+        let starting = tokio::spawn(async move {
+            let _lifecycle = lifecycle;
+            vm.disconnect().await;
+            process::start(&def, &vm.paths, purpose).await
+        });
+        let broken =
+            |error: tokio::task::JoinError| Err(DriverError::Start { vm: name, message: error.to_string() });
+        starting.await.unwrap_or_else(broken)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Vm {
     pub(crate) paths: VmPaths,
     connection: Mutex<Option<Arc<Qmp>>>,
     /// Held while the process is started or ended.
-    pub(crate) lifecycle: Mutex<()>,
+    pub(crate) lifecycle: Arc<Mutex<()>>,
     /// When the guest was stopped for a cold migration.
     pub(crate) stopped: std::sync::Mutex<Option<Instant>>,
 }
@@ -40,7 +40,7 @@ impl Vm {
             name,
             paths,
             connection: Mutex::default(),
-            lifecycle: Mutex::default(),
+            lifecycle: Arc::default(),
             stopped: Default::default(),
         }
     }

@@ -66,10 +66,16 @@ impl Host {
 
     /// A host with an all-zero image and an empty VM that waits for memory.
     pub(crate) async fn waiting() -> Host {
+        let host = Host::empty();
+        host.driver.start_incoming(&host.def).await.unwrap();
+        host
+    }
+
+    /// A host with an all-zero image, on which nothing runs.
+    pub(crate) fn empty() -> Host {
         let mut host = Host::new();
         host.add_monitor();
         fs::File::create_new(host.image_path()).unwrap().set_len(guest::DISK_BYTES).unwrap();
-        host.driver.start_incoming(&host.def).await.unwrap();
         host
     }
 

@@ -1,6 +1,8 @@
 //! A daemon that dies at any moment, and the next one that finds what it left.
 
-use migrate_driver::{DriverError, GuestStatus, TapKind};
+use std::time::Duration;
+
+use migrate_driver::{DriverError, GuestStatus, StopHow, TapKind};
 
 use crate::common::guest::{Pace, check_disk};
 use crate::common::{DISK, Host, Tap, relay, soon};
@@ -148,6 +150,21 @@ async fn two_waits_on_one_connection_do_not_disturb_each_other() {
     });
     drained.await.0.unwrap();
     assert_eq!(source.driver.rollback(source.vm()).await.unwrap(), GuestStatus::Running);
+}
+
+/// As when a migration is cancelled while the destination's QEMU is being started.
+#[tokio::test]
+async fn a_start_that_is_broken_off_leaves_nothing_behind_a_stop() {
+    for after_ms in [0, 1, 2, 5, 10, 20, 40, 80] {
+        let host = Host::empty();
+        let bound = Duration::from_millis(after_ms);
+        let started = tokio::time::timeout(bound, host.driver.start_incoming(&host.def)).await;
+        eprintln!("stopped {after_ms} ms into a start: done {}", started.is_ok());
+        soon("stop", host.driver.stop(host.vm(), StopHow::Kill)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(host.status().await, GuestStatus::Stopped, "{after_ms} ms into a start");
+        host.driver.start_incoming(&host.def).await.unwrap();
+    }
 }
 
 #[tokio::test]
