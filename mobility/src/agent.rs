@@ -101,8 +101,13 @@ impl Ends {
         let index = links.index(interface).await?;
         links.up(index, INNER_MTU.into()).await?;
         let tunnels = Tunnels::start(&links, own, choice).await?;
-        if tunnels.plane() == DataPlane::Tun {
-            plane.bundle(address).map_err(opening(&format!("UDP port {BUNDLES_PORT} at {address}")))?;
+        if tunnels.plane() == DataPlane::Tun
+            && let Err(error) = plane.bundle(address)
+        {
+            tracing::warn!(
+                "packets to others with data plane tun go one by one, at a quarter of the rate: UDP port {BUNDLES_PORT} at \
+                 {address}, which another daemon may have, cannot be opened: {error}"
+            );
         }
         Ok(Self { links, signalling, plane, tunnels, index })
     }

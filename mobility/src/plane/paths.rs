@@ -28,7 +28,7 @@ pub(super) struct Paths(BTreeMap<Ipv6Addr, Path>);
 
 #[derive(Debug, Default)]
 struct Path {
-    nonce: Option<[u8; 8]>,
+    nonce: [u8; 8],
     asked: Option<Instant>,
     unanswered: u32,
     answered: Option<Instant>,
@@ -39,7 +39,12 @@ impl Paths {
     /// This is a peer that may be asked.
     pub(super) fn meet(&mut self, peer: Ipv6Addr) {
         if self.0.len() < MAX_PEERS {
-            self.0.entry(peer).or_default();
+            self.0.entry(peer).or_insert_with(|| {
+                let mut path = Path::default();
+                // Without chance it is a question all the same.
+                let _ = rustix::rand::getrandom(&mut path.nonce, rustix::rand::GetRandomFlags::empty());
+                path
+            });
         }
     }
 
@@ -51,16 +56,11 @@ impl Paths {
             return None;
         }
         (path.asked, path.unanswered) = (Some(now), path.unanswered.saturating_add(1));
-        Some(*path.nonce.get_or_insert_with(|| {
-            let mut nonce = [0; 8];
-            // Without chance it is a question all the same.
-            let _ = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
-            nonce
-        }))
+        Some(path.nonce)
     }
 
     pub(super) fn answered(&mut self, now: Instant, peer: Ipv6Addr, nonce: [u8; 8]) {
-        if let Some(path) = self.0.get_mut(&peer).filter(|path| path.nonce == Some(nonce)) {
+        if let Some(path) = self.0.get_mut(&peer).filter(|path| path.nonce == nonce && path.asked.is_some()) {
             (path.answered, path.unanswered) = (Some(now), 0);
         }
     }
@@ -115,7 +115,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(asked(&mut paths, 0..129), [0, 2, 4, 6, 8, 68, 128]);
-        let nonce = paths.0[&PEER].nonce.unwrap();
+        let nonce = paths.0[&PEER].nonce;
         paths.answered(after(start, 129_000), PEER, nonce);
         assert_eq!(asked(&mut paths, 129..134), [130, 132]);
     }
