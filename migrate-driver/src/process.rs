@@ -45,18 +45,46 @@ impl Process {
         let Some(pid) = text.trim().parse().ok().filter(|&pid| pid > 1).and_then(Pid::from_raw) else {
             return Ok(None);
         };
-        let fd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(error) => return Err(io_error(vm, "open the process of", pid_path)(error.into())),
-        };
-        // After the pidfd: while that process lives, /proc/PID is it.
-        let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        let mark = mark.as_os_str().as_bytes();
-        if !command.windows(mark.len()).any(|part| part == mark) {
-            return Ok(None);
+        let found = Process::open(pid).map_err(io_error(vm, "open the process of", pid_path))?;
+        Ok(found.filter(|_| {
+            let mark = mark.as_os_str().as_bytes();
+            command_line(pid).windows(mark.len()).any(|part| part == mark)
+        }))
+    }
+
+    /// A process with this option and its value, a path, among its arguments, wherever its id is written: it may not have come to
+    /// write that.
+    pub(crate) fn with_option(
+        vm: &VmName,
+        option: &str,
+        value: &Path,
+    ) -> Result<Option<Process>, DriverError> {
+        let words = [b"\0", option.as_bytes(), b"\0", value.as_os_str().as_bytes(), b"\0"].concat();
+        let is_it = |pid| command_line(pid).windows(words.len()).any(|part| part == words);
+        let proc = Path::new("/proc");
+        for entry in fs::read_dir(proc).map_err(io_error(vm, "list the processes in", proc))? {
+            let name = entry.map_err(io_error(vm, "list the processes in", proc))?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+                continue;
+            };
+            if is_it(pid)
+                && let Some(process) =
+                    Process::open(pid).map_err(io_error(vm, "open the process of", value))?
+                && is_it(pid)
+            {
+                return Ok(Some(process));
+            }
         }
-        Ok(Some(Process(Arc::new(fd))))
+        Ok(None)
+    }
+
+    /// `None` when there is none of this id. While it lives, /proc/PID is it.
+    fn open(pid: Pid) -> io::Result<Option<Process>> {
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(fd) => Ok(Some(Process(Arc::new(fd)))),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until it has ended, for at most `bound`; false when it has not.
@@ -90,6 +118,11 @@ impl Process {
             hint: "it may hang in the kernel on its disk",
         })
     }
+}
+
+/// Arguments, each with a NUL behind it; none of a process that has ended.
+fn command_line(pid: Pid) -> Vec<u8> {
+    fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default()
 }
 
 /// A pidfd is readable once its process has ended, reaped or not.

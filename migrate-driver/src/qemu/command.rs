@@ -31,6 +31,9 @@ fn device_id(disk: &str) -> String {
     format!("{disk}-dev")
 }
 
+/// The option that names the pid file, which no two VMs share: a process is known by it too.
+pub(crate) const PID_OPTION: &str = "-pidfile";
+
 /// Arguments for `def.qemu.binary`. `is_device(path)` tells block devices from files. Paths should be absolute.
 pub(crate) fn arguments(
     def: &VmDefinition,
@@ -83,7 +86,7 @@ pub(crate) fn arguments(
     args.pair("-D", paths.log());
     args.pair("-msg", "timestamp=on");
     args.one("-daemonize");
-    args.pair("-pidfile", paths.pid());
+    args.pair(PID_OPTION, paths.pid());
     args.0
 }
 

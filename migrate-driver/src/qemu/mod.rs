@@ -190,14 +190,20 @@ impl Hypervisor for Qemu {
     async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError> {
         let vm = self.vm(vm)?;
         let _lifecycle = vm.lifecycle.lock().await;
-        if let Some(process) = Process::find(&vm.name, &vm.paths.pid(), &vm.paths.pid())? {
+        let pid = vm.paths.pid();
+        if let Some(process) = Process::find(&vm.name, &pid, &pid)? {
             match how {
-                StopHow::Kill => process.kill(&vm.name, &vm.paths.pid()).await?,
+                StopHow::Kill => process.kill(&vm.name, &pid).await?,
                 StopHow::Powerdown(bound) => power_down(&vm, &process, bound).await?,
             }
         } else if process::is_listening(&vm.paths).await {
             // No pid file any more, but a monitor: end it the other way.
             quit(&vm).await?;
+        } else {
+            // A daemon that died has just started it, and it has not come to its pid file, far less to its guest.
+            while let Some(process) = process::starting(&vm.name, &vm.paths)? {
+                process.kill(&vm.name, &pid).await?;
+            }
         }
         vm.disconnect().await;
         process::forget(&vm.paths);

@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::{Purpose, arguments};
+use super::command::{PID_OPTION, Purpose, arguments};
 use super::paths::VmPaths;
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::DriverError;
-use crate::process::io_error;
+use crate::process::{Process, io_error};
 
 /// How long QEMU may take to set itself up.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,11 +29,16 @@ pub(crate) async fn is_listening(paths: &VmPaths) -> bool {
     }
 }
 
+/// A process that was started for the VM, be it that it has neither pid file nor monitor yet.
+pub(crate) fn starting(vm: &VmName, paths: &VmPaths) -> Result<Option<Process>, DriverError> {
+    Process::with_option(vm, PID_OPTION, &paths.pid())
+}
+
 /// Starts QEMU and returns when its monitor listens.
 pub(crate) async fn start(def: &VmDefinition, paths: &VmPaths, purpose: Purpose) -> Result<(), DriverError> {
     let vm = &def.name;
     paths.check(vm)?;
-    if is_listening(paths).await {
+    if is_listening(paths).await || starting(vm, paths)?.is_some() {
         return Err(DriverError::AlreadyRunning { vm: vm.clone() });
     }
     prepare(vm, paths, purpose)?;

@@ -1,5 +1,7 @@
 //! A daemon that dies at any moment, and the next one that finds what it left.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use migrate_driver::{DriverError, GuestStatus, StopHow, TapKind};
@@ -165,6 +167,29 @@ async fn a_start_that_is_broken_off_leaves_nothing_behind_a_stop() {
         assert_eq!(host.status().await, GuestStatus::Stopped, "{after_ms} ms into a start");
         host.driver.start_incoming(&host.def).await.unwrap();
     }
+}
+
+/// As when a daemon is killed that has just started QEMU: it has written no pid file, and nobody waits for it.
+#[tokio::test]
+async fn the_next_daemon_finds_a_qemu_that_is_still_starting() {
+    let mut host = Host::empty();
+    let qemu = host.path().join("slow-qemu");
+    fs::write(&qemu, format!("#!/bin/sh\nsleep 1\nexec {} \"$@\"\n", host.def.qemu.binary)).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    host.def.qemu.binary = qemu.to_str().unwrap().to_owned();
+    let early = Duration::from_millis(300);
+    let started = tokio::time::timeout(early, host.driver.start_incoming(&host.def)).await;
+    assert!(started.is_err(), "QEMU was there sooner than its wrapper lets it");
+    host.restart_daemon();
+
+    assert_eq!(host.status().await, GuestStatus::Stopped);
+    let second = host.driver.start_incoming(&host.def).await.unwrap_err();
+    assert!(matches!(second, DriverError::AlreadyRunning { .. }), "{second}");
+    soon("stop", host.driver.stop(host.vm(), StopHow::Kill)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(host.status().await, GuestStatus::Stopped);
+    host.driver.start_incoming(&host.def).await.unwrap();
+    assert_eq!(host.status().await, GuestStatus::Incoming);
 }
 
 #[tokio::test]
