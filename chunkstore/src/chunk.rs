@@ -34,13 +34,20 @@ impl Chunk {
 #[derive(Debug, Clone)]
 pub struct Group {
     chunks: Vec<Chunk>,
+    /// Their bytes, one behind the other, where they are at hand so.
+    plain: Option<Bytes>,
     encoded: Option<Encoded>,
 }
 
 impl Group {
     /// Chunks that are still to be compressed.
     pub fn of(chunks: Vec<Chunk>) -> Group {
-        Group { chunks, encoded: None }
+        Group { chunks, plain: None, encoded: None }
+    }
+
+    /// Such chunks, which were cut from `plain` one behind the other.
+    pub(crate) fn cut_from(plain: Bytes, chunks: Vec<Chunk>) -> Group {
+        Group { chunks, plain: Some(plain), encoded: None }
     }
 
     /// Decodes what came from elsewhere and names the chunks in it, which have these lengths; whether those are the names
@@ -54,16 +61,22 @@ impl Group {
         if sum != u64::from(encoded.plain_len) {
             return Err(damaged(format!("{} bytes for chunks of {sum}", encoded.plain_len)));
         }
-        let mut plain = encoded.decode(MAX_GROUP_BYTES)?;
-        let chunks = lens.iter().map(|len| Chunk::of(plain.split_to(*len as usize))).collect();
+        let plain = encoded.decode(MAX_GROUP_BYTES)?;
+        let mut rest = plain.clone();
+        let chunks = lens.iter().map(|len| Chunk::of(rest.split_to(*len as usize))).collect();
         // A frame that gained nothing is legal to send, but not to keep.
         let kept = encoded.codec == Codec::Raw || encoded.bytes.len() < encoded.plain_len as usize;
-        Ok(Group { chunks, encoded: kept.then_some(encoded) })
+        Ok(Group { chunks, plain: Some(plain), encoded: kept.then_some(encoded) })
     }
 
     /// The chunks.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// The bytes of all chunks, one behind the other, if they are at hand so.
+    pub(crate) fn plain(&self) -> Option<&Bytes> {
+        self.plain.as_ref()
     }
 
     /// As it came.
@@ -72,14 +85,14 @@ impl Group {
     }
 }
 
-/// Chunks one behind the other, encoded at zstd `level`.
-pub(crate) fn encode_together(chunks: &[&Chunk], level: i32) -> Encoded {
+/// The bytes of chunks, one behind the other.
+pub(crate) fn join(chunks: &[&Chunk]) -> Bytes {
     if let [chunk] = chunks {
-        return Encoded::encode(chunk.plain.clone(), level);
+        return chunk.plain.clone();
     }
     let mut plain = Vec::with_capacity(chunks.iter().map(|chunk| chunk.plain.len()).sum());
     chunks.iter().for_each(|chunk| plain.extend_from_slice(&chunk.plain));
-    Encoded::encode(plain.into(), level)
+    plain.into()
 }
 
 #[cfg(test)]

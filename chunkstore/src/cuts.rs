@@ -1,13 +1,5 @@
 //! The cutter: reads an image once, from its beginning to its end, and says where its holes are and its chunks end. What
-//! chunks and holes are is said in [`pieces`](crate::pieces()). It hashes only what it is told to expect.
-//!
-//! # Expected chunks
-//! Looking for cuts costs more than hashing. Where an image is like an earlier one, whose manifest has a chunk of some length
-//! at this very place, those bytes are hashed first. If they are that chunk, there is no cut inside it, since there was none
-//! when it was cut first, and the search begins at its end: where it finds one there, or the data run ends, the name is
-//! known already. It does not matter why the earlier chunk ended where it did, so the cuts are the same in every case, with and
-//! without an earlier manifest, as long as that was made by this cutter. A manifest of other making can move cuts; what is
-//! stored is right all the same.
+//! chunks and holes are is said in [`pieces`](crate::pieces()). It never hashes.
 
 use std::io;
 use std::ops::Range;
@@ -15,15 +7,37 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::pieces::MIN_HOLE_BYTES;
-use crate::windows::{WINDOW_BYTES, Windows};
-use crate::{
-    BLOCK_BYTES, Chunk, ChunkId, GROUP_BYTES, LEAF_BYTES, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
-    PlacedExtent, ReadImage, gear, is_zero,
-};
+use crate::windows::{KEPT_BYTES, Windows};
+use crate::{BLOCK_BYTES, GROUP_BYTES, ReadImage, gear, is_zero};
 
-/// A batch takes no more cuts when it has so many bytes, which makes it a group if all of it is new, or so many of them.
-pub(crate) const BATCH_BYTES: usize = GROUP_BYTES;
-pub(crate) const BATCH_CUTS: usize = 1024;
+/// A batch is what begins in so many bytes of the image, one part after the other: a group, if all of it is new.
+pub(crate) const BATCH_BYTES: u64 = GROUP_BYTES as u64;
+/// With less than this, what begins in the next part belongs to it too.
+const LEAST_BYTES: u64 = BATCH_BYTES / 2;
+const MAX_PIECES: usize = 1024;
+
+/// Which pieces make up a batch. That follows from their places, so that who writes an image back can take together what was
+/// brought in together.
+#[derive(Debug, Default)]
+pub(crate) struct BatchEnd {
+    pieces: usize,
+    data_bytes: u64,
+    last_at: u64,
+}
+
+impl BatchEnd {
+    /// The next piece, with its bytes of data, belongs to the next batch.
+    pub(crate) fn is_before(&mut self, offset: u64, data_bytes: u64) -> bool {
+        let other_part = offset / BATCH_BYTES != self.last_at / BATCH_BYTES;
+        if self.pieces == MAX_PIECES || (other_part && self.data_bytes >= LEAST_BYTES) {
+            return true;
+        }
+        self.pieces += 1;
+        self.data_bytes += data_bytes;
+        self.last_at = offset;
+        false
+    }
+}
 
 /// A piece.
 pub(crate) struct Cut {
@@ -34,27 +48,14 @@ pub(crate) struct Cut {
 
 pub(crate) enum CutData {
     Hole,
-    /// Not hashed yet.
-    Plain(Bytes),
-    /// What was expected.
-    Named(Chunk),
+    Chunk(Bytes),
 }
 
 impl CutData {
     fn len(&self) -> usize {
         match self {
             CutData::Hole => 0,
-            CutData::Plain(bytes) => bytes.len(),
-            CutData::Named(chunk) => chunk.plain().len(),
-        }
-    }
-
-    /// The chunk with its name; `None` for a hole.
-    pub(crate) fn chunk(self) -> Option<Chunk> {
-        match self {
-            CutData::Hole => None,
-            CutData::Plain(bytes) => Some(Chunk::of(bytes)),
-            CutData::Named(chunk) => Some(chunk),
+            CutData::Chunk(bytes) => bytes.len(),
         }
     }
 }
@@ -62,6 +63,8 @@ impl CutData {
 /// Some pieces in order, and what was read from the image to find them: it reads ahead of them, and no byte twice.
 pub(crate) struct Batch {
     pub(crate) cuts: Vec<Cut>,
+    /// The bytes of all chunks, one behind the other, where they were read so.
+    pub(crate) together: Option<Bytes>,
     pub(crate) reads: Vec<Read>,
 }
 
@@ -88,16 +91,15 @@ pub(crate) struct Cuts<'a> {
     /// Next byte to come out.
     at: u64,
     run: Run,
-    /// There is no cut within this many bytes from `at`.
-    searched: usize,
     /// Up to here blocks are known to be zero or not.
     scanned: u64,
     /// Start of the zero blocks that end at `scanned`.
     zeroes_from: Option<u64>,
-    expected: Option<Expected<'a>>,
     windows: Windows,
     window: Bytes,
     window_at: u64,
+    /// A cut that no longer belonged to the batch before. The window is still the one that it is in.
+    ahead: Option<Cut>,
     reads: Vec<Read>,
     /// The data that the image told of last. Asking for every window anew would take some file systems through the
     /// whole file each time.
@@ -116,13 +118,12 @@ impl<'a> Cuts<'a> {
             end,
             at,
             run: Run::Data { end: None },
-            searched: 0,
             scanned: at,
             zeroes_from: None,
-            expected: None,
             windows: Windows::default(),
             window: Bytes::new(),
             window_at: at,
+            ahead: None,
             reads: Vec::new(),
             data: at..at,
             failed: None,
@@ -130,20 +131,14 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// All of an image that may be much like an earlier one.
-    pub(crate) fn expecting(image: &'a dyn ReadImage, like: Option<&'a Manifest>) -> Cuts<'a> {
-        Cuts { expected: like.map(Expected::of), ..Cuts::new(image, 0..image.size()) }
-    }
-
     /// The next pieces, a MiB or so of them; `None` at the end.
     pub(crate) fn batch(&mut self) -> io::Result<Option<Batch>> {
-        let (mut cuts, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH_BYTES && cuts.len() < BATCH_CUTS {
-            match self.next() {
-                Some(Ok(cut)) => {
-                    bytes += cut.data.len();
-                    cuts.push(cut);
-                }
+        let (mut cuts, mut end) = (Vec::new(), BatchEnd::default());
+        // That of the first chunk.
+        let mut window = None;
+        loop {
+            let cut = match self.next() {
+                Some(Ok(cut)) => cut,
                 Some(Err(error)) if cuts.is_empty() => return Err(error),
                 // It comes again, after what was good.
                 Some(Err(error)) => {
@@ -151,10 +146,19 @@ impl<'a> Cuts<'a> {
                     break;
                 }
                 None => break,
+            };
+            if end.is_before(cut.offset, cut.data.len() as u64) {
+                self.ahead = Some(cut);
+                break;
             }
+            if cut.data.len() > 0 {
+                window.get_or_insert_with(|| (self.window.clone(), self.window_at));
+            }
+            cuts.push(cut);
         }
+        let together = window.and_then(|(window, at)| together(&window, at, &cuts));
         let reads = std::mem::take(&mut self.reads);
-        Ok((!cuts.is_empty()).then_some(Batch { cuts, reads }))
+        Ok((!cuts.is_empty()).then_some(Batch { cuts, together, reads }))
     }
 
     /// For who does not use batches: reads keep their windows in memory.
@@ -195,8 +199,12 @@ impl<'a> Cuts<'a> {
 
     /// The next chunk of the data run that `at` is in; nothing at the end of the run.
     fn chunk(&mut self) -> io::Result<Option<Cut>> {
-        let mut expected = self.expected.as_mut().and_then(|expected| expected.at(self.at));
-        let mut named = None;
+        let goes_on = self.run == Run::Data { end: None } && self.scanned == self.window_end();
+        if goes_on && self.scanned < self.end && self.at / BATCH_BYTES != self.window_at / BATCH_BYTES {
+            // What is compressed together is to be in view together.
+            self.fill()?;
+        }
+        let mut searched = 0;
         let (start, len) = loop {
             let (solid, ends) = match self.run {
                 Run::Data { end: Some(end) } => (end, true),
@@ -204,36 +212,18 @@ impl<'a> Cuts<'a> {
             };
             let start = (self.at - self.window_at) as usize;
             let data = &self.window[start..(solid - self.window_at) as usize];
-            if let Some((len, _)) = expected
-                && data.len() < len
-                && !ends
-            {
-                self.look_on()?;
-                continue;
-            }
-            if let Some((len, id)) = expected.take() {
-                let found = (data.len() >= len).then(|| Chunk::of(self.window.slice(start..start + len)));
-                named = found.filter(|chunk| chunk.id() == id);
-                // An odd last byte, at the end of a run, no cutter has looked at; `gear::cut` looks there once more.
-                self.searched = named.as_ref().map_or(0, |chunk| chunk.plain().len());
-                self.expected.iter_mut().for_each(|expected| expected.found(named.is_some()));
-            }
-            match gear::cut(data, self.searched) {
+            match gear::cut(self.at, data, searched) {
                 Some(len) => break (start, len),
                 None if ends => break (start, data.len()),
-                None => self.searched = data.len(),
+                None => searched = (data.len() + 1).saturating_sub(gear::SIGHT_BYTES),
             }
             self.look_on()?;
         };
-        self.searched = 0;
         if len == 0 {
             self.run = Run::Hole;
             return Ok(None);
         }
-        let data = match named.filter(|chunk| chunk.plain().len() == len) {
-            Some(chunk) => CutData::Named(chunk),
-            None => CutData::Plain(self.window.slice(start..start + len)),
-        };
+        let data = CutData::Chunk(self.window.slice(start..start + len));
         let cut = Cut { offset: self.at, len: len as u64, data };
         self.at += len as u64;
         Ok(Some(cut))
@@ -284,8 +274,8 @@ impl<'a> Cuts<'a> {
             }
             _ => {}
         }
-        let read_end = self.read_end(data.end)?;
         let from = if self.run == Run::Hole { self.scanned } else { self.at };
+        let read_end = self.read_end(from, data.end)?;
         let kept = self.window.slice(self.window.len() - (self.scanned - from) as usize..);
         let (image, at) = (self.image, self.scanned);
         self.window =
@@ -299,9 +289,9 @@ impl<'a> Cuts<'a> {
         Ok(())
     }
 
-    /// Where to stop reading: at the end of the data, or across short holes as far as a window reaches.
-    fn read_end(&mut self, data_end: u64) -> io::Result<u64> {
-        let reach = self.scanned - self.scanned % LEAF_BYTES + WINDOW_BYTES;
+    /// Where to stop reading, in a window that begins at `from`: at the end of the data, or across short holes as far as it reaches.
+    fn read_end(&mut self, from: u64, data_end: u64) -> io::Result<u64> {
+        let reach = from - from % BATCH_BYTES + BATCH_BYTES + KEPT_BYTES as u64;
         let limit = self.end.min(reach);
         let mut read_end = data_end;
         while read_end < limit {
@@ -347,6 +337,9 @@ impl Iterator for Cuts<'_> {
     type Item = io::Result<Cut>;
 
     fn next(&mut self) -> Option<io::Result<Cut>> {
+        if let Some(cut) = self.ahead.take() {
+            return Some(Ok(cut));
+        }
         if let Some(error) = self.failed.take() {
             return Some(Err(error));
         }
@@ -359,48 +352,15 @@ impl Iterator for Cuts<'_> {
     }
 }
 
-/// The chunks of an earlier image, met in order.
-struct Expected<'a> {
-    extents: Box<dyn Iterator<Item = PlacedExtent> + Send + 'a>,
-    next: Option<PlacedExtent>,
-    /// How often in a row another chunk was found than was expected.
-    misses: u32,
-    /// So many chunks are not looked at: what has been written anew is not to be hashed twice all the time.
-    passed: u32,
-}
-
-/// After so many misses in a row, one in 32 chunks is looked at.
-const MAX_MISSES: u32 = 6;
-
-impl<'a> Expected<'a> {
-    fn of(like: &'a Manifest) -> Expected<'a> {
-        Expected { extents: Box::new(like.placed()), next: None, misses: 0, passed: 0 }
-    }
-
-    /// The chunk that begins at `offset`, if one does.
-    fn at(&mut self, offset: u64) -> Option<(usize, ChunkId)> {
-        while self.next.is_none_or(|next| next.offset < offset) {
-            self.next = Some(self.extents.next()?);
-        }
-        match self.next {
-            // Longer ones there are none, unless somebody has written to the manifest's file.
-            Some(PlacedExtent { offset: at, extent: ManifestExtent::Data { len, id } })
-                if at == offset && len as usize <= MAX_CHUNK_BYTES =>
-            {
-                let pass = self.passed > 0;
-                self.passed = self.passed.saturating_sub(1);
-                (!pass).then_some((len as usize, id))
-            }
-            _ => None,
-        }
-    }
-
-    /// What came of it.
-    fn found(&mut self, found: bool) {
-        self.misses = if found { 0 } else { (self.misses + 1).min(MAX_MISSES) };
-        // None after the first: mostly one chunk has changed, and the next has not.
-        self.passed = (1 << self.misses.saturating_sub(1)) - 1;
-    }
+/// The bytes of the chunks among `cuts`, where they are next to each other in `window`, in which the first of them begins. What
+/// lies in the next window too was copied there.
+fn together(window: &Bytes, window_at: u64, cuts: &[Cut]) -> Option<Bytes> {
+    let mut chunks = cuts.iter().filter(|cut| cut.data.len() > 0);
+    let first = chunks.next()?;
+    let end = chunks
+        .try_fold(first.offset + first.len, |end, cut| (cut.offset == end).then_some(cut.offset + cut.len))?;
+    let range = (first.offset - window_at) as usize..(end - window_at) as usize;
+    (range.end <= window.len()).then(|| window.slice(range))
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 
-use crate::cuts::{BATCH_BYTES, Cut, Cuts};
+use crate::cuts::{BATCH_BYTES, Cut, CutData, Cuts};
 use crate::pipeline::in_order;
 use crate::{ChunkId, ReadImage};
 
@@ -73,7 +73,7 @@ pub enum PieceData {
     Chunk {
         /// Its name.
         id: ChunkId,
-        /// Its bytes: a slice of the window (up to 1.4 MiB) they were read in, which stays in memory as long as
+        /// Its bytes: a slice of the window (up to 1.7 MiB) they were read in, which stays in memory as long as
         /// one slice of it does. Copy what is kept for long.
         bytes: Bytes,
     },
@@ -116,7 +116,7 @@ pub fn scan(
     let mut cuts = Cuts::new(image, 0..image.size());
     let ended = in_order(
         NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
-        window_bytes / BATCH_BYTES,
+        window_bytes / BATCH_BYTES as usize,
         || cuts.batch().map_err(Some),
         |batch| Ok(batch.cuts.into_iter().map(Piece::of).collect::<Vec<_>>()),
         |pieces| match pieces.into_iter().try_for_each(&mut take) {
@@ -133,9 +133,9 @@ pub fn scan(
 impl Piece {
     /// Names what was cut.
     fn of(cut: Cut) -> Piece {
-        let data = match cut.data.chunk() {
-            Some(chunk) => PieceData::Chunk { id: chunk.id(), bytes: chunk.plain().clone() },
-            None => PieceData::Hole,
+        let data = match cut.data {
+            CutData::Hole => PieceData::Hole,
+            CutData::Chunk(bytes) => PieceData::Chunk { id: ChunkId::of(&bytes), bytes },
         };
         Piece { offset: cut.offset, len: cut.len, data }
     }

@@ -1,6 +1,7 @@
 //! Whole images into a store and out of it. It never publishes: what an ingested image is called is its caller's
 //! business.
 
+use std::iter::Peekable;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -8,13 +9,13 @@ use std::{fs, io};
 
 use bytes::Bytes;
 
-use crate::cuts::{BATCH_BYTES, BATCH_CUTS, Batch, Cuts};
+use crate::cuts::{Batch, BatchEnd, CutData, Cuts};
 use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::writeback;
 use crate::{
-    BLOCK_BYTES, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent, PlacedExtent,
-    RawImage, ReadImage, Seeds, Store, StoreError,
+    BLOCK_BYTES, Chunk, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
+    PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
 };
 
 /// How an image is brought into a store.
@@ -24,14 +25,11 @@ pub struct IngestOptions {
     pub level: i32,
     /// Threads that read, cut, hash and compress.
     pub threads: NonZeroUsize,
-    /// An image that this one may have much in common with at the same places, such as the version before it: that makes it
-    /// quicker and changes nothing else.
-    pub like: Option<Manifest>,
 }
 
 impl Default for IngestOptions {
     fn default() -> IngestOptions {
-        IngestOptions { level: LEVEL, threads: all_cores(), like: None }
+        IngestOptions { level: LEVEL, threads: all_cores() }
     }
 }
 
@@ -87,7 +85,7 @@ const WAITING_THREADS: usize = 1;
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
 /// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, 8 MiB for the pack that grows, and for each thread
-/// and one more about 6 MiB (two windows of 1.3 MiB, a group plain and compressed) and what zstd takes for it at that level.
+/// and one more about 7 MiB (two windows of 1.7 MiB, a group plain and compressed) and what zstd takes for it at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -95,7 +93,7 @@ pub fn ingest(
     progress: &dyn Fn(u64),
 ) -> Result<Manifest, IngestError> {
     let size = image.size();
-    let mut cuts = Cuts::expecting(image, options.like.as_ref());
+    let mut cuts = Cuts::new(image, 0..size);
     let mut root = RootStream::new(size);
     let (mut manifest, mut done) = (store.manifest_writer()?, 0);
     writeback::beside(
@@ -135,9 +133,10 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
     let mut extents = Vec::with_capacity(batch.cuts.len());
     let mut chunks = Vec::new();
     for cut in batch.cuts {
-        extents.push(match cut.data.chunk() {
-            None => ManifestExtent::Hole { len: cut.len },
-            Some(chunk) => {
+        extents.push(match cut.data {
+            CutData::Hole => ManifestExtent::Hole { len: cut.len },
+            CutData::Chunk(bytes) => {
+                let chunk = Chunk::of(bytes);
                 let extent = ManifestExtent::Data { len: chunk.plain().len() as u32, id: chunk.id() };
                 chunks.push(chunk);
                 extent
@@ -145,7 +144,11 @@ fn store_batch(store: &Store, level: i32, size: u64, batch: Batch) -> Result<Sto
         });
     }
     let bytes = chunks.iter().map(|chunk| chunk.plain().len() as u64).sum();
-    let new = store.put_group(&Group::of(chunks), level)?;
+    let group = match batch.together {
+        Some(plain) => Group::cut_from(plain, chunks),
+        None => Group::of(chunks),
+    };
+    let new = store.put_group(&group, level)?;
     Ok(Stored { extents, new_bytes: if new > 0 { bytes } else { 0 }, leaves })
 }
 
@@ -181,7 +184,7 @@ fn restore_changes(
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     let restorer = Restorer { chunks, target };
-    let mut placed = manifest.placed();
+    let mut placed = manifest.placed().peekable();
     let (mut total, mut done) = (Restored::default(), 0);
     let sync = || target.sync_data().map_err(FileError::at("write the image to", target.path()));
     let work = |written: &dyn Fn(u64)| {
@@ -204,13 +207,10 @@ fn restore_changes(
 }
 
 /// The next extents, as many as were ingested together and so lie together; none at the end.
-fn batch(placed: &mut impl Iterator<Item = PlacedExtent>) -> Vec<PlacedExtent> {
-    let (mut batch, mut data) = (Vec::new(), 0);
-    while data < BATCH_BYTES as u64
-        && batch.len() < BATCH_CUTS
-        && let Some(next) = placed.next()
-    {
-        data += if next.extent.is_data() { next.extent.len() } else { 0 };
+pub(crate) fn batch(placed: &mut Peekable<impl Iterator<Item = PlacedExtent>>) -> Vec<PlacedExtent> {
+    let (mut batch, mut end) = (Vec::new(), BatchEnd::default());
+    let data_bytes = |next: &PlacedExtent| if next.extent.is_data() { next.extent.len() } else { 0 };
+    while let Some(next) = placed.next_if(|next| !end.is_before(next.offset, data_bytes(next))) {
         batch.push(next);
     }
     batch

@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::MAX_CHUNK_BYTES;
 use crate::pieces::MIN_HOLE_BYTES;
 use crate::sync::lock;
+use crate::{GROUP_BYTES, MAX_CHUNK_BYTES};
 
-/// Bytes read at once: more is slower, since they leave the cache before they are hashed.
-pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
+/// Bytes of the window before that may stay in view: an unfinished chunk and zeroes that are not a hole yet. A window reaches as far
+/// beyond a batch's part of the image, so that its last chunk is in view with the others.
+pub(crate) const KEPT_BYTES: usize = MAX_CHUNK_BYTES + MIN_HOLE_BYTES as usize;
 
-/// Bytes of the window before that may stay in view: an unfinished chunk and zeroes that are not a hole yet.
-const KEPT_BYTES: usize = MAX_CHUNK_BYTES + MIN_HOLE_BYTES as usize;
+/// Bytes read at once, at most: more is slower, since they leave the cache before they are hashed.
+const WINDOW_BYTES: usize = GROUP_BYTES + KEPT_BYTES;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -35,7 +36,7 @@ impl Windows {
         read: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<Bytes> {
         let reused = lock(&self.free).pop();
-        let buffer = reused.unwrap_or_else(|| vec![0; KEPT_BYTES + PAGE_BYTES + WINDOW_BYTES as usize]);
+        let buffer = reused.unwrap_or_else(|| vec![0; KEPT_BYTES + PAGE_BYTES + WINDOW_BYTES]);
         // The kernel copies several times faster to the beginning of a page than to right behind it.
         let start = KEPT_BYTES + buffer[KEPT_BYTES..].as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
         let mut window = Window { buffer, range: start - kept.len()..start + len, free: self.free.clone() };

@@ -110,10 +110,12 @@ fn is_read_and_goes_on(name: &str) {
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.names().unwrap(), ["base", "base-2"]);
     images().iter().for_each(|(name, image)| assert_holds(&store, name, image));
-    // The cuts are part of the format: what is here already is not stored again.
-    let before = store.stats().unwrap();
-    let again = ingest(&store, &base_2(), &IngestOptions::default(), &|_| {}).unwrap();
-    assert_eq!((again, store.stats().unwrap()), (store.manifest("base-2").unwrap(), before));
+    // It was cut by other rules: what is brought in again is stored again, but only once.
+    let again = |_| ingest(&store, &base_2(), &IngestOptions::default(), &|_| {}).unwrap();
+    let made = [0, 1].map(|time| (again(time), store.stats().unwrap()));
+    assert_eq!(made[0], made[1]);
+    store.publish("again", &made[0].0).unwrap();
+    assert_holds(&store, "again", &base_2());
 
     let more = image(1 << 20, &[(0, noise(7, 70_000))]);
     store.publish("more", &ingest(&store, &more, &IngestOptions::default(), &|_| {}).unwrap()).unwrap();

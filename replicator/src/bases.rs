@@ -93,20 +93,9 @@ pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
     Ok(listed)
 }
 
-/// Begins to add an image as base `name`; it replaces one of that name. The base `like`, or else the one that is replaced,
-/// makes it quicker where both have the same bytes at the same place.
-pub fn add(
-    platform: &Arc<Platform>,
-    name: &str,
-    image: &Path,
-    like: Option<&str>,
-) -> Result<JobId, BaseError> {
+/// Begins to add an image as base `name`; it replaces one of that name.
+pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, BaseError> {
     files::check_name("base image", name).map_err(BaseError::Name)?;
-    let like = match like {
-        Some(like) => Some(platform.store().manifest(like)?),
-        // One that cannot be read is about to be replaced.
-        None => platform.store().manifest(name).ok(),
-    };
     let path = image.display().to_string();
     let image =
         RawImage::open_read(image).map_err(|source| BaseError::Image { path: path.clone(), source })?;
@@ -115,7 +104,7 @@ pub fn add(
     let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
     tokio::task::spawn_blocking(move || {
         handle.phase("ingest");
-        let outcome = ingest(&platform, &handle, &image, &path, &name, like);
+        let outcome = ingest(&platform, &handle, &image, &path, &name);
         handle.finish(outcome.map_err(|error| error.to_string()));
     });
     Ok(id)
@@ -127,13 +116,12 @@ fn ingest(
     image: &RawImage,
     path: &str,
     name: &str,
-    like: Option<Manifest>,
 ) -> Result<String, BaseError> {
     let counters = handle.counters();
     let store = platform.store();
     let pin = store.pin();
     let progress = |done| counters.scanned.store(done, Ordering::Relaxed);
-    let options = IngestOptions { level: platform.config.store_level, like, ..IngestOptions::default() };
+    let options = IngestOptions { level: platform.config.store_level, ..IngestOptions::default() };
     let manifest = chunkstore::ingest(store, image, &options, &progress)
         .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
     Counters::add(&counters.data, manifest.data_bytes());

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 
-use super::{Chunk, Group, encode_together};
+use super::{Chunk, Group, join};
 use crate::testing::{noise, text};
 use crate::{ChunkId, Codec, DecodeError, Encoded, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 
@@ -11,12 +11,13 @@ fn chunks_have_the_names_of_their_bytes() {
     for (chunk, plain) in chunks.iter().zip(&plain) {
         assert_eq!((chunk.id(), chunk.plain()), (ChunkId::of(plain), plain));
     }
-    let together = encode_together(&chunks.each_ref(), 3);
+    let together = Encoded::encode(join(&chunks.each_ref()), 3);
     assert_eq!(together.codec, Codec::Zstd);
     let group = Group::decode(together.clone(), &[50_000, 300, 1]).unwrap();
     assert_eq!((group.chunks(), group.encoded()), (&chunks[..], Some(&together)));
     assert!(Group::of(chunks.to_vec()).encoded().is_none());
-    assert_eq!(encode_together(&[&chunks[0]], 3).decode(50_000).unwrap(), plain[0]);
+    assert_eq!(group.plain(), Some(&Bytes::from(plain.concat())));
+    assert_eq!(join(&[&chunks[0]]), plain[0]);
 }
 
 #[test]

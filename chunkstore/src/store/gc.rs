@@ -22,7 +22,7 @@ use super::index::Seen;
 use super::live::LiveSet;
 use super::record::Record;
 use super::{Location, Pack, Store, StoreError, in_groups, pack, record, slice};
-use crate::chunk::encode_together;
+use crate::chunk::join;
 use crate::sync::{lock, read, write};
 use crate::{Chunk, ChunkId, GROUP_BYTES, LEVEL, files};
 
@@ -393,7 +393,7 @@ impl Store {
         let chunks: Vec<&Chunk> = moved.iter().map(|(chunk, _)| chunk).collect();
         let mut from = moved.iter().map(|(chunk, location)| (chunk.id(), *location));
         for together in in_groups(&chunks) {
-            let record = record::encode_chunks(together, &encode_together(together, LEVEL));
+            let record = record::compress_chunks(together, &join(together), LEVEL);
             self.append_copy(&record, from.by_ref().take(together.len()), rest.seen)?;
         }
         Ok(())

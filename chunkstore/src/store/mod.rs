@@ -33,7 +33,7 @@ pub use index::IndexError;
 pub(crate) use refs::check_name;
 pub use verify::{BrokenReference, Scope, VerifyReport};
 
-use crate::chunk::encode_together;
+use crate::chunk::join;
 use crate::disk::{Disk, RealDisk};
 use crate::files::{self, DirLock, LockError};
 use crate::spool::Spool;
@@ -330,23 +330,25 @@ impl Store {
         if let (Some(encoded), true) = (group.encoded(), absent.len() == chunks.len())
             && (1..=MAX_GROUP_CHUNKS).contains(&absent.len())
         {
-            return self.append(&absent, encoded);
+            return self.append(&absent, &record::encode_chunks(&absent, encoded));
         }
         let mut added = 0;
         for together in in_groups(&absent) {
-            added += self.append(together, &encode_together(together, level))?;
+            let all = group.plain().filter(|_| together.len() == chunks.len());
+            let plain = all.cloned().unwrap_or_else(|| join(together));
+            added += self.append(together, &record::compress_chunks(together, &plain, level))?;
         }
         Ok(added)
     }
 
-    fn append(&self, chunks: &[&Chunk], encoded: &Encoded) -> Result<usize, StoreError> {
-        let record = record::encode_chunks(chunks, encoded);
+    /// Appends the record of these chunks if one of them is not here; gives how many were not.
+    fn append(&self, chunks: &[&Chunk], record: &[u8]) -> Result<usize, StoreError> {
         let added = {
             let mut writer = lock(&self.writer);
             let absent: Vec<bool> = chunks.iter().map(|chunk| !self.contains(&chunk.id())).collect();
             if absent.contains(&true) {
                 for ((id, location), absent) in
-                    self.append_record(&mut writer, &record)?.into_iter().zip(&absent)
+                    self.append_record(&mut writer, record)?.into_iter().zip(&absent)
                 {
                     match absent {
                         true => self.index.add(&id, location),
@@ -601,13 +603,15 @@ fn slice(group: &Bytes, location: &Location) -> Option<Bytes> {
     (range.end <= group.len()).then(|| group.slice(range))
 }
 
-/// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`].
+/// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`], but what is less than twice
+/// that stays together.
 fn in_groups<'a, 'b>(mut chunks: &'a [&'b Chunk]) -> impl Iterator<Item = &'a [&'b Chunk]> {
     std::iter::from_fn(move || {
+        let all: usize = chunks.iter().map(|chunk| chunk.plain().len()).sum();
         let mut bytes = 0;
         let full = chunks.iter().position(|chunk| {
             bytes += chunk.plain().len();
-            bytes >= GROUP_BYTES
+            bytes >= GROUP_BYTES && all >= 2 * GROUP_BYTES
         });
         let count = full.map_or(chunks.len(), |last| last + 1).min(MAX_GROUP_CHUNKS);
         let (group, rest) = chunks.split_at(count);

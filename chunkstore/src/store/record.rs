@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::encoded::decode;
+use crate::encoded::{decode, encode_onto};
 use crate::parse::{Fields, check8};
 use crate::{Chunk, ChunkId, Codec, Encoded, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 
@@ -128,33 +128,55 @@ pub(crate) fn encode_group(
     chunks: impl ExactSizeIterator<Item = (ChunkId, u32)>,
     encoded: &Encoded,
 ) -> Vec<u8> {
-    let count = chunks.len();
     let Encoded { codec, plain_len, bytes } = encoded;
+    group_record(chunks, *plain_len, |record| {
+        record.extend_from_slice(bytes);
+        *codec
+    })
+}
+
+/// [`encode_group`] of these chunks.
+pub(super) fn encode_chunks(chunks: &[&Chunk], encoded: &Encoded) -> Vec<u8> {
+    encode_group(names(chunks), encoded)
+}
+
+/// The record of these chunks, whose bytes are `plain`, compressed at zstd `level` where that pays.
+pub(super) fn compress_chunks(chunks: &[&Chunk], plain: &[u8], level: i32) -> Vec<u8> {
+    group_record(names(chunks), plain.len() as u32, |record| encode_onto(record, plain, level))
+}
+
+fn names(chunks: &[&Chunk]) -> impl ExactSizeIterator<Item = (ChunkId, u32)> {
+    chunks.iter().map(|chunk| (chunk.id(), chunk.plain().len() as u32))
+}
+
+/// `append_payload` appends the payload and gives its codec.
+fn group_record(
+    chunks: impl ExactSizeIterator<Item = (ChunkId, u32)>,
+    plain_len: u32,
+    append_payload: impl FnOnce(&mut Vec<u8>) -> Codec,
+) -> Vec<u8> {
+    let count = chunks.len();
     let table_end = GROUP_HEAD_BYTES + count * TABLE_ENTRY_BYTES;
-    let mut record = Vec::with_capacity(table_end + bytes.len());
+    let mut record = Vec::with_capacity(table_end + plain_len as usize);
     record.resize(GROUP_HEAD_BYTES, 0);
     for (id, len) in chunks {
         record.extend_from_slice(&len.to_le_bytes());
         record.extend_from_slice(id.as_bytes());
     }
+    let codec = append_payload(&mut record);
+    let (table, payload) = record[GROUP_HEAD_BYTES..].split_at(table_end - GROUP_HEAD_BYTES);
     let mut head = [0; GROUP_HEAD_BYTES];
     head[..4].copy_from_slice(GROUP_MAGIC);
-    head[4] = codec_byte(*codec);
+    head[4] = codec_byte(codec);
     head[8..12].copy_from_slice(&(count as u32).to_le_bytes());
     head[12..16].copy_from_slice(&plain_len.to_le_bytes());
-    head[16..20].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-    head[24..32].copy_from_slice(&check8(&[&record[GROUP_HEAD_BYTES..]]));
-    head[32..40].copy_from_slice(&check8(&[bytes]));
+    head[16..20].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    head[24..32].copy_from_slice(&check8(&[table]));
+    head[32..40].copy_from_slice(&check8(&[payload]));
     let check = check8(&[&head[..GROUP_CHECKED_BYTES]]);
     head[40..].copy_from_slice(&check);
     record[..GROUP_HEAD_BYTES].copy_from_slice(&head);
-    record.extend_from_slice(bytes);
     record
-}
-
-/// [`encode_group`] of these chunks.
-pub(super) fn encode_chunks(chunks: &[&Chunk], encoded: &Encoded) -> Vec<u8> {
-    encode_group(chunks.iter().map(|chunk| (chunk.id(), chunk.plain().len() as u32)), encoded)
 }
 
 /// How a record begins: what is behind that, and how much.

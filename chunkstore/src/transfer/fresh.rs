@@ -74,7 +74,7 @@ struct Part {
 
 /// The whole image, in order.
 fn parts(manifest: &Manifest) -> impl FnMut() -> Result<Option<Part>, RestoreError> + Send {
-    let (size, mut placed) = (manifest.size(), manifest.placed());
+    let (size, mut placed) = (manifest.size(), manifest.placed().peekable());
     let (mut from, mut begun) = (0, Vec::<PlacedExtent>::new());
     move || {
         let mut extents = std::mem::take(&mut begun);

@@ -164,9 +164,6 @@ enum BaseCommand {
         name: String,
         /// The image
         image: PathBuf,
-        /// A base that it has much in common with, which makes it quicker [default: the one it replaces]
-        #[arg(long, value_name = "BASE")]
-        like: Option<String>,
     },
     /// List them
     List,
@@ -531,8 +528,8 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Peer(PeerCommand::List) => Get("/v1/peers".into()),
         Command::Peer(PeerCommand::Ask { name }) => Get(at("/v1/peers", &name, "")?),
         Command::Peer(PeerCommand::Remove { name }) => Delete(at("/v1/peers", &name, "")?),
-        Command::Base(BaseCommand::Add { name, image, like }) => {
-            Job("/v1/bases".into(), json!({ "name": name, "image": absolute(image)?, "like": like }))
+        Command::Base(BaseCommand::Add { name, image }) => {
+            Job("/v1/bases".into(), json!({ "name": name, "image": absolute(image)? }))
         }
         Command::Base(BaseCommand::List) => Get("/v1/bases".into()),
         Command::Base(BaseCommand::Push { name, peers }) => {

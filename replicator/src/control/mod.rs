@@ -172,11 +172,10 @@ async fn list_bases(State(platform): Shared) -> Answer {
 struct AddBase {
     name: String,
     image: PathBuf,
-    like: Option<String>,
 }
 
 async fn add_base(State(platform): Shared, Json(add): Json<AddBase>) -> Answer {
-    job(blocking(move || bases::add(&platform, &add.name, &add.image, add.like.as_deref())).await??)
+    job(blocking(move || bases::add(&platform, &add.name, &add.image)).await??)
 }
 
 async fn remove_base(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {

@@ -19,8 +19,8 @@ use crate::store::synthetic;
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
-    /// Brings an image into a store and publishes it, which makes it durable. It may be like one that is there.
-    Ingest { store: PathBuf, image: PathBuf, name: String, level: i32, like: String },
+    /// Brings an image into a store and publishes it, which makes it durable.
+    Ingest { store: PathBuf, image: PathBuf, name: String, level: i32 },
     /// Writes an image out of a store to a new file.
     Restore { store: PathBuf, name: String, target: PathBuf },
     /// Cuts and hashes an image; nothing else.
@@ -46,12 +46,11 @@ impl Task {
     /// When they are no task.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         Ok(match *words {
-            ["ingest", store, image, name, level, like] => Self::Ingest {
+            ["ingest", store, image, name, level] => Self::Ingest {
                 store: store.into(),
                 image: image.into(),
                 name: name.to_owned(),
                 level: level.parse().context("the zstd level")?,
-                like: like.to_owned(),
             },
             ["restore", store, name, target] => {
                 Self::Restore { store: store.into(), name: name.to_owned(), target: target.into() }
@@ -76,7 +75,7 @@ impl Task {
     /// What the store reports.
     pub(crate) fn run(&self) -> Result<Value> {
         match self {
-            Self::Ingest { store, image, name, level, like } => ingest(store, image, name, *level, like),
+            Self::Ingest { store, image, name, level } => ingest(store, image, name, *level),
             Self::Restore { store, name, target } => restore(store, name, target),
             Self::ChunkHash { image } => chunk_hash(image),
             Self::Large { store, gib } => large(store, *gib),
@@ -90,11 +89,11 @@ impl Task {
     }
 }
 
-fn ingest(store: &Path, image: &Path, name: &str, level: i32, like: &str) -> Result<Value> {
+fn ingest(store: &Path, image: &Path, name: &str, level: i32) -> Result<Value> {
     let store = Store::open(store)?;
     let image = RawImage::open_read(image).with_context(|| format!("opening {}", image.display()))?;
     let pin = store.pin();
-    let options = IngestOptions { level, like: store.manifest(like).ok(), ..IngestOptions::default() };
+    let options = IngestOptions { level, ..IngestOptions::default() };
     let manifest = chunkstore::ingest(&store, &image, &options, &|_| {})?;
     store.publish(name, &manifest)?;
     drop(pin);

@@ -14,19 +14,27 @@ const WINDOW_BYTES: usize = 4 << 20;
 pub(crate) enum Scheme {
     /// FastCDC 2020 at normalisation 1; no chunk is shorter than a quarter of the average or longer than four times of it.
     Content { average: usize },
+    /// The same rules, but asked only where two blocks of 4 KiB meet, and of what follows there, as the store does it.
+    Meeting { average: usize },
     /// Blocks of one length, aligned in the image.
     Fixed { len: usize },
 }
 
 const KIB: usize = 1024;
 
+/// Bytes that are looked at before and behind a place where two blocks meet.
+const SIGHT_BYTES: usize = 64;
+
 /// Those that are compared.
-pub(crate) const ALL: [Scheme; 9] = [
+pub(crate) const ALL: [Scheme; 12] = [
     Scheme::Content { average: 16 * KIB },
     Scheme::Content { average: 32 * KIB },
     Scheme::Content { average: 64 * KIB },
     Scheme::Content { average: 128 * KIB },
     Scheme::Content { average: 256 * KIB },
+    Scheme::Meeting { average: 32 * KIB },
+    Scheme::Meeting { average: 64 * KIB },
+    Scheme::Meeting { average: 128 * KIB },
     Scheme::Fixed { len: 4 * KIB },
     Scheme::Fixed { len: 16 * KIB },
     Scheme::Fixed { len: 64 * KIB },
@@ -38,13 +46,14 @@ impl Scheme {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Content { average } => format!("FastCDC {} KiB", average / KIB),
+            Self::Meeting { average } => format!("blocks meet, {} KiB", average / KIB),
             Self::Fixed { len } => format!("fixed {} KiB", len / KIB),
         }
     }
 
     fn longest(self) -> usize {
         match self {
-            Self::Content { average } => average * 4,
+            Self::Content { average } | Self::Meeting { average } => average * 4,
             Self::Fixed { len } => len,
         }
     }
@@ -58,6 +67,7 @@ impl Scheme {
                 let (small, large) = (v2020::MASKS[bits + 1], v2020::MASKS[bits - 1]);
                 v2020::cut(data, average / 4, average, average * 4, small, large, small << 1, large << 1).1
             }
+            Self::Meeting { average } => cut_where_blocks_meet(average, offset, data),
             Self::Fixed { len } => data.len().min(len - (offset % len as u64) as usize),
         }
     }
@@ -93,6 +103,24 @@ impl Scheme {
         }
         Ok(())
     }
+}
+
+fn cut_where_blocks_meet(average: usize, offset: u64, data: &[u8]) -> usize {
+    let first = ((offset + average as u64 / 4).next_multiple_of(4096) - offset) as usize;
+    let bits = (average / 4096).ilog2();
+    let (gear, _) = v2020::get_gear_with_seed(0);
+    let found = (first..data.len()).step_by(4096).find(|place| {
+        data.get(*place..place + SIGHT_BYTES).is_some_and(|behind| {
+            let add = |hash: u64, byte: &u8| (hash << 1).wrapping_add(gear[usize::from(*byte)]);
+            let zeroes = behind.iter().fold(0, add).leading_zeros();
+            if *place < average {
+                zeroes > bits
+            } else {
+                zeroes + 1 >= bits || is_zero(&data[place - SIGHT_BYTES..*place])
+            }
+        })
+    });
+    found.unwrap_or(data.len()).min(average * 4)
 }
 
 /// What lies between the holes of an image.

@@ -112,9 +112,7 @@ impl Program {
         let mut command = self.command(store)?;
         match self {
             Self::Ours { level } => {
-                command.args(["worker", "ingest"]).arg(store).arg(image).arg(name).arg(level.to_string());
-                // The earlier version, as who adds a new one names it. The first time there is none.
-                command.arg("new")
+                command.args(["worker", "ingest"]).arg(store).arg(image).arg(name).arg(level.to_string())
             }
             // By its name alone, so that it is restored under that name.
             Self::Restic => {

@@ -14,8 +14,8 @@ fn an_image_goes_in_and_comes_out() {
     let mut bytes = vec![0; 1 << 20];
     bytes[300_000..700_000].fill(7);
     fs::write(&image, &bytes).unwrap();
-    let ingested = run(&["ingest", &store, &image, "name", "3", ""]);
-    assert_eq!(run(&["ingest", &store, &image, "again", "3", "name"]), ingested);
+    let ingested = run(&["ingest", &store, &image, "name", "3"]);
+    assert_eq!(run(&["ingest", &store, &image, "again", "3"]), ingested);
     assert_eq!(run(&["chunk-hash", &image]), ingested);
     assert_eq!(run(&["restore", &store, "name", &copy]), ingested);
     assert_eq!(fs::read(copy).unwrap(), bytes);

@@ -21,7 +21,7 @@ fn lengths(scheme: Scheme, image: &dyn ReadImage) -> Vec<usize> {
 fn at_64_kib_the_chunks_are_those_of_the_store() {
     let image = image();
     let mut ours = Vec::new();
-    let scheme = Scheme::Content { average: chunkstore::AVERAGE_CHUNK_BYTES };
+    let scheme = Scheme::Meeting { average: chunkstore::AVERAGE_CHUNK_BYTES };
     scheme.chunks(&image, &data_runs(&image).unwrap(), |chunk| ours.push(ChunkId::of(chunk))).unwrap();
     let theirs: Vec<_> = chunkstore::pieces(&image)
         .filter_map(|piece| match piece.unwrap().data {
