@@ -77,8 +77,8 @@ pub const LEAF_BYTES: u64 = 65536;
 /// zstd level at which chunks are kept, unless their owner says otherwise.
 pub const LEVEL: i32 = 2;
 
-/// Chunks are compressed together until they have so many bytes: more takes hardly less room, and all of it is to be
-/// decoded for one of them.
+/// Chunks are compressed together in groups of about so many bytes, and less than twice that: more takes hardly less room, and
+/// all of it is to be decoded for one of them.
 pub const GROUP_BYTES: usize = 1 << 20;
 
 /// No group of chunks is longer than this: one of 4 MiB less the longest chunk.

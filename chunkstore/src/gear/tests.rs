@@ -28,7 +28,7 @@ pub(crate) fn plainly(offset: u64, data: &[u8]) -> Vec<usize> {
         if len >= 262_144 {
             return true;
         }
-        if len < 16384 || (offset + place as u64) % 4096 != 0 || place + 64 > data.len() {
+        if len < 16384 || !(offset + place as u64).is_multiple_of(4096) || place + 64 > data.len() {
             return false;
         }
         let ends_file = data[place - 64..place].iter().all(|byte| *byte == 0);
