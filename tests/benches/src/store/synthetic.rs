@@ -68,13 +68,13 @@ fn publish(store: &Store, name: &str, ids: &[ChunkId]) -> Result<()> {
     Ok(store.publish(name, &Manifest::of(root, ids.iter().map(extent))?)?)
 }
 
-/// Bytes that the cutter looks back at most.
+/// Bytes that the cutter looks at behind a place.
 const MARK_BYTES: usize = 64;
 
 /// Chunks of a large image before it repeats itself.
 const UNITS: usize = 1000;
 
-/// An image of any size in chunks that are hardly longer than the shortest, without a hole: the same 16 MiB again and again.
+/// An image of any size in the shortest chunks, without a hole: the same 16 MiB again and again.
 pub(crate) struct Repeated {
     unit: Vec<u8>,
     size: u64,
@@ -89,21 +89,16 @@ impl Repeated {
         let mut random = blake3::Hasher::new().update(b"an image that repeats itself").finalize_xof();
         let mut bytes = vec![0; 16 << 20];
         random.fill(&mut bytes);
-        // Where one chunk is cut, every chunk is cut that has the same bytes there: the last ones, and the one behind it.
-        let short = MIN_CHUNK_BYTES + MARK_BYTES..AVERAGE_CHUNK_BYTES;
+        // Where one chunk is cut early, every chunk is cut that is followed by the same bytes.
         let cut = chunkstore::pieces(&bytes)
             .flatten()
-            .find(|piece| short.contains(&(piece.len as usize)))
+            .find(|piece| (piece.len as usize) < AVERAGE_CHUNK_BYTES)
             .context("a short chunk in random bytes")?;
         let end = (cut.offset + cut.len) as usize;
-        let mark = bytes[end + 1 - MARK_BYTES..=end].to_vec();
-        let mut unit = Vec::with_capacity(UNITS * (MIN_CHUNK_BYTES + MARK_BYTES));
-        for _ in 0..UNITS {
-            let from = unit.len();
-            unit.resize(from + MIN_CHUNK_BYTES, 0);
-            random.fill(&mut unit[from..]);
-            unit.extend_from_slice(&mark);
-        }
+        let mark = &bytes[end..end + MARK_BYTES];
+        let mut unit = vec![0; UNITS * MIN_CHUNK_BYTES];
+        random.fill(&mut unit);
+        unit.chunks_mut(MIN_CHUNK_BYTES).for_each(|chunk| chunk[..MARK_BYTES].copy_from_slice(mark));
         Ok(Repeated { unit, size })
     }
 }

@@ -22,7 +22,7 @@ fn commands_name_store_image_and_settings() {
     assert!(casync.ends_with("--store=/w/store/chunks.castr /w/store/new.caibx /w/out/a.raw"), "{casync}");
     assert!(
         line(Program::Ours { level: -5 }.ingest(store, image, "new"))
-            .ends_with("worker ingest /w/store /lab/a.raw new -5 new")
+            .ends_with("worker ingest /w/store /lab/a.raw new -5")
     );
 }
 
