@@ -148,11 +148,14 @@ impl Plane {
         let (mut bundled, mut packets, start) = (Vec::new(), Vec::new(), Instant::now());
         let Outer { ipv6, ipv4, bundles } = &mut self.outer;
         bundles.iter_mut().for_each(|bundles| bundles.receive(&mut bundled));
+        let mut of_ipv6 = 0;
         for outer in [ipv6, ipv4] {
             let before = packets.len();
-            // What has come without UDP was sent before what has come with it: all of it goes first.
-            let (enough, is_waited) =
-                if bundled.is_empty() { (BATCH, true) } else { (QUEUE as usize, false) };
+            of_ipv6 = before;
+            // What has come without UDP was sent before what has come with it: all of it goes first. So does all of IPv4 before
+            // what has come of IPv6, in which the end of a way is told to both.
+            let is_first = bundled.is_empty() && packets.is_empty();
+            let (enough, is_waited) = if is_first { (BATCH, true) } else { (QUEUE as usize, false) };
             while packets.len() < before + enough {
                 let Some((len, from)) = outer.try_receive(&mut self.received) else {
                     if !is_waited || packets.len() - before < BUSY || start.elapsed() > GATHERED {
@@ -176,6 +179,7 @@ impl Plane {
                 }
             }
         }
+        packets.rotate_left(of_ipv6);
         packets.append(&mut bundled);
         packets
     }
