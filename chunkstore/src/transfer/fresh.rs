@@ -2,8 +2,8 @@
 //! it is written past the page cache: to go through that costs a copy and a flush, and on a fast disk most of the time. It never
 //! reads the target, and never changes what it holds: for that, see [`restore`](super::restore).
 //!
-//! Chunks end anywhere in a block, but only whole blocks can be written so. The image is therefore restored in [`Part`]s that
-//! end with a block, each by one thread; a chunk that lies in two of them is read for both.
+//! Chunks of older cuts, or of other makers, end anywhere in a block, but only whole blocks can be written so. The image is
+//! therefore restored in [`Part`]s that end with a block, each by one thread; a chunk that lies in two of them is read for both.
 
 use std::fs::File;
 use std::io;

@@ -72,12 +72,12 @@ fn connections_survive_ten_moves(planes: Planes) {
         ];
         let lines = Connection::interactive(correspondent, guest, target(4002)).unwrap();
         network.move_ten_times(PAUSE).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // They go on; an emulated machine takes its time.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let lines = lines.finish().unwrap();
         let bytes = connections.map(|connection| connection.finish().unwrap());
         println!("{lines} lines, {bytes:?} bytes");
-        // An emulated machine on a slow one carries hardly more.
-        assert!(lines > 10 && bytes.iter().all(|bytes| *bytes > 1 << 18), "{lines} lines, {bytes:?} bytes");
+        assert!(lines > 10 && bytes.iter().all(|bytes| *bytes > 1 << 20), "{lines} lines, {bytes:?} bytes");
     });
 }
 
