@@ -6,7 +6,7 @@ use std::io::Cursor;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 use crate::LEVEL;
 
@@ -61,6 +61,19 @@ const LONG_WINDOW: u32 = 22;
 
 /// At [`LEVEL`] zstd would look for matches from 6 bytes on; this takes one percent off, for three of the time.
 const LEVEL_MIN_MATCH: u32 = 5;
+
+/// Negative levels. By itself zstd stores their literals as they are, and looks for a match at every place `-level` bytes further. To
+/// code the literals, and to look less often for longer matches in a table that stays in the cache, is a tenth faster at the same
+/// size. Levels -1 to -5 in groups of a disk image on one core of an EPYC, GB/s and how many times smaller: zstd's 0.63 2.63,
+/// 0.66 2.51, 0.70 2.36, 0.72 2.28, 0.76 2.18; these 0.64 2.63, 0.71 2.45, 0.78 2.34, 0.80 2.26, 0.83 2.20.
+const FAST_PARAMETERS: [CParameter; 3] = [
+    CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+    CParameter::HashLog(12),
+    CParameter::MinMatch(7),
+];
+/// Bytes between two looks, for each level below zero, and at most.
+const FAST_STEP_BYTES: u32 = 3;
+const MAX_STEP_BYTES: u32 = 1 << 17;
 
 thread_local! {
     static COMPRESSORS: [RefCell<Option<(i32, Compressor<'static>)>>; 2] = const { [const { RefCell::new(None) }; 2] };
@@ -135,6 +148,11 @@ fn compressor(level: i32, long: bool) -> Option<Compressor<'static>> {
     let mut compressor = Compressor::new(level).ok()?;
     if level == LEVEL {
         compressor.set_parameter(CParameter::MinMatch(LEVEL_MIN_MATCH)).ok()?;
+    }
+    if level < 0 {
+        let step = level.unsigned_abs().saturating_mul(FAST_STEP_BYTES).min(MAX_STEP_BYTES);
+        let mut parameters = FAST_PARAMETERS.into_iter().chain([CParameter::TargetLength(step)]);
+        parameters.try_for_each(|parameter| compressor.set_parameter(parameter)).ok()?;
     }
     if long {
         compressor.set_parameter(CParameter::WindowLog(LONG_WINDOW)).ok()?;

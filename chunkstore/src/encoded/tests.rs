@@ -1,6 +1,7 @@
 use bytes::Bytes;
 
 use super::{Codec, DecodeError, Encoded};
+use crate::LEVEL;
 use crate::testing::{noise, text};
 
 #[test]
@@ -10,6 +11,18 @@ fn compresses_what_pays() {
     assert_eq!(encoded.codec, Codec::Zstd);
     assert!(encoded.bytes.len() < plain.len() / 4);
     assert_eq!(encoded.decode(65536).unwrap(), plain);
+}
+
+#[test]
+fn every_level_compresses() {
+    let plain = Bytes::from(text(1, 3 << 20));
+    for level in (-7..=19).step_by(2).chain([i32::MIN, -100_000, LEVEL, i32::MAX]) {
+        for plain in [plain.slice(..1 << 20), plain.clone()] {
+            let encoded = Encoded::encode(plain.clone(), level);
+            assert_eq!(encoded.codec, Codec::Zstd, "level {level}");
+            assert!(encoded.decode(3 << 20).unwrap() == plain, "level {level}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ mobility_lab::on_each_plane!(
 );
 
 const PAUSE: Duration = Duration::from_millis(20);
+const HOLD: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 4004;
@@ -57,6 +58,33 @@ fn a_guest_that_was_expected_moves_and_loses_nothing_of_either_version(planes: P
             assert!(heard.longest_gap < PAUSE + Duration::from_millis(350), "{heard:?}");
         }
     });
+}
+
+/// What comes without UDP comes to it by two sockets, and the end of the old way by the one of IPv6: it is read while packets of
+/// IPv4 that came before it wait in the other.
+#[test]
+fn a_gateway_that_is_behind_keeps_what_waits_in_order() {
+    for behind in [0, 1] {
+        let network = Network::start([DataPlane::Tun; 3], Duration::from_millis(40)).unwrap();
+        network.let_udp_pass(false).unwrap();
+        runtime().block_on(async {
+            network.appear(0, 1).await.unwrap();
+            let (from, to, target) = (&network.correspondent, &network.guest, Network::target_ipv4(4000));
+            let stream = Stream::start(from, to, target, Duration::from_millis(1)).unwrap();
+            tokio::time::sleep(SILENCE).await;
+            network.prepare(1, 2).await.unwrap();
+            network.leave(1, 2).await.unwrap();
+            network.arrive(1).await.unwrap();
+            // Its registration is under way; the end of the old way comes a round trip later.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            network.platforms[behind].gateway.hold(HOLD);
+            network.until_owned_by(1).await.unwrap();
+            tokio::time::sleep(HOLD + SILENCE).await;
+            let heard = stream.finish(Duration::from_millis(200)).unwrap();
+            assert!(heard.longest_gap > HOLD / 2, "it was not behind, which proves nothing: {heard:?}");
+            assert_eq!((heard.lost(), heard.reordered), (0, 0), "{behind} was behind: {heard:?}");
+        });
+    }
 }
 
 /// Of either kind in turn, under bulk transfers both ways and a conversation.

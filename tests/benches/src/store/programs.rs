@@ -32,10 +32,10 @@ pub(crate) enum Program {
 /// Where borg cuts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BorgChunker {
-    /// Every 4 MiB, as its manual says for disk images: three times as fast as the other, at the same size. What moves by
-    /// less than that is stored again.
+    /// Every 4 MiB, as its manual says for disk images: faster than the other, at the same size. What moves by less than
+    /// that is stored again.
     Fixed,
-    /// By content, as ours and the others do: its default.
+    /// By content, as ours and the others do: its default, as LZ4 is.
     Rolling,
 }
 
