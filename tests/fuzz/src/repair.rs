@@ -27,7 +27,8 @@ pub(crate) fn pack(bytes: &mut [u8], _: u32) {
 
 /// A record of a pack, of either version: its checksums. Gives its length, if it is one.
 fn record(bytes: &mut [u8]) -> Option<usize> {
-    let (checked, payload, stored) = match bytes.get(..4)? {
+    // None is shorter.
+    let (checked, payload, stored) = match &bytes.get(..64)?[..4] {
         b"LHCR" => (56, 64, number(bytes, 12, 4)),
         b"LHGR" => (40, 48 + 36 * number(bytes, 8, 4), number(bytes, 16, 4)),
         _ => return None,

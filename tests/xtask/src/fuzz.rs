@@ -140,7 +140,7 @@ impl Fuzzer {
         // With the host named as the target, what runs during the build is built without the instrumentation.
         let mut command = cargo_command();
         command
-            .args(["build", "--manifest-path", MANIFEST, "--target", &host, "--target-dir"])
+            .args(["build", "--locked", "--manifest-path", MANIFEST, "--target", &host, "--target-dir"])
             .arg(dir.join("target"))
             .env("RUSTFLAGS", INSTRUMENTATION.join(" "))
             .env_remove("CARGO_ENCODED_RUSTFLAGS");

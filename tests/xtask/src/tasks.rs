@@ -56,6 +56,8 @@ pub(crate) fn ci() -> Result<()> {
     let started = Instant::now();
     cargo(&["fmt", "--all", "--check"], &[])?;
     cargo(&["fmt", "--manifest-path", fuzz::MANIFEST, "--check"], &[])?;
+    // Fails when its lock file is not that of its crates: nothing else here resolves them.
+    cargo(&["tree", "--manifest-path", fuzz::MANIFEST, "--locked", "--depth", "0"], &[])?;
     tidy()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
     cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])?;
