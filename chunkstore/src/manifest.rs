@@ -215,16 +215,17 @@ impl Manifest {
         for part in parts(&content, body_len) {
             hasher.update(part);
         }
-        if hasher.finalize().as_bytes() != &bytes[body_len..] {
+        let (body, check) = bytes.split_at(body_len);
+        if hasher.finalize().as_bytes() != check {
             return Err(damaged("checksum"));
         }
-        let root = bytes.get(16..48).and_then(|root| root.try_into().ok());
+        let root = body.get(16..48).and_then(|root| root.try_into().ok());
         let root = root.map(ImageRoot::from_bytes).ok_or(damaged("cut short"))?;
         let mut sums = Sums::default();
         let mut extents = Extents::of(&content);
         if !extents.all(|extent| sums.add(&extent).is_some())
             || extents.at != extents.end
-            || bytes.get(..HEADER_BYTES) != Some(&sums.header(&root))
+            || body.get(..HEADER_BYTES) != Some(&sums.header(&root))
         {
             return Err(damaged(IMPOSSIBLE));
         }

@@ -24,6 +24,7 @@ use crate::config::{ConfigError, HomeAgentConfig};
 use crate::files;
 use crate::identity::Fingerprint;
 use crate::mobile_node::FIRST_SPI;
+use crate::random::random;
 use bindings::{Bindings, Record};
 use nodes::Nodes;
 
@@ -383,13 +384,6 @@ fn count_start(dir: &Path) -> anyhow::Result<u32> {
     let now = before.map_or(1, |before| before.wrapping_add(1));
     files::write_atomic(&path, now.to_string().as_bytes())?;
     Ok(now)
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // The kernel's generator does not fail once the system has started.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    bytes
 }
 
 fn random_spi() -> u32 {

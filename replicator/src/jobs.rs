@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use crate::files;
+use crate::random::random;
 use crate::transfer::Counters;
 
 /// Reports kept, the latest ones.
@@ -158,10 +159,7 @@ pub fn unix_ms() -> u64 {
 
 /// A new id, random.
 pub fn new_id() -> JobId {
-    let mut bytes = [0; 16];
-    // The kernel's generator does not fail once the system has started; an id of zeros would be refused as taken.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    JobId(bytes)
+    JobId(random())
 }
 
 struct Job {

@@ -27,6 +27,7 @@ pub mod net;
 pub mod outgoing;
 pub mod peers;
 pub mod platform;
+mod random;
 pub mod replicas;
 pub mod restore;
 pub mod serve;

@@ -86,6 +86,19 @@ fn lies_with_a_good_checksum_are_refused() {
     }
 }
 
+/// Cut by a byte, with a checksum that begins with the one that is missing, as one root in 256 has it.
+#[test]
+fn a_header_does_not_end_in_the_checksum() {
+    let mut cuts = (0..u16::MAX).map(|number| {
+        let [low, high] = number.to_le_bytes();
+        let root = std::array::from_fn(|at| if at == 0 { low } else { high });
+        let whole = Manifest::of(ImageRoot::from_bytes(root), []).unwrap().encode();
+        with_checksum(whole[..whole.len() - 1].to_vec())
+    });
+    let cut = cuts.find(|cut| cut[cut.len() - 32] == 0).unwrap();
+    assert!(matches!(Manifest::decode(&cut), Err(ManifestError::Damaged { .. })));
+}
+
 #[test]
 fn a_manifest_that_is_written_is_the_same_in_memory_and_in_a_file() {
     let dir = scratch();
