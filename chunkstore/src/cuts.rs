@@ -8,13 +8,12 @@ use bytes::Bytes;
 
 use crate::pieces::MIN_HOLE_BYTES;
 use crate::windows::{KEPT_BYTES, Windows};
-use crate::{BLOCK_BYTES, GROUP_BYTES, ReadImage, gear, is_zero};
+use crate::{BLOCK_BYTES, GROUP_BYTES, MAX_BATCH_EXTENTS, ReadImage, gear, is_zero};
 
 /// A batch is what begins in so many bytes of the image, one part after the other: a group, if all of it is new.
 pub(crate) const BATCH_BYTES: u64 = GROUP_BYTES as u64;
 /// With less than this, what begins in the next part belongs to it too.
 const LEAST_BYTES: u64 = BATCH_BYTES / 2;
-const MAX_PIECES: usize = 1024;
 
 /// Which pieces make up a batch. That follows from their places, so that who writes an image back can take together what was
 /// brought in together.
@@ -29,7 +28,7 @@ impl BatchEnd {
     /// The next piece, with its bytes of data, belongs to the next batch.
     pub(crate) fn is_before(&mut self, offset: u64, data_bytes: u64) -> bool {
         let other_part = offset / BATCH_BYTES != self.last_at / BATCH_BYTES;
-        if self.pieces == MAX_PIECES || (other_part && self.data_bytes >= LEAST_BYTES) {
+        if self.pieces == MAX_BATCH_EXTENTS || (other_part && self.data_bytes >= LEAST_BYTES) {
             return true;
         }
         self.pieces += 1;
@@ -131,7 +130,7 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// The next pieces, a MiB or so of them; `None` at the end.
+    /// The next pieces, of a group's bytes or so; `None` at the end.
     pub(crate) fn batch(&mut self) -> io::Result<Option<Batch>> {
         let (mut cuts, mut end) = (Vec::new(), BatchEnd::default());
         // That of the first chunk.

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
-use crate::LEVEL;
-
 /// How the bytes of an [`Encoded`] are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Codec {
@@ -52,15 +50,12 @@ pub enum DecodeError {
 /// Compression that saves less than a sixteenth costs the reader more than it spares.
 const WORTHWHILE: usize = 16;
 
-/// From this length on matches are also looked for further back than zstd does by itself: it takes two percent off what
-/// travels together. Shorter data, as it lies in packs, gains nothing and takes longer.
+/// What travels, from this length on, has matches looked for further back than zstd does by itself: it takes two percent off. What
+/// is made to lie in packs gains less, and takes longer.
 const LONG: usize = 2 << 20;
 
-/// The window then, as a power of two: 4 MiB, what travels together at most.
-const LONG_WINDOW: u32 = 22;
-
-/// At [`LEVEL`] zstd would look for matches from 6 bytes on; this takes one percent off, for three of the time.
-const LEVEL_MIN_MATCH: u32 = 5;
+/// All of a group is in view, as a power of two: 4 MiB, where zstd would see 1 MiB at fast levels.
+const WINDOW_LOG: u32 = 22;
 
 /// Negative levels. By itself zstd stores their literals as they are, and looks for matches in a table of twice this size, the more
 /// seldom the lower the level. To code the literals, and to look more seldom still and for longer matches, takes less time for much
@@ -81,7 +76,7 @@ thread_local! {
 }
 
 impl Encoded {
-    /// Encodes `data`, compressed at zstd `level` when that saves at least a sixteenth. `data` is at most 4 GiB - 1.
+    /// Encodes `data` to travel, compressed at zstd `level` when that saves at least a sixteenth. `data` is at most 4 GiB - 1.
     pub fn encode(data: Bytes, level: i32) -> Encoded {
         let plain_len = u32::try_from(data.len()).expect("encoded data is below 4 GiB");
         match compress(&data, level) {
@@ -105,14 +100,14 @@ impl Encoded {
 /// `Some` when compression pays.
 pub(crate) fn compress(data: &[u8], level: i32) -> Option<Vec<u8>> {
     let mut compressed = Vec::new();
-    let pays = compress_onto(&mut compressed, data, level);
+    let pays = compress_onto(&mut compressed, data, level, data.len() >= LONG);
     compressed.shrink_to_fit();
     pays.then_some(compressed)
 }
 
-/// Appends `data` to `out` as [`Encoded::encode`] encodes it, and says how that is.
+/// Appends `data` to `out`, encoded to lie in a pack, and says how that is.
 pub(crate) fn encode_onto(out: &mut Vec<u8>, data: &[u8], level: i32) -> Codec {
-    if compress_onto(out, data, level) {
+    if compress_onto(out, data, level, false) {
         return Codec::Zstd;
     }
     out.extend_from_slice(data);
@@ -120,9 +115,9 @@ pub(crate) fn encode_onto(out: &mut Vec<u8>, data: &[u8], level: i32) -> Codec {
 }
 
 /// Appends `data` compressed and is true when that pays; else `out` stays as it was.
-fn compress_onto(out: &mut Vec<u8>, data: &[u8], level: i32) -> bool {
+fn compress_onto(out: &mut Vec<u8>, data: &[u8], level: i32, long: bool) -> bool {
     let limit = data.len() - data.len().div_ceil(WORTHWHILE);
-    let (start, long) = (out.len(), data.len() >= LONG);
+    let start = out.len();
     out.reserve_exact(limit);
     COMPRESSORS.with(|slots| {
         let slot = &mut *slots[usize::from(long)].borrow_mut();
@@ -146,16 +141,13 @@ fn compress_onto(out: &mut Vec<u8>, data: &[u8], level: i32) -> bool {
 
 fn compressor(level: i32, long: bool) -> Option<Compressor<'static>> {
     let mut compressor = Compressor::new(level).ok()?;
-    if level == LEVEL {
-        compressor.set_parameter(CParameter::MinMatch(LEVEL_MIN_MATCH)).ok()?;
-    }
+    compressor.set_parameter(CParameter::WindowLog(WINDOW_LOG)).ok()?;
     if level < 0 {
         let step = level.unsigned_abs().saturating_mul(FAST_STEP_BYTES).min(MAX_STEP_BYTES);
         let mut parameters = FAST_PARAMETERS.into_iter().chain([CParameter::TargetLength(step)]);
         parameters.try_for_each(|parameter| compressor.set_parameter(parameter)).ok()?;
     }
     if long {
-        compressor.set_parameter(CParameter::WindowLog(LONG_WINDOW)).ok()?;
         compressor.set_parameter(CParameter::EnableLongDistanceMatching(true)).ok()?;
     }
     Some(compressor)

@@ -77,12 +77,15 @@ pub const LEAF_BYTES: u64 = 65536;
 /// zstd level at which chunks are kept, unless their owner says otherwise.
 pub const LEVEL: i32 = 2;
 
-/// Chunks are compressed together in groups of about so many bytes, and less than twice that: more takes hardly less room, and
-/// all of it is to be decoded for one of them.
-pub const GROUP_BYTES: usize = 1 << 20;
+/// Chunks are compressed together in groups of about so many bytes, and of [`MAX_GROUP_BYTES`] at most: half of it takes more room,
+/// or time for the same, and all of a group is to be decoded for one of its chunks.
+pub const GROUP_BYTES: usize = 2 << 20;
 
 /// No group of chunks is longer than this: one of 4 MiB less the longest chunk.
 pub const MAX_GROUP_BYTES: usize = (4 << 20) - MAX_CHUNK_BYTES;
+
+/// No batch of an image has more extents; see [`Manifest::batches`].
+pub const MAX_BATCH_EXTENTS: usize = 1024;
 
 /// No chunk is longer than this.
 pub const MAX_CHUNK_BYTES: usize = 256 * 1024;

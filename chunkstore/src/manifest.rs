@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::cuts::BatchEnd;
 use crate::disk::Disk;
 use crate::map::{Behind, Map, WINDOW_BYTES};
 use crate::parse::Fields;
@@ -172,6 +173,20 @@ impl Manifest {
             let offset = next;
             next = next.saturating_add(extent.len());
             PlacedExtent { offset, extent }
+        })
+    }
+
+    /// The extents with their places, in the batches in which [`ingest`](crate::ingest) takes them: what was new of one lies in the
+    /// store as one group. Each has 1 to [`MAX_BATCH_EXTENTS`](crate::MAX_BATCH_EXTENTS).
+    pub fn batches(&self) -> impl Iterator<Item = Vec<PlacedExtent>> {
+        let mut placed = self.placed().peekable();
+        let data_bytes = |next: &PlacedExtent| if next.extent.is_data() { next.extent.len() } else { 0 };
+        std::iter::from_fn(move || {
+            let (mut batch, mut end) = (Vec::new(), BatchEnd::default());
+            while let Some(next) = placed.next_if(|next| !end.is_before(next.offset, data_bytes(next))) {
+                batch.push(next);
+            }
+            (!batch.is_empty()).then_some(batch)
         })
     }
 

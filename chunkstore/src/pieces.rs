@@ -81,7 +81,7 @@ pub enum PieceData {
     Chunk {
         /// Its name.
         id: ChunkId,
-        /// Its bytes: a slice of the window (up to 1.7 MiB) they were read in, which stays in memory as long as
+        /// Its bytes: a slice of the window (up to 2.7 MiB) they were read in, which stays in memory as long as
         /// one slice of it does. Copy what is kept for long.
         bytes: Bytes,
     },
@@ -114,7 +114,7 @@ impl Iterator for Pieces<'_> {
 impl FusedIterator for Pieces<'_> {}
 
 /// Calls `take` with every piece in order, on the caller's thread, until it breaks. `threads` threads read, cut and
-/// hash ahead of it, by at most `window_bytes` of chunks, or one MiB for each thread if that is more.
+/// hash ahead of it, by at most `window_bytes` of chunks, or [`GROUP_BYTES`](crate::GROUP_BYTES) for each thread if that is more.
 pub fn scan(
     image: &dyn ReadImage,
     threads: usize,

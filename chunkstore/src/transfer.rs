@@ -1,7 +1,6 @@
 //! Whole images into a store and out of it. It never publishes: what an ingested image is called is its caller's
 //! business.
 
-use std::iter::Peekable;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -9,7 +8,7 @@ use std::{fs, io};
 
 use bytes::Bytes;
 
-use crate::cuts::{Batch, BatchEnd, CutData, Cuts};
+use crate::cuts::{Batch, CutData, Cuts};
 use crate::pipeline::{all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::writeback;
@@ -85,7 +84,8 @@ const WAITING_THREADS: usize = 1;
 /// are done. Hold a [`Pin`](crate::Pin) until the manifest is published.
 ///
 /// Needs, beside the store, whatever the image's size: 2 MiB for the manifest, 8 MiB for the pack that grows, and for each thread
-/// and one more about 7 MiB (two windows of 1.7 MiB, a group plain and compressed) and what zstd takes for it at that level.
+/// and one more about 8 MiB (two windows of 2.7 MiB, one of them with a group in it, and that compressed) and what zstd takes for it
+/// at that level.
 pub fn ingest(
     store: &Store,
     image: &dyn ReadImage,
@@ -184,14 +184,14 @@ fn restore_changes(
     watch: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Restored, RestoreError> {
     let restorer = Restorer { chunks, target };
-    let mut placed = manifest.placed().peekable();
+    let mut batches = manifest.batches();
     let (mut total, mut done) = (Restored::default(), 0);
     let sync = || target.sync_data().map_err(FileError::at("write the image to", target.path()));
     let work = |written: &dyn Fn(u64)| {
         in_order(
             all_cores(),
             RESULTS_AHEAD,
-            || Ok(Some(batch(&mut placed)).filter(|batch| !batch.is_empty())),
+            || Ok(batches.next()),
             |batch| restorer.batch(&batch),
             |(bytes, restored)| {
                 total.written_bytes += restored.written_bytes;
@@ -204,16 +204,6 @@ fn restore_changes(
     };
     writeback::beside(sync, work)?;
     Ok(total)
-}
-
-/// The next extents, as many as were ingested together and so lie together; none at the end.
-pub(crate) fn batch(placed: &mut Peekable<impl Iterator<Item = PlacedExtent>>) -> Vec<PlacedExtent> {
-    let (mut batch, mut end) = (Vec::new(), BatchEnd::default());
-    let data_bytes = |next: &PlacedExtent| if next.extent.is_data() { next.extent.len() } else { 0 };
-    while let Some(next) = placed.next_if(|next| !end.is_before(next.offset, data_bytes(next))) {
-        batch.push(next);
-    }
-    batch
 }
 
 /// [`restore`] into a new file at `path`, which must not exist. With `like`, an image on the same file system that has

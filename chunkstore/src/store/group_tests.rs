@@ -56,18 +56,23 @@ fn a_group_lies_and_leaves_as_it_came() {
 
 #[test]
 fn of_a_group_only_what_is_new_is_stored_in_groups_of_their_size() {
-    let chunks: Vec<_> = (0..40).map(|seed| noise(seed, 60_000)).collect();
+    let chunks: Vec<_> = (0..80).map(|seed| noise(seed, 60_000)).collect();
     let dir = scratch();
     let store = Store::open(dir.path()).unwrap();
     put_all(&store, &chunks[10..12]);
     let twice = [&chunks[..], &chunks[..5]].concat();
-    assert_eq!(store.put_group(&group_of(&twice), 1).unwrap(), 38);
-    assert_eq!(store.stats().unwrap().plain_bytes, 40 * 60_000);
+    assert_eq!(store.put_group(&group_of(&twice), 1).unwrap(), 78);
+    assert_eq!(store.stats().unwrap().plain_bytes, 80 * 60_000);
     assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
     let at_once = GROUP_BYTES.div_ceil(60_000);
     let new = [&chunks[..10], &chunks[12..]].concat();
     let counts: Vec<_> = groups(&store, &new).iter().map(|(count, _)| *count).collect();
-    assert_eq!(counts, [at_once, 38 - at_once], "less than two groups stays together");
+    assert_eq!(counts, [at_once, 78 - at_once], "what fits into one group stays together");
+    // Nearly two groups, and more than one takes.
+    let more: Vec<_> = (100..).take(2 * at_once - 3).map(|seed| noise(seed, 60_000)).collect();
+    assert_eq!(store.put_group(&group_of(&more), 1).unwrap(), more.len());
+    let counts: Vec<_> = groups(&store, &more).iter().map(|(count, _)| *count).collect();
+    assert_eq!(counts, [at_once, at_once - 3]);
     assert_eq!(store.put_group(&Group::of(Vec::new()), 1).unwrap(), 0);
     // More chunks than a record takes.
     let small: Vec<_> = (0..5000).map(|seed| noise(seed, 40)).collect();

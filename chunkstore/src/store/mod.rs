@@ -603,15 +603,15 @@ fn slice(group: &Bytes, location: &Location) -> Option<Bytes> {
     (range.end <= group.len()).then(|| group.slice(range))
 }
 
-/// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`], but what is less than twice
-/// that stays together.
+/// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`], but what fits into one stays
+/// together.
 fn in_groups<'a, 'b>(mut chunks: &'a [&'b Chunk]) -> impl Iterator<Item = &'a [&'b Chunk]> {
     std::iter::from_fn(move || {
         let all: usize = chunks.iter().map(|chunk| chunk.plain().len()).sum();
         let mut bytes = 0;
         let full = chunks.iter().position(|chunk| {
             bytes += chunk.plain().len();
-            bytes >= GROUP_BYTES && all >= 2 * GROUP_BYTES
+            bytes >= GROUP_BYTES && all > MAX_GROUP_BYTES
         });
         let count = full.map_or(chunks.len(), |last| last + 1).min(MAX_GROUP_CHUNKS);
         let (group, rest) = chunks.split_at(count);

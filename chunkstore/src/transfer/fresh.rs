@@ -10,7 +10,7 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 
-use super::{Chunks, RESULTS_AHEAD, RestoreError, Restored, batch};
+use super::{Chunks, RESULTS_AHEAD, RestoreError, Restored};
 use crate::direct::Aligned;
 use crate::pipeline::{all_cores, in_order};
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// A part takes so many batches as they were ingested: each is a group if all of it was new, and is decoded once. The longer
 /// a write, the better for the disk; each thread needs the memory.
-const PART_BATCHES: u32 = 4;
+const PART_BATCHES: u32 = 2;
 
 /// Threads beside those that keep the cores busy.
 const WAITING_THREADS: usize = 2;
@@ -74,18 +74,18 @@ struct Part {
 
 /// The whole image, in order.
 fn parts(manifest: &Manifest) -> impl FnMut() -> Result<Option<Part>, RestoreError> + Send {
-    let (size, mut placed) = (manifest.size(), manifest.placed().peekable());
+    let (size, mut next) = (manifest.size(), manifest.batches());
     let (mut from, mut begun) = (0, Vec::<PlacedExtent>::new());
     move || {
         let mut extents = std::mem::take(&mut begun);
         let (mut batches, mut to) = (0, from);
         while to == from || batches < PART_BATCHES {
             batches += 1;
-            let batch = batch(&mut placed);
-            to = batch.last().map_or(size, |last| last.end() - last.end() % BLOCK_BYTES);
-            if batch.is_empty() {
+            let Some(batch) = next.next() else {
+                to = size;
                 break;
-            }
+            };
+            to = batch.last().map_or(to, |last| last.end() - last.end() % BLOCK_BYTES);
             extents.extend(batch);
         }
         begun.extend(extents.iter().filter(|placed| placed.end() > to));

@@ -6,6 +6,7 @@
 //! for another such neighbour by then; what has waited for that one is less, and so on.
 
 use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
 
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -15,8 +16,10 @@ use super::{Links, Result, Way, failed, set};
 /// Routers that nobody is. A guest that takes one's address for its own ends its packets' waiting, and no other's.
 const NOBODY: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x5213), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x5214)];
-/// How often what has come while others went waits in turn: each time it is a fraction of what it was.
-const TURNS: usize = 4;
+/// What has come in one turn of less than this is hardly anything.
+const QUICK: Duration = Duration::from_millis(1);
+/// How often at most what has come while others went waits in turn.
+const MAX_TURNS: usize = 32;
 /// Room for what waits, in bytes with all that the kernel keeps of a packet: 10 ms at 10 Gb/s.
 const ROOM: &str = "16777216";
 
@@ -48,10 +51,14 @@ impl Links {
     ) -> Result<()> {
         let [mut first, mut next] = NOBODY;
         let turns = async {
-            for _ in 0..TURNS {
+            for _ in 0..MAX_TURNS {
+                let start = Instant::now();
                 self.wait(table, prefix, index, next).await?;
                 self.neighbour(index, first, link_layer).await?;
                 (first, next) = (next, first);
+                if start.elapsed() < QUICK {
+                    break;
+                }
             }
             self.neighbour(index, first, link_layer).await
         };

@@ -19,6 +19,7 @@ use crate::net::{self, NetError};
 /// Plain bytes gathered into one batch: enough that a batch's question and answer weigh little, and so that all of its
 /// chunks, the last one included, can travel in one group.
 const BATCH_BYTES: u64 = (wire::MAX_GROUP_BYTES - wire::MAX_CHUNK_BYTES) as u64;
+const _: () = assert!(chunkstore::MAX_BATCH_EXTENTS <= wire::MAX_BATCH_EXTENTS);
 /// Compression jobs at once.
 const PACKERS: usize = 2;
 /// zstd level of deltas at most: in the switchover the guest stands still while they are made.
@@ -280,18 +281,16 @@ fn scan_image(
     for piece in chunkstore::pieces(image) {
         let piece = piece?;
         Counters::add(&counters.scanned, piece.len);
-        let open = match piece.data {
+        if !batcher.make_room(1) {
+            return Ok(());
+        }
+        match piece.data {
             PieceData::Hole => batcher.push(Extent::Hole { len: piece.len }, None),
             PieceData::Chunk { id, bytes } => {
                 Counters::add(&counters.data, piece.len);
-                batcher.push(
-                    Extent::Chunk { len: piece.len as u32, name: *id.as_bytes() },
-                    Some(Supply::Bytes(bytes)),
-                )
+                let extent = Extent::Chunk { len: piece.len as u32, name: *id.as_bytes() };
+                batcher.push(extent, Some(Supply::Bytes(bytes)));
             }
-        };
-        if !open {
-            return Ok(());
         }
     }
     batcher.flush();
@@ -300,21 +299,21 @@ fn scan_image(
 
 fn feed_manifest(store: &Arc<Store>, manifest: &Manifest, counters: &Counters, sender: &mpsc::Sender<Batch>) {
     let mut batcher = Batcher::new(sender);
-    for extent in manifest.extents() {
-        let open = match extent {
-            ManifestExtent::Hole { len } => {
-                Counters::add(&counters.scanned, len);
-                batcher.push(Extent::Hole { len }, None)
-            }
-            ManifestExtent::Data { len, id } => {
-                Counters::add(&counters.scanned, u64::from(len));
-                Counters::add(&counters.data, u64::from(len));
-                let supply = Supply::Store(store.clone(), id, len);
-                batcher.push(Extent::Chunk { len, name: *id.as_bytes() }, Some(supply))
-            }
-        };
-        if !open {
+    // What lies in the store as one group is asked for together, and leaves it as it is.
+    for together in manifest.batches() {
+        if !batcher.make_room(together.len()) {
             return;
+        }
+        for placed in together {
+            Counters::add(&counters.scanned, placed.extent.len());
+            match placed.extent {
+                ManifestExtent::Hole { len } => batcher.push(Extent::Hole { len }, None),
+                ManifestExtent::Data { len, id } => {
+                    Counters::add(&counters.data, u64::from(len));
+                    let supply = Supply::Store(store.clone(), id, len);
+                    batcher.push(Extent::Chunk { len, name: *id.as_bytes() }, Some(supply));
+                }
+            }
         }
     }
     batcher.flush();
@@ -331,15 +330,20 @@ impl<'a> Batcher<'a> {
         Batcher { sender, batch: Batch { extents: Vec::new(), supplies: Vec::new() }, bytes: 0 }
     }
 
-    /// False once nobody listens any more.
-    fn push(&mut self, extent: Extent, supply: Option<Supply>) -> bool {
+    /// Sends the batch off if it is full, or cannot take so many more. False once nobody listens any more.
+    fn make_room(&mut self, extents: usize) -> bool {
+        let is_full = self.bytes >= BATCH_BYTES;
+        if is_full || self.batch.extents.len() + extents > wire::MAX_BATCH_EXTENTS {
+            self.flush()
+        } else {
+            true
+        }
+    }
+
+    fn push(&mut self, extent: Extent, supply: Option<Supply>) {
         self.bytes += if supply.is_some() { extent.len() } else { 0 };
         self.batch.extents.push(extent);
         self.batch.supplies.push(supply);
-        if self.bytes >= BATCH_BYTES || self.batch.extents.len() >= wire::MAX_BATCH_EXTENTS {
-            return self.flush();
-        }
-        true
     }
 
     fn flush(&mut self) -> bool {

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use chunkstore::{
-    AVERAGE_CHUNK_BYTES, Chunk, ChunkId, Group, ImageTree, LEVEL, MIN_CHUNK_BYTES, Manifest, ManifestExtent,
-    ReadImage, Store,
+    AVERAGE_CHUNK_BYTES, Chunk, ChunkId, GROUP_BYTES, Group, ImageTree, LEVEL, MIN_CHUNK_BYTES, Manifest,
+    ManifestExtent, ReadImage, Store,
 };
 
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = 512;
 
-/// Chunks put together: a MiB.
-const GROUP_CHUNKS: u64 = 2048;
+/// Chunks put together.
+const GROUP_CHUNKS: u64 = (GROUP_BYTES / CHUNK_BYTES) as u64;
 
 /// Puts `chunks` chunks of random bytes into the store. Every second one belongs to the published image `live`, the
 /// others to none: each pack, and each group in it, is half waste.
