@@ -8,12 +8,16 @@ use bytes::Bytes;
 
 use crate::pieces::MIN_HOLE_BYTES;
 use crate::windows::{KEPT_BYTES, Windows};
-use crate::{BLOCK_BYTES, GROUP_BYTES, MAX_BATCH_EXTENTS, ReadImage, gear, is_zero};
+use crate::{
+    BLOCK_BYTES, GROUP_BYTES, MAX_BATCH_EXTENTS, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, ReadImage, gear, is_zero,
+};
 
 /// A batch is what begins in so many bytes of the image, one part after the other: a group, if all of it is new.
 pub(crate) const BATCH_BYTES: u64 = GROUP_BYTES as u64;
 /// With less than this, what begins in the next part belongs to it too.
 const LEAST_BYTES: u64 = BATCH_BYTES / 2;
+/// So a batch fits into a group.
+const _: () = assert!(LEAST_BYTES + BATCH_BYTES + MAX_CHUNK_BYTES as u64 <= MAX_GROUP_BYTES as u64);
 
 /// Which pieces make up a batch. That follows from their places, so that who writes an image back can take together what was
 /// brought in together.

@@ -461,3 +461,6 @@ fn add_runs(offset: u64, bytes: &[u8], runs: &mut Vec<Run>, data: &mut Vec<u8>) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
