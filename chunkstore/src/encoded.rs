@@ -59,7 +59,7 @@ const WINDOW_LOG: u32 = 22;
 
 /// Negative levels. By itself zstd stores their literals as they are, and looks for matches in a table of twice this size, the more
 /// seldom the lower the level. To code the literals, and to look more seldom still and for longer matches, takes less time for much
-/// the same size: `cargo xtask bench store`, ours at -4 to borg's rolling lz4 by processor time, 1.53 x before, 1.64 and 1.71 x in two
+/// the same size: `cargo xtask bench store`, ours at -4 to borg's rolling lz4 by processor time, 1.53 x before, 1.64 to 1.85 x in four
 /// runs since, and 0.6 % larger.
 const FAST_PARAMETERS: [CParameter; 3] = [
     CParameter::LiteralCompressionMode(ParamSwitch::Enable),
