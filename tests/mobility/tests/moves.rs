@@ -46,7 +46,8 @@ async fn until_carried_by_kernel(platform: &Namespace) {
     }
 }
 
-fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Duration) {
+/// `out_of_order` is how many packets may be, at most.
+fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Duration, out_of_order: u64) {
     let network = Network::start(planes, Duration::from_millis(40)).unwrap();
     runtime().block_on(async {
         network.appear(0, 1).await.unwrap();
@@ -57,7 +58,7 @@ fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Du
         let heard = stream.finish(Duration::from_millis(200)).unwrap();
         assert!(heard.sent > 150, "{heard:?}");
         // What it may have left unread comes again.
-        assert_eq!(heard.reordered, 0, "{heard:?}");
+        assert!(heard.reordered <= out_of_order, "{heard:?}");
         let lines =
             [Direction::Forth, Direction::Back].map(|way| network.line.as_ref().map(|line| line.counts(way)));
         assert_eq!(heard.lost(), 0, "{heard:?}; of the line: {lines:?}");
@@ -71,14 +72,16 @@ fn an_expected_guest_loses_nothing(planes: Planes, interval: Duration, pause: Du
 }
 
 fn a_guest_that_was_expected_moves_and_loses_nothing(planes: Planes) {
-    an_expected_guest_loses_nothing(planes, Duration::from_millis(5), PAUSE);
+    an_expected_guest_loses_nothing(planes, Duration::from_millis(5), PAUSE, 0);
 }
 
-/// More than a thousand packets wait, and come all at once; some hundreds in an emulated machine, which is that much slower.
+/// More than a thousand packets wait, and come all at once; some hundreds in an emulated machine, which is that much slower. Where the
+/// kernel takes over, the few that wait there last may be passed by the one that comes while they go.
 fn what_waits_of_a_fast_stream_comes_all_at_once(planes: Planes) {
     let is_emulated = planes.contains(&DataPlane::Ip6tnl);
     let interval = Duration::from_micros(if is_emulated { 1000 } else { 200 });
-    an_expected_guest_loses_nothing(planes, interval, Duration::from_millis(250));
+    let out_of_order = if planes[2] == DataPlane::Tun { 0 } else { 20 };
+    an_expected_guest_loses_nothing(planes, interval, Duration::from_millis(250), out_of_order);
 }
 
 /// As a platform does once the guest runs elsewhere.
