@@ -4,14 +4,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::direct;
+use crate::open::{open_checked, open_regular};
+use crate::usage::{Use, in_use};
+use crate::{FileId, direct};
 
 /// A disk image as bytes.
 pub trait ReadImage: Send + Sync {
@@ -85,7 +88,8 @@ impl ReadImage for Vec<u8> {
 /// Zeroes written at once where a hole cannot be punched.
 static ZEROES: [u8; 65536] = [0; 65536];
 
-/// A raw image: a regular file or a block device. Its size is taken when it is opened.
+/// A raw image: a regular file or a block device; nothing else can be opened as one, and no open waits for somebody else.
+/// Its size is taken when it is opened.
 #[derive(Debug)]
 pub struct RawImage {
     file: File,
@@ -96,12 +100,13 @@ pub struct RawImage {
 impl RawImage {
     /// Opens an image to read it.
     pub fn open_read(path: impl AsRef<Path>) -> io::Result<RawImage> {
-        RawImage::from_file(File::open(path.as_ref())?, path.as_ref())
+        RawImage::from_file(open_regular(&path)?, path.as_ref())
     }
 
     /// Opens an image to read and write it. It keeps its size.
     pub fn open_write(path: impl AsRef<Path>) -> io::Result<RawImage> {
-        RawImage::from_file(OpenOptions::new().read(true).write(true).open(path.as_ref())?, path.as_ref())
+        let file = open_checked(path.as_ref(), OpenOptions::new().read(true).write(true))?;
+        RawImage::from_file(file, path.as_ref())
     }
 
     /// Creates a file of `size` bytes that is one hole. `AlreadyExists` rather than replacing one.
@@ -135,15 +140,18 @@ impl RawImage {
     }
 
     fn from_file(file: File, path: &Path) -> io::Result<RawImage> {
-        let kind = file.metadata()?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} is neither a regular file nor a block device", path.display()),
-            ));
-        }
         let size = current_size(&file)?;
         Ok(RawImage { file, path: path.to_owned(), size })
+    }
+
+    /// What it is, whatever its path leads to by now.
+    pub fn id(&self) -> io::Result<FileId> {
+        FileId::of_file(&self.file)
+    }
+
+    /// Who else uses it right now; see [`in_use`](crate::in_use).
+    pub fn in_use(&self) -> io::Result<Option<Use>> {
+        in_use(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
     /// Where it was opened.
@@ -288,71 +296,9 @@ impl ReadImage for RawImage {
     }
 }
 
-/// Copies a raw image, holes as holes, sharing blocks where the file system can. `to` must not exist, or be a block
-/// device that is large enough. What is at `to` is durable afterwards; a half-made file is removed.
-pub fn copy_sparse(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
-    let (from, to) = (RawImage::open_read(from)?, to.as_ref());
-    if fs::metadata(to).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
-        let target = RawImage::open_write(to)?;
-        target.zero(0, from.size)?;
-        copy_data(&from, &target)?;
-        return target.sync_all();
-    }
-    let target = RawImage::create(to, from.size)?;
-    let copied = clone_or_copy(&from, &target).and_then(|()| target.sync_all());
-    if copied.is_err() {
-        let _ = fs::remove_file(to);
-    }
-    copied
-}
+mod copy;
 
-fn clone_or_copy(from: &RawImage, to: &RawImage) -> io::Result<()> {
-    // Any refusal (other file system, no such feature, a device) just means to copy.
-    if from.file.metadata()?.is_file() && rustix::fs::ioctl_ficlone(&to.file, &from.file).is_ok() {
-        return Ok(());
-    }
-    copy_data(from, to)
-}
-
-fn copy_data(from: &RawImage, to: &RawImage) -> io::Result<()> {
-    let mut at = 0;
-    while let Some(data) = from.next_data(at)? {
-        copy_range(from, to, data.clone())?;
-        at = data.end;
-    }
-    Ok(())
-}
-
-/// In the kernel where it can, through a buffer where it cannot.
-fn copy_range(from: &RawImage, to: &RawImage, range: Range<u64>) -> io::Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let len = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
-        let (mut source, mut target) = (at, at);
-        match rustix::fs::copy_file_range(&from.file, Some(&mut source), &to.file, Some(&mut target), len) {
-            Ok(0) => return from.check_not_shrunk().and(Err(io::ErrorKind::UnexpectedEof.into())),
-            Ok(copied) => at += copied as u64,
-            Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                return copy_through_buffer(from, to, at..range.end);
-            }
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-fn copy_through_buffer(from: &RawImage, to: &RawImage, range: Range<u64>) -> io::Result<()> {
-    let mut buffer = vec![0; (range.end - range.start).min(1 << 20) as usize];
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(buffer.len() as u64) as usize;
-        from.read_at(at, &mut buffer[..len])?;
-        to.write_at(at, &buffer[..len])?;
-        at += len as u64;
-    }
-    Ok(())
-}
+pub use copy::{copy_sparse, copy_sparse_while, reflink};
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`image`](ReadImage) | raw image files and block devices; holes stay holes |
+//! | [`FileId`], [`in_use`] | which image a path stands for, and who uses it right now |
 //! | [`pieces`] | an image as holes and chunks, a function of its content only |
 //! | [`ImageTree`] | one hash over a whole image, cheap to bring up to date |
 //! | [`Store`] | chunks in append-only packs, images as named references to them |
@@ -26,6 +27,7 @@ mod id;
 mod image;
 mod manifest;
 mod map;
+mod open;
 mod parse;
 mod pieces;
 mod pipeline;
@@ -38,6 +40,7 @@ mod sync;
 mod testing;
 mod transfer;
 mod tree;
+mod usage;
 mod windows;
 mod writeback;
 mod zero;
@@ -47,8 +50,9 @@ pub use chunk::{Chunk, Group};
 pub use encoded::{Codec, DecodeError, Encoded};
 pub use files::FileError;
 pub use id::{ChunkId, ImageRoot, ParseIdError};
-pub use image::{RawImage, ReadImage, copy_sparse};
+pub use image::{RawImage, ReadImage, copy_sparse, copy_sparse_while, reflink};
 pub use manifest::{Manifest, ManifestError, ManifestExtent, ManifestWriter, PlacedExtent};
+pub use open::{FileId, open_regular};
 pub use pieces::{
     AVERAGE_CHUNK_BYTES, MIN_CHUNK_BYTES, MIN_HOLE_BYTES, Piece, PieceData, Pieces, pieces, pieces_in, scan,
 };
@@ -60,6 +64,7 @@ pub use store::{
 };
 pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
 pub use tree::ImageTree;
+pub use usage::{Process, Use, in_use};
 pub use zero::is_zero;
 
 /// The decoders of this crate that are not public, for the fuzz targets: each reads bytes and panics when what it read

@@ -89,3 +89,24 @@ impl Drop for SmallDisk {
         let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
+
+/// A loop device; gone when dropped. `None` for who may not make one.
+pub(crate) struct LoopDevice(std::path::PathBuf);
+
+impl LoopDevice {
+    pub(crate) fn of(backing: &Path) -> Option<LoopDevice> {
+        let made =
+            std::process::Command::new("losetup").args(["--find", "--show"]).arg(backing).output().ok()?;
+        made.status.success().then(|| LoopDevice(String::from_utf8(made.stdout).unwrap().trim().into()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}

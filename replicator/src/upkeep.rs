@@ -221,7 +221,7 @@ fn write_archive(
 /// Begins to bring an archive's images and chunks into the store.
 pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
     let io = |source| UpkeepError::Io { what: format!("reading the archive {}", path.display()), source };
-    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut file = chunkstore::open_regular(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let (path, subject) = (path.to_owned(), path.display().to_string());
     Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle| async move {

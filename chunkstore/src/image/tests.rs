@@ -1,7 +1,7 @@
 use std::fs;
 use std::io;
 
-use super::{RawImage, ReadImage, copy_sparse};
+use super::{RawImage, ReadImage, copy_sparse, copy_sparse_while, reflink};
 use crate::testing::noise;
 
 const MIB: u64 = 1 << 20;
@@ -81,4 +81,38 @@ fn a_copy_is_as_sparse_as_its_original() {
     assert!(copy.allocated_bytes().unwrap() < MIB);
     assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
     assert_eq!(copy_sparse(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn a_copy_stops_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+    let image = RawImage::create(&from, 64 * MIB).unwrap();
+    image.write_at(8 * MIB, &noise(1, 5 << 20)).unwrap();
+    if reflink(&from, dir.path().join("c")).unwrap() {
+        return; // Done in one step here.
+    }
+    let mut steps = Vec::new();
+    let stopped = copy_sparse_while(&from, &to, |copied| {
+        steps.push(copied);
+        copied < 3 * MIB
+    });
+    assert_eq!(stopped.unwrap_err().kind(), io::ErrorKind::Interrupted);
+    assert_eq!(steps, [MIB, 2 * MIB, 3 * MIB]);
+    assert!(!to.exists());
+    copy_sparse_while(&from, &to, |copied| copied <= 5 * MIB).unwrap();
+    assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+}
+
+#[test]
+fn a_reflink_never_replaces_and_leaves_nothing_where_it_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+    fs::write(&from, noise(1, 100_000)).unwrap();
+    fs::write(&to, "mine").unwrap();
+    assert_eq!(reflink(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read(&to).unwrap(), b"mine");
+    let new = dir.path().join("c");
+    assert_eq!(reflink(&from, &new).unwrap(), new.exists());
+    assert!(!new.exists() || fs::read(&new).unwrap() == noise(1, 100_000));
 }

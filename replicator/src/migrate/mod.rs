@@ -62,7 +62,7 @@ impl BootFile {
     /// The file as it stands here.
     pub fn read(path: &Path) -> std::io::Result<Self> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(std::fs::File::open(path)?)?;
+        hasher.update_reader(chunkstore::open_regular(path)?)?;
         Ok(BootFile { path: path.to_owned(), blake3: hasher.finalize().to_hex().to_string() })
     }
 }
