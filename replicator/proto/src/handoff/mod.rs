@@ -30,8 +30,8 @@
 //! What the machines rely on, so what their caller must hold to:
 //! * A record that cannot be made durable ends the job's work here as a crash of the daemon would: nothing that follows
 //!   it in the queue is carried out, and the job goes on from its records.
-//! * An action asked for while it still runs is not begun a second time. `RollBack` and `Discard` end every other action
-//!   of the job first; what such an action still reports is ignored.
+//! * An action asked for while it still runs is not begun a second time. `RollBack`, `Retire` and `Discard` end every other
+//!   action of the job first; what such an action still reports is ignored.
 //! * `RollBack`, `Retire`, `Resume`, `Rebind` and `Discard` may be asked for again after a crash that let them happen, and
 //!   after one that did not; each ends the same way.
 //! * Every loss of a connection is told, as `LinkLost`, to every machine that talks to that peer and is not ended; when
@@ -42,6 +42,7 @@
 //! * Once a destination has said `Ready`, a stream that ends is no failure: the source closes its streams.
 
 mod destination;
+mod machine;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use destination::{Destination, DestinationAction, DestinationInput};
+pub use machine::Machine;
 pub use source::{Limits, Source, SourceAction, SourceInput};
 
 use crate::ids::Epoch;

@@ -1,12 +1,12 @@
 //! One platform's daemon in the simulation: a machine, its journal file, what it is doing, and where it is to fail. What
-//! differs between the two ends is behind [`Machine`].
+//! differs between the two ends is behind [`Simulated`].
 
 use std::time::Duration;
 
 use super::rng::Rng;
 use super::services::Services;
 use crate::handoff::{
-    Deadline, Destination, DestinationAction, DestinationInput, Limits, Message, Output, Record, Source,
+    Deadline, Destination, DestinationAction, DestinationInput, Limits, Machine, Record, Source,
     SourceAction, SourceInput,
 };
 use crate::journal;
@@ -34,23 +34,10 @@ pub(super) const LIMITS: Limits = Limits {
     resend: Duration::from_millis(500),
 };
 
-/// Either half of the hand-off.
-pub(super) trait Machine: Sized {
-    type Action: Clone + std::fmt::Debug + PartialEq;
-    type Input: Clone + std::fmt::Debug;
+/// What the simulation asks of a machine beyond what a driver does.
+pub(super) trait Simulated: Machine {
+    const END: Side;
 
-    const SIDE: Side;
-
-    fn recover(records: &[Record]) -> Option<Self>;
-    fn restart(&mut self, now: Duration);
-    fn input(&mut self, now: Duration, input: Self::Input);
-    fn poll(&mut self) -> Option<Output<Self::Action>>;
-    fn due(&self) -> Deadline;
-    fn ended(&self) -> bool;
-    fn message(message: Message) -> Self::Input;
-    fn link_lost() -> Self::Input;
-    fn tick() -> Self::Input;
-    fn failed(action: &Self::Action, reason: String) -> Self::Input;
     fn begin(services: &mut Services, action: &Self::Action, rng: &mut Rng);
     fn finish(
         services: &mut Services,
@@ -61,46 +48,11 @@ pub(super) trait Machine: Sized {
     ) -> Result<Self::Input, String>;
     /// Whether this action brings the guest's memory to the other side.
     fn brings_memory(action: &Self::Action) -> bool;
-    /// Whether this action ends all others.
-    fn sweeps(action: &Self::Action) -> bool;
 }
 
-impl Machine for Source {
-    type Action = SourceAction;
-    type Input = SourceInput;
+impl Simulated for Source {
+    const END: Side = Side::Source;
 
-    const SIDE: Side = Side::Source;
-
-    fn recover(records: &[Record]) -> Option<Self> {
-        Source::recover(records, LIMITS)
-    }
-    fn restart(&mut self, now: Duration) {
-        Source::restart(self, now);
-    }
-    fn input(&mut self, now: Duration, input: SourceInput) {
-        self.handle_input(now, input);
-    }
-    fn poll(&mut self) -> Option<Output<SourceAction>> {
-        self.poll_output()
-    }
-    fn due(&self) -> Deadline {
-        self.deadline()
-    }
-    fn ended(&self) -> bool {
-        self.is_ended()
-    }
-    fn message(message: Message) -> SourceInput {
-        SourceInput::Message(message)
-    }
-    fn link_lost() -> SourceInput {
-        SourceInput::LinkLost
-    }
-    fn tick() -> SourceInput {
-        SourceInput::Tick
-    }
-    fn failed(action: &SourceAction, reason: String) -> SourceInput {
-        SourceInput::Failed { action: *action, reason }
-    }
     fn begin(services: &mut Services, action: &SourceAction, rng: &mut Rng) {
         services.begin_source(*action, rng);
     }
@@ -116,47 +68,11 @@ impl Machine for Source {
     fn brings_memory(action: &SourceAction) -> bool {
         *action == SourceAction::FinishMemory
     }
-    fn sweeps(action: &SourceAction) -> bool {
-        *action == SourceAction::RollBack
-    }
 }
 
-impl Machine for Destination {
-    type Action = DestinationAction;
-    type Input = DestinationInput;
+impl Simulated for Destination {
+    const END: Side = Side::Destination;
 
-    const SIDE: Side = Side::Destination;
-
-    fn recover(records: &[Record]) -> Option<Self> {
-        Destination::recover(records)
-    }
-    fn restart(&mut self, now: Duration) {
-        Destination::restart(self, now);
-    }
-    fn input(&mut self, now: Duration, input: DestinationInput) {
-        self.handle_input(now, input);
-    }
-    fn poll(&mut self) -> Option<Output<DestinationAction>> {
-        self.poll_output()
-    }
-    fn due(&self) -> Deadline {
-        self.deadline()
-    }
-    fn ended(&self) -> bool {
-        self.is_ended()
-    }
-    fn message(message: Message) -> DestinationInput {
-        DestinationInput::Message(message)
-    }
-    fn link_lost() -> DestinationInput {
-        DestinationInput::LinkLost
-    }
-    fn tick() -> DestinationInput {
-        DestinationInput::Tick
-    }
-    fn failed(_: &DestinationAction, reason: String) -> DestinationInput {
-        DestinationInput::Failed { reason }
-    }
     fn begin(_: &mut Services, _: &DestinationAction, _: &mut Rng) {}
     fn finish(
         services: &mut Services,
@@ -170,9 +86,6 @@ impl Machine for Destination {
     fn brings_memory(_: &DestinationAction) -> bool {
         false
     }
-    fn sweeps(action: &DestinationAction) -> bool {
-        *action == DestinationAction::Discard
-    }
 }
 
 /// An action that runs.
@@ -185,7 +98,7 @@ pub(super) struct Running<A> {
     pub(super) generation: Option<u64>,
 }
 
-pub(super) struct Node<M: Machine> {
+pub(super) struct Node<M: Simulated> {
     pub(super) machine: Option<M>,
     pub(super) running: Vec<Running<M::Action>>,
     pub(super) up: bool,
@@ -196,7 +109,7 @@ pub(super) struct Node<M: Machine> {
     records: Vec<Record>,
 }
 
-impl<M: Machine> Node<M> {
+impl<M: Simulated> Node<M> {
     pub(super) fn new(machine: Option<M>) -> Self {
         Node {
             machine,
@@ -231,7 +144,7 @@ impl<M: Machine> Node<M> {
         let (records, good) = journal::decode(&self.file).map_err(|error| error.to_string())?;
         self.file.truncate(good);
         if records != self.records {
-            return Err(format!("the journal of the {:?} lost or gained a record: {records:?}", M::SIDE));
+            return Err(format!("the journal of the {:?} lost or gained a record: {records:?}", M::END));
         }
         Ok(())
     }
@@ -241,7 +154,7 @@ impl<M: Machine> Node<M> {
         if self.records.is_empty() {
             return Ok(None);
         }
-        let machine = M::recover(&self.records);
-        machine.map(Some).ok_or_else(|| format!("no {:?} comes of {:?}", M::SIDE, self.records))
+        let machine = M::recover(&self.records, LIMITS);
+        machine.map(Some).ok_or_else(|| format!("no {:?} comes of {:?}", M::END, self.records))
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use super::node::{LIMITS, Machine, Node, Running, Side};
+use super::node::{LIMITS, Node, Running, Side, Simulated};
 use super::rng::Rng;
 use super::services::{DestinationVm, Services, SourceVm};
 use crate::handoff::{Destination, DestinationInput, Message, Output, Record, Source, SourceInput};
@@ -119,7 +119,7 @@ pub(super) struct World {
 }
 
 /// Access to the node of a machine.
-pub(super) trait Hosted: Machine {
+pub(super) trait Hosted: Simulated {
     fn node(world: &mut World) -> &mut Node<Self>;
     fn event(life: u32, input: Self::Input) -> Event;
 }
@@ -258,7 +258,7 @@ impl World {
         generation: u64,
         offered: impl Fn(&Message) -> Option<M>,
     ) -> Step {
-        let held = self.link.held[M::SIDE as usize] && generation == self.link.generation;
+        let held = self.link.held[M::END as usize] && generation == self.link.generation;
         let arrives = self.link.up || self.rng.percent(self.faults.escape_percent);
         if !(held && arrives && M::node(self).up) {
             return Ok(());
@@ -276,7 +276,7 @@ impl World {
             }
             None => {
                 if let Some(answer) = message.answer_for_unknown_job() {
-                    self.transmit(M::SIDE, answer);
+                    self.transmit(M::END, answer);
                 }
                 Ok(())
             }
@@ -296,41 +296,41 @@ impl World {
         while let Some(output) = M::node(self).machine.as_mut().and_then(M::poll) {
             let number = M::node(self).outputs;
             M::node(self).outputs += 1;
-            self.note(|| format!("{:?} {number}: {output:?}", M::SIDE));
-            self.strike_at(M::SIDE, number, Moment::Before)?;
+            self.note(|| format!("{:?} {number}: {output:?}", M::END));
+            self.strike_at(M::END, number, Moment::Before)?;
             if M::node(self).up {
                 if let (Output::Journal(record), Some(Fault::Crash(side))) =
-                    (&output, self.fault_at(M::SIDE, number, Moment::Within))
-                    && side == M::SIDE
+                    (&output, self.fault_at(M::END, number, Moment::Within))
+                    && side == M::END
                 {
                     let mut rng = self.rng.clone();
                     M::node(self).append_torn(record, &mut rng);
                 }
-                self.strike_at(M::SIDE, number, Moment::Within)?;
+                self.strike_at(M::END, number, Moment::Within)?;
             }
             if !M::node(self).up {
                 return Ok(());
             }
             match output {
                 Output::Journal(_)
-                    if self.fault_at(M::SIDE, number, Moment::Within) == Some(Fault::JournalFails) =>
+                    if self.fault_at(M::END, number, Moment::Within) == Some(Fault::JournalFails) =>
                 {
                     self.journal_failed::<M>()?;
                     continue;
                 }
                 Output::Journal(record) => M::node(self).append(record),
-                Output::Transmit(message) => self.transmit(M::SIDE, message),
+                Output::Transmit(message) => self.transmit(M::END, message),
                 Output::Action(action) => self.begin::<M>(action),
                 Output::Event(_) => {}
             }
             self.check()?;
-            self.strike_at(M::SIDE, number, Moment::After)?;
+            self.strike_at(M::END, number, Moment::After)?;
         }
         let due = M::node(self).machine.as_ref().and_then(M::due);
         if due != M::node(self).timer {
             M::node(self).timer = due;
             if let Some(due) = due {
-                self.at(due, Event::Tick(M::SIDE));
+                self.at(due, Event::Tick(M::END));
             }
         }
         // The daemon forgets an ended job sooner or later; its records stay.
@@ -345,8 +345,8 @@ impl World {
     fn journal_failed<M: Hosted>(&mut self) -> Step {
         let now = self.now;
         let machine = M::node(self).recovered()?;
-        if machine.is_none() && M::SIDE == Side::Destination {
-            self.transmit(M::SIDE, Message::Abort { reason: "the journal failed".into() });
+        if machine.is_none() && M::END == Side::Destination {
+            self.transmit(M::END, Message::Abort { reason: "the journal failed".into() });
         }
         M::node(self).machine = machine;
         if let Some(machine) = &mut M::node(self).machine {
@@ -386,7 +386,7 @@ impl World {
         } else {
             self.rng.between(500, 1_500_000)
         };
-        self.after_us(took, Event::Done { side: M::SIDE, id, fails });
+        self.after_us(took, Event::Done { side: M::END, id, fails });
     }
 
     /// Ends what runs. Some of it has just ended, well or badly, and says so later.
@@ -400,7 +400,7 @@ impl World {
                 },
                 _ => continue,
             };
-            let (delay, life) = (self.rng.below(50_000), self.lives[M::SIDE as usize]);
+            let (delay, life) = (self.rng.below(50_000), self.lives[M::END as usize]);
             self.after_us(delay, M::event(life, input));
         }
     }
@@ -424,7 +424,7 @@ impl World {
             Ok(_) => M::failed(&running.action, format!("{:?} failed at its end", running.action)),
             Err(reason) => M::failed(&running.action, format!("{:?} failed: {reason}", running.action)),
         };
-        self.note(|| format!("{:?}: {input:?}", M::SIDE));
+        self.note(|| format!("{:?}: {input:?}", M::END));
         self.feed::<M>(input)
     }
 
@@ -439,7 +439,7 @@ impl World {
             M::node(self).machine = Some(machine);
         }
         self.connect_later();
-        if M::SIDE == Side::Destination && self.services.destination == DestinationVm::Dead {
+        if M::END == Side::Destination && self.services.destination == DestinationVm::Dead {
             self.tell_death();
         }
         self.drain::<M>()

@@ -1,8 +1,8 @@
 //! What comes between the machines and their plans: the connection, and everything that goes wrong.
 
 use super::{Event, Fault, Hosted, Moment, Step, World};
-use crate::handoff::tests::node::{Machine, Side};
-use crate::handoff::{Destination, DestinationInput, Message, Source, SourceInput};
+use crate::handoff::tests::node::Side;
+use crate::handoff::{Destination, DestinationInput, Machine, Message, Source, SourceInput};
 
 impl World {
     // The connection.
@@ -102,17 +102,17 @@ impl World {
         }
         M::node(self).machine = None;
         M::node(self).timer = None;
-        self.lives[M::SIDE as usize] += 1;
+        self.lives[M::END as usize] += 1;
         // What it asked the hypervisor for may still happen.
         for running in std::mem::take(&mut M::node(self).running) {
             if self.rng.percent(50) {
                 let _ = self.finish::<M>(&running);
             }
         }
-        self.link.held[M::SIDE as usize] = false;
+        self.link.held[M::END as usize] = false;
         self.cut();
         let delay = self.rng.between(1_000, 3_000_000);
-        self.after_us(delay, Event::Restart(M::SIDE));
+        self.after_us(delay, Event::Restart(M::END));
     }
 
     pub(super) fn tell_death(&mut self) {
