@@ -206,6 +206,11 @@ impl JobHandle {
         self.job.memory.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Memory bytes counted so far.
+    pub fn memory_bytes(&self) -> u64 {
+        self.job.memory.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Ends the current phase and begins another.
     pub fn phase(&self, name: &str) {
         tracing::info!(job = %self.id, "{name}");

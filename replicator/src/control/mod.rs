@@ -357,7 +357,7 @@ async fn migrate_vm(
         if !(1..=60_000).contains(&ms) {
             return Err(refused(format!("a downtime of {ms} ms is not within 1 to 60000 ms")));
         }
-        limits.max_downtime = Duration::from_millis(ms);
+        limits = Limits::with_max_downtime(Duration::from_millis(ms));
     }
     job(migrate::source::start(&platform, &name, &migrate.to, limits, mode).await?)
 }

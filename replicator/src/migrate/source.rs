@@ -26,6 +26,11 @@ use crate::vms::{Hold, VmError};
 /// How long a journal that cannot be written is left alone before the next try.
 pub(super) const JOURNAL_RETRY: Duration = Duration::from_millis(500);
 
+/// How often the hand-off hears that memory still gets across.
+const MEMORY_PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// How long a cold migration's guest may stand still: all of its memory may be sent in that time.
+const COLD_SWITCHOVER: Duration = Duration::from_secs(3600);
+
 /// A migration that cannot even begin.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -115,9 +120,12 @@ pub async fn start(
     platform: &Arc<Platform>,
     vm: &str,
     peer: &str,
-    limits: Limits,
+    mut limits: Limits,
     mode: Mode,
 ) -> Result<JobId, MigrateError> {
+    if mode == Mode::Cold {
+        limits.switchover_timeout = COLD_SWITCHOVER;
+    }
     platform.peers.get(peer)?;
     let job = jobs::new_id();
     let hold = platform.vms.hold(vm, job, "migrate")?;
@@ -336,8 +344,19 @@ impl Owner {
             return; // asked for twice, done once
         }
         let (outgoing, inputs, job) = (self.outgoing.clone(), self.inputs.clone(), self.handle.id());
+        let handle = self.handle.clone();
         let task = self.actions.spawn(async move {
-            let input = match perform(&outgoing, action).await {
+            let progress = async {
+                if action == SourceAction::SendMemory {
+                    tell_memory_progress(&handle, &inputs).await;
+                }
+                std::future::pending().await
+            };
+            let outcome = tokio::select! {
+                outcome = perform(&outgoing, action) => outcome,
+                never = progress => never,
+            };
+            let input = match outcome {
                 Ok(input) => input,
                 Err(error) => SourceInput::Failed { action, reason: error.to_string() },
             };
@@ -381,6 +400,18 @@ impl Owner {
     fn summary(&self) -> String {
         let peer = self.link.peer();
         format!("VM '{}' runs on '{peer}', and only there", self.vm)
+    }
+}
+
+/// Tells the hand-off that memory still gets across.
+async fn tell_memory_progress(handle: &JobHandle, inputs: &mpsc::UnboundedSender<SourceInput>) {
+    let mut told = handle.memory_bytes();
+    while !inputs.is_closed() {
+        tokio::time::sleep(MEMORY_PROGRESS_EVERY).await;
+        let bytes = handle.memory_bytes();
+        if std::mem::replace(&mut told, bytes) != bytes {
+            let _ = inputs.send(SourceInput::MemoryProgress);
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use crate::ids::Epoch;
 
 /// How often an undecided destination asks, and an unacknowledged owner reports.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often the source is told that the images are still being prepared, at most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// What the destination's service does. Each ends in the input of the same name, or in [`DestinationInput::Failed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub enum DestinationInput {
         /// Why, for a person to read.
         reason: String,
     },
+    /// [`DestinationAction::PrepareDisks`] goes on, and more of it is done than when this came last. As often as it likes.
+    Preparing,
     /// [`DestinationAction::PrepareDisks`] is done.
     DisksPrepared,
     /// [`DestinationAction::StartIncoming`] is done.
@@ -86,7 +90,10 @@ pub enum DestinationInput {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     New,
-    Preparing,
+    /// The source hears of progress from then on.
+    Preparing {
+        tell_at: Duration,
+    },
     Receiving {
         incoming: bool,
         seal: Seal,
@@ -139,7 +146,7 @@ impl Destination {
         let Some(Record::Accepted { vm, peer, epoch, plan }) = records.first() else { return None };
         let mut destination = Destination::new(vm.clone(), peer.clone(), *epoch, plan.clone());
         destination.state = match &records[1..] {
-            [] => State::Preparing,
+            [] => State::Preparing { tell_at: Duration::ZERO },
             [Record::Discarded { reason }] | [Record::Ready, Record::Discarded { reason }] => {
                 State::Discarded { reason: reason.clone() }
             }
@@ -179,12 +186,16 @@ impl Destination {
                     epoch: self.epoch,
                     plan: self.plan.clone(),
                 }));
-                self.state = State::Preparing;
+                self.state = State::Preparing { tell_at: now };
                 self.act(DestinationAction::PrepareDisks);
+            }
+            (DestinationInput::Preparing, State::Preparing { tell_at }) if now >= tell_at => {
+                self.state = State::Preparing { tell_at: now + TELL_EVERY };
+                self.transmit(Message::Preparing);
             }
             (DestinationInput::Message(message), _) => self.handle_message(now, message),
             (DestinationInput::LinkLost, State::Ready) => self.ask(now),
-            (DestinationInput::LinkLost, State::New | State::Preparing | State::Receiving { .. }) => {
+            (DestinationInput::LinkLost, State::New | State::Preparing { .. } | State::Receiving { .. }) => {
                 // Told, in case the source's own end of it lives.
                 self.discard("the connection to the source was lost".to_owned(), true);
             }
@@ -194,7 +205,7 @@ impl Destination {
             }
             (DestinationInput::Tick, _) => self.tick(now),
             (DestinationInput::Failed { reason }, _) => self.failed(now, reason),
-            (DestinationInput::DisksPrepared, State::Preparing) => {
+            (DestinationInput::DisksPrepared, State::Preparing { .. }) => {
                 self.enter(Phase::Bulk);
                 self.state = State::Receiving { incoming: false, seal: Seal::Open, loaded: false };
                 self.transmit(Message::Accepted);
@@ -281,7 +292,7 @@ impl Destination {
             (Message::Release { .. }, State::Running { .. }) => self.transmit(Message::Resumed),
             (
                 Message::Abort { reason },
-                State::Ready | State::New | State::Preparing | State::Receiving { .. },
+                State::Ready | State::New | State::Preparing { .. } | State::Receiving { .. },
             ) => {
                 self.discard(reason, false);
             }
@@ -290,7 +301,7 @@ impl Destination {
                 Message::Offer { .. } | Message::StartMemory | Message::Final { .. },
                 State::Discarding { reason } | State::Discarded { reason },
             ) => self.transmit(Message::Abort { reason }),
-            (Message::Unknown, State::Preparing | State::Receiving { .. }) => {
+            (Message::Unknown, State::Preparing { .. } | State::Receiving { .. }) => {
                 self.discard("the source knows nothing of this job".to_owned(), false);
             }
             (Message::Unknown, State::Ready) => {
@@ -343,7 +354,7 @@ impl Destination {
     fn failed(&mut self, now: Duration, reason: String) {
         let reason = short(reason);
         match self.state {
-            State::New | State::Preparing | State::Receiving { .. } => self.discard(reason, true),
+            State::New | State::Preparing { .. } | State::Receiving { .. } => self.discard(reason, true),
             // Promised: only the source can end it. Tell it, and wait for what it says.
             State::Ready => {
                 self.transmit(Message::Abort { reason: reason.clone() });

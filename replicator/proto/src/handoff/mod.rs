@@ -4,6 +4,7 @@
 //! ```text
 //!  source                                          destination
 //!    Offer                       ->  Accepted*       PrepareDisks
+//!                                <-  Preparing       as long as that makes progress
 //!    CopyDisks, RunRound ...     <-  Accepted
 //!    StartMemory                 ->                  StartIncoming
 //!    SendMemory, RunRound ...    <-  MemoryReady
@@ -28,10 +29,22 @@
 //! take long; their outcomes come back as inputs. Nothing else feeds back.
 //!
 //! What the machines rely on, so what their caller must hold to:
-//! * A record that cannot be made durable ends the job's work here as a crash of the daemon would: nothing that follows
-//!   it in the queue is carried out, and the job goes on from its records.
-//! * An action asked for while it still runs is not begun a second time. `RollBack`, `Retire` and `Discard` end every other
-//!   action of the job first; what such an action still reports is ignored.
+//! * A record that is certainly not durable did not happen: nothing that follows it in the queue is carried out, and the
+//!   job goes on from its records, as after a crash of the daemon. So it does when its owner panics.
+//! * A record of which nobody can say whether it is durable ends the job's work in this process: nothing that follows it is
+//!   carried out, and nothing is answered. The job keeps its hold of the VM until the process has ended and the journal has
+//!   been read again, for the record may be the one that gives the VM away.
+//! * An action asked for while it still runs is not begun a second time.
+//! * An action for which [`Machine::sweeps`] holds (`RollBack`, `Retire`, `Discard`) begins only when every other action of
+//!   the job has ended: not only its outcome is given up, but nothing of it can write to an image or speak to a hypervisor
+//!   any more, be it a thread, a stream, a queue or a child process, and be it of an earlier life of the machine. They
+//!   are cancelled and waited for. What such an action still reports is not fed.
+//! * The same holds before a machine that was recovered in a living process is restarted: everything of the job has ended, and
+//!   no outcome of an action that an earlier life began is fed to it. So an outcome needs no name of its life.
+//! * A job gives its hold of the VM back only when all its work has ended, and so only one job at a time works on a VM here.
+//! * Every action ends: whatever it waits for, a stream or a hypervisor's answer, has a bound on its silence. `PrepareDisks`
+//!   and `SendMemory` may take long; [`DestinationInput::Preparing`] and [`SourceInput::MemoryProgress`] say that they
+//!   get ahead.
 //! * `RollBack`, `Retire`, `Resume`, `Rebind` and `Discard` may be asked for again after a crash that let them happen, and
 //!   after one that did not; each ends the same way.
 //! * Every loss of a connection is told, as `LinkLost`, to every machine that talks to that peer and is not ended; when
@@ -108,6 +121,8 @@ pub enum Message {
     Query,
     /// Source to destination: I know of no such job. After `Ready` only a person can say.
     Unknown,
+    /// Destination to source: the images are still being prepared, and more of them is done than when I last said so.
+    Preparing,
 }
 
 impl Message {
@@ -125,6 +140,7 @@ impl Message {
             Message::Abort { .. } => "abort",
             Message::Query => "query",
             Message::Unknown => "unknown",
+            Message::Preparing => "preparing",
         }
     }
 
@@ -140,9 +156,11 @@ impl Message {
             | Message::Release { .. } => {
                 Some(Message::Abort { reason: "the peer knows nothing of this job".to_owned() })
             }
-            Message::Accepted | Message::MemoryReady | Message::Ready { .. } | Message::Query => {
-                Some(Message::Unknown)
-            }
+            Message::Preparing
+            | Message::Accepted
+            | Message::MemoryReady
+            | Message::Ready { .. }
+            | Message::Query => Some(Message::Unknown),
             Message::Resumed | Message::Abort { .. } | Message::Unknown => None,
         }
     }

@@ -16,21 +16,36 @@ pub struct Limits {
     pub max_rounds: u32,
     /// The shortest pause between disk rounds while the memory is copied; it is never shorter than the round before it.
     pub round_pause: Duration,
-    /// How long an answer to a message may take before the migration is rolled back.
+    /// How long an answer to a message may take before the migration is rolled back. While the destination says that it
+    /// gets ahead with its disks the answer to the offer may take longer.
     pub answer_timeout: Duration,
+    /// How long the memory may be copied without [`SourceInput::MemoryProgress`] before the migration is rolled back.
+    pub memory_stall: Duration,
+    /// How long the guest may stand still before it is released; then the migration is rolled back.
+    pub switchover_timeout: Duration,
     /// How often an unanswered `Release` is sent again.
     pub resend: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// For a guest that may stand still this long. Its switchover is given up after ten times that, and not before 10 s:
+    /// a disk that is slow to make the last blocks durable costs a longer pause, not the migration.
+    pub fn with_max_downtime(max_downtime: Duration) -> Self {
         Limits {
-            max_downtime: Duration::from_millis(300),
+            max_downtime,
             max_rounds: 20,
             round_pause: Duration::from_millis(50),
             answer_timeout: Duration::from_secs(60),
+            memory_stall: Duration::from_secs(60),
+            switchover_timeout: max_downtime.saturating_mul(10).max(Duration::from_secs(10)),
             resend: Duration::from_millis(500),
         }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits::with_max_downtime(Duration::from_millis(300))
     }
 }
 
@@ -105,6 +120,8 @@ pub enum SourceInput {
         /// Bytes written meanwhile and not yet sent.
         dirty_bytes: u64,
     },
+    /// [`SourceAction::SendMemory`] goes on, and the other side has taken more than when this came last.
+    MemoryProgress,
     /// [`SourceAction::SendMemory`]: the guest is paused.
     GuestPaused,
     /// [`SourceAction::DrainDisks`] is done.
@@ -148,7 +165,10 @@ pub struct Source {
     plan: Vec<u8>,
     limits: Limits,
     state: State,
-    deadline: Deadline,
+    /// When to do the next thing: a round, a repetition.
+    next: Deadline,
+    /// When to give up waiting, and to roll back.
+    limit: Deadline,
     outputs: VecDeque<Output<SourceAction>>,
 }
 
@@ -156,7 +176,8 @@ impl Source {
     /// A new hand-off of `vm`, owned here at `epoch`, to `peer`. Nothing happens before [`SourceInput::Start`]. One
     /// whose names or `plan` are longer than [`crate::wire`] allows ends at once, with nothing touched or written.
     pub fn new(vm: String, peer: String, epoch: Epoch, plan: Vec<u8>, limits: Limits) -> Self {
-        Source { vm, peer, epoch, plan, limits, state: State::New, deadline: None, outputs: VecDeque::new() }
+        let (next, limit, outputs) = Default::default();
+        Source { vm, peer, epoch, plan, limits, state: State::New, next, limit, outputs }
     }
 
     /// The hand-off as a journal tells it after a crash. `None` when the records are not a source's.
@@ -204,7 +225,12 @@ impl Source {
             SourceInput::RoundDone { sent_bytes, took, dirty_bytes } => {
                 self.round_done(now, sent_bytes, took, dirty_bytes);
             }
-            SourceInput::GuestPaused => self.guest_paused(),
+            SourceInput::MemoryProgress => {
+                if let State::Memory { paused: false, .. } = self.state {
+                    self.limit = Some(now + self.limits.memory_stall);
+                }
+            }
+            SourceInput::GuestPaused => self.guest_paused(now),
             SourceInput::DisksDrained => {
                 if self.state == State::Draining {
                     self.state = State::Final { sent: false, memory: false, ready: false };
@@ -215,7 +241,6 @@ impl Source {
             SourceInput::FinalSent { roots } => {
                 if let State::Final { sent, .. } = &mut self.state {
                     *sent = true;
-                    self.deadline = Some(now + self.limits.answer_timeout);
                     self.transmit(Message::Final { roots });
                 }
             }
@@ -227,7 +252,7 @@ impl Source {
             }
             SourceInput::RolledBack => {
                 if let State::RollingBack { reason } = self.state.clone() {
-                    self.deadline = None;
+                    self.next = None;
                     self.outputs.push_back(Output::Journal(Record::RolledBack { reason: reason.clone() }));
                     self.state = State::RolledBack { reason };
                     self.enter(Phase::RolledBack);
@@ -235,7 +260,7 @@ impl Source {
             }
             SourceInput::Retired => {
                 if let State::Retiring { epoch } = self.state {
-                    self.deadline = None;
+                    self.next = None;
                     self.outputs.push_back(Output::Journal(Record::Retired));
                     self.state = State::Retired { epoch };
                     self.enter(Phase::Done);
@@ -251,7 +276,7 @@ impl Source {
 
     /// When [`SourceInput::Tick`] is due.
     pub fn deadline(&self) -> Deadline {
-        self.deadline
+        self.next.into_iter().chain(self.limit).min()
     }
 
     /// Whether nothing more will happen unless the other end asks.
@@ -286,19 +311,20 @@ impl Source {
         let plan = std::mem::take(&mut self.plan);
         self.transmit(Message::Offer { vm, epoch, plan });
         self.state = State::Offered;
-        self.deadline = Some(now + self.limits.answer_timeout);
+        self.limit = Some(now + self.limits.answer_timeout);
     }
 
     fn handle_message(&mut self, now: Duration, message: Message) {
         match (message, self.state.clone()) {
+            (Message::Preparing, State::Offered) => self.limit = Some(now + self.limits.answer_timeout),
             (Message::Accepted, State::Offered) => {
-                self.deadline = None;
+                self.limit = None;
                 self.enter(Phase::Bulk);
                 self.state = State::Bulk;
                 self.act(SourceAction::CopyDisks);
             }
             (Message::MemoryReady, State::AwaitMemoryReady { round_running }) => {
-                self.deadline = None;
+                self.limit = Some(now + self.limits.memory_stall);
                 self.state = State::Memory { round_running, paused: false };
                 self.act(SourceAction::SendMemory);
                 self.continue_rounds();
@@ -310,7 +336,7 @@ impl Source {
             }
             (Message::Resumed, State::Released { epoch }) => {
                 self.state = State::Retiring { epoch };
-                self.deadline = None;
+                self.next = None;
                 self.act(SourceAction::Retire);
             }
             (
@@ -319,7 +345,11 @@ impl Source {
             ) => self.transmit(Message::Release { epoch }),
             // It prepares what is off: our `Abort` came before what it answers, or never.
             (
-                Message::Accepted | Message::MemoryReady | Message::Ready { .. } | Message::Query,
+                Message::Preparing
+                | Message::Accepted
+                | Message::MemoryReady
+                | Message::Ready { .. }
+                | Message::Query,
                 State::RollingBack { reason } | State::RolledBack { reason },
             ) => self.transmit(Message::Abort { reason }),
             // A wish that comes too late. It is not answered, the timer repeats the decision: a destination that has
@@ -346,7 +376,7 @@ impl Source {
                 if fits || stalled >= 3 || round >= self.limits.max_rounds {
                     self.enter(Phase::Memory);
                     self.state = State::AwaitMemoryReady { round_running: false };
-                    self.deadline = Some(now + self.limits.answer_timeout);
+                    self.limit = Some(now + self.limits.answer_timeout);
                     self.transmit(Message::StartMemory);
                 } else {
                     let smallest = smallest.min(dirty_bytes);
@@ -361,7 +391,7 @@ impl Source {
             State::Memory { paused: false, .. } => {
                 self.state = State::Memory { round_running: false, paused: false };
                 // Rounds take no more than half of the time: the memory needs processors and path too.
-                self.deadline = Some(now + self.limits.round_pause.max(took));
+                self.next = Some(now + self.limits.round_pause.max(took));
             }
             _ => {}
         }
@@ -369,15 +399,16 @@ impl Source {
 
     fn continue_rounds(&mut self) {
         if let State::Memory { round_running: false, paused: false } = self.state {
-            self.deadline = None;
+            self.next = None;
             self.state = State::Memory { round_running: true, paused: false };
             self.act(SourceAction::RunRound);
         }
     }
 
-    fn guest_paused(&mut self) {
-        let State::Memory { round_running, .. } = self.state else { return };
-        self.deadline = None;
+    fn guest_paused(&mut self, now: Duration) {
+        let State::Memory { round_running, paused: false } = self.state else { return };
+        self.next = None;
+        self.limit = Some(now + self.limits.switchover_timeout);
         self.enter(Phase::Switchover);
         if round_running {
             self.state = State::Memory { round_running, paused: true };
@@ -399,25 +430,39 @@ impl Source {
     fn release(&mut self, now: Duration, epoch: Epoch) {
         self.state = State::Released { epoch };
         self.transmit(Message::Release { epoch });
-        self.deadline = Some(now + self.limits.resend);
+        self.limit = None;
+        self.next = Some(now + self.limits.resend);
     }
 
     fn tick(&mut self, now: Duration) {
-        if self.deadline.is_none_or(|deadline| now < deadline) {
+        if self.limit.is_some_and(|limit| now >= limit) {
+            return self.give_up();
+        }
+        if self.next.is_none_or(|next| now < next) {
             return;
         }
-        self.deadline = None;
+        self.next = None;
         match self.state.clone() {
             State::Released { epoch } => self.release(now, epoch),
             State::Retiring { .. } => self.act(SourceAction::Retire),
             State::RollingBack { .. } => self.act(SourceAction::RollBack),
             State::Memory { .. } => self.continue_rounds(),
-            State::Offered | State::AwaitMemoryReady { .. } | State::Final { .. } => {
-                let seconds = self.limits.answer_timeout.as_secs();
-                self.fail(format!("the peer did not answer within {seconds} s"));
-            }
             _ => {}
         }
+    }
+
+    fn give_up(&mut self) {
+        let (what, time) = match self.state {
+            State::Memory { paused: false, .. } => {
+                ("the peer took nothing of the memory for", self.limits.memory_stall)
+            }
+            State::Memory { .. } | State::Draining | State::Final { .. } => (
+                "the guest could not be handed over, and has stood still for",
+                self.limits.switchover_timeout,
+            ),
+            _ => ("the peer has not answered for", self.limits.answer_timeout),
+        };
+        self.fail(format!("{what} {} s", time.as_secs_f64()));
     }
 
     fn action_failed(&mut self, now: Duration, action: SourceAction, reason: String) {
@@ -426,7 +471,7 @@ impl Source {
             (SourceAction::RollBack, State::RollingBack { .. })
             | (SourceAction::Retire, State::Retiring { .. }) => {
                 self.outputs.push_back(Output::Event(Event::Trouble(short(reason))));
-                self.deadline = Some(now + self.limits.resend);
+                self.next = Some(now + self.limits.resend);
             }
             (SourceAction::RollBack | SourceAction::Retire, _) => {}
             _ => self.fail(reason),
@@ -450,7 +495,7 @@ impl Source {
 
     fn roll_back(&mut self, reason: String) {
         let reason = short(reason);
-        self.deadline = None;
+        (self.next, self.limit) = (None, None);
         self.outputs.push_back(Output::Event(Event::Trouble(reason.clone())));
         self.enter(Phase::RollingBack);
         self.transmit(Message::Abort { reason: reason.clone() });

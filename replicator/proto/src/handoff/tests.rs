@@ -1,6 +1,7 @@
 //! The hand-off on virtual time: both machines, the network between them, the guest and its disks, and every fault we
 //! could think of, from a seed. `LONGHAUL_SEED=n cargo test -p longhaul-proto one_seed -- --nocapture` shows one run.
 
+mod bounds;
 mod cases;
 mod node;
 mod rng;

@@ -44,6 +44,7 @@ fn message() -> impl Strategy<Value = Message> {
         ".{0,200}".prop_map(|reason| Message::Abort { reason }),
         Just(Message::Query),
         Just(Message::Unknown),
+        Just(Message::Preparing),
     ]
 }
 
@@ -356,6 +357,7 @@ fn the_numbers_of_the_document() {
         Message::Abort { reason: text() },
         Message::Query,
         Message::Unknown,
+        Message::Preparing,
     ];
     let records = [
         Record::Started { vm: text(), peer: text(), epoch: Epoch(0) },

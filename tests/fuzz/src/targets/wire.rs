@@ -144,6 +144,7 @@ fn open_messages() -> Vec<Open> {
         Message::Abort { reason: "because".into() },
         Message::Query,
         Message::Unknown,
+        Message::Preparing,
     ];
     let handoff = messages.into_iter().map(|message| Open::Handoff { job, message });
     let fetch = |count| Open::Fetch { names: vec![[5; 32]; count] };

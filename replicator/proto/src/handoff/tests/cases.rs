@@ -61,6 +61,7 @@ fn every_message() -> Vec<Message> {
         abort(),
         Message::Query,
         Message::Unknown,
+        Message::Preparing,
     ]
 }
 
@@ -156,6 +157,7 @@ fn a_promise_is_only_ended_by_the_source() {
         DestinationInput::Message(Message::Final { roots: Vec::new() }),
         DestinationInput::MemoryLoaded,
         DestinationInput::Resumed,
+        DestinationInput::Preparing,
     ];
     for input in inputs {
         let mut destination = destination(&[Record::Ready]);

@@ -31,6 +31,8 @@ pub(super) const LIMITS: Limits = Limits {
     max_rounds: 4,
     round_pause: Duration::from_millis(50),
     answer_timeout: Duration::from_secs(10),
+    memory_stall: Duration::from_secs(10),
+    switchover_timeout: Duration::from_secs(10),
     resend: Duration::from_millis(500),
 };
 
