@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::files;
 use crate::jobs::{self, JobHandle, JobKind};
+use crate::lease::{Leased, Revoked};
 use crate::net::NetError;
 use crate::platform::Platform;
 use crate::transfer::sender::Sender;
@@ -58,8 +59,8 @@ pub enum BaseError {
     #[error("a worker ended unexpectedly")]
     Worker,
     /// A person.
-    #[error("cancelled")]
-    Cancelled,
+    #[error(transparent)]
+    Cancelled(#[from] Revoked),
 }
 
 /// A base image as it is listed.
@@ -101,19 +102,20 @@ pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, 
         RawImage::open_read(image).map_err(|source| BaseError::Image { path: path.clone(), source })?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseAdd, name, None);
     handle.update(|report| report.image_bytes = image.size());
-    let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
-    tokio::task::spawn_blocking(move || {
-        handle.phase("ingest");
-        let outcome = ingest(&platform, &handle, &image, &path, &name);
-        handle.finish(outcome.map_err(|error| error.to_string()));
+    let (job, adding, name) = (handle.clone(), platform.clone(), name.to_owned());
+    platform.jobs.run(&handle, (), move |lease| async move {
+        job.phase("ingest");
+        let image = Leased::new(image, &lease);
+        let working = lease.run_blocking(move || ingest(&adding, &job, &image, &path, &name));
+        working.await.map_err(|_| BaseError::Worker)?
     });
-    Ok(id)
+    Ok(handle.id())
 }
 
 fn ingest(
     platform: &Platform,
     handle: &JobHandle,
-    image: &RawImage,
+    image: &Leased<RawImage>,
     path: &str,
     name: &str,
 ) -> Result<String, BaseError> {
@@ -142,16 +144,11 @@ pub fn push(platform: &Arc<Platform>, name: &str, peers: Vec<String>) -> Result<
     let manifest = platform.store().manifest(name)?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
     handle.update(|report| report.image_bytes = manifest.size() * peers.len() as u64);
-    let (id, platform, name) = (handle.id(), platform.clone(), name.to_owned());
-    tokio::spawn(async move {
-        let pushing = push_to_all(&platform, &handle, &name, &manifest, &peers);
-        let outcome = tokio::select! {
-            outcome = pushing => outcome,
-            () = handle.cancelled() => Err(BaseError::Cancelled),
-        };
-        handle.finish(outcome.map_err(|error| error.to_string()));
+    let (job, pushing, name) = (handle.clone(), platform.clone(), name.to_owned());
+    platform.jobs.run(&handle, (), move |lease| async move {
+        lease.run(push_to_all(&pushing, &job, &name, &manifest, &peers)).await?
     });
-    Ok(id)
+    Ok(handle.id())
 }
 
 async fn push_to_all(

@@ -13,7 +13,6 @@ use crate::config::{Config, HypervisorKind, Layout};
 use crate::home_agent::Home;
 use crate::identity::Identity;
 use crate::jobs::Jobs;
-use crate::migrate::Handoffs;
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::platform::Platform;
@@ -74,7 +73,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     let platform = Arc::new(Platform {
         hypervisor,
         holdings: Holdings { store: Arc::new(store), seeds },
-        handoffs: Handoffs::default(),
+        handoffs: Arc::default(),
         warm: WarmStates::default(),
         addresses,
         home,

@@ -73,7 +73,7 @@ pub async fn estimate(
     mode: Mode,
 ) -> Result<Estimate, EstimateError> {
     let epoch = platform.vms.owned(vm).map_err(MigrateError::from)?.next().0;
-    let plan = plan(platform, vm)?;
+    let plan = plan(platform, vm).await?;
     platform.hypervisor.check_movable(&plan.definition, mode).await.map_err(MigrateError::from)?;
     let connection = platform.network.dial(peer).await?;
     let mut disks = Vec::new();

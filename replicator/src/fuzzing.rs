@@ -5,14 +5,14 @@ use std::path::Path;
 
 use crate::config::{Config, EXAMPLE};
 use crate::jobs::Report;
-use crate::migrate::{Plan, destination};
+use crate::migrate::Plan;
 use crate::peers;
 
 /// Reads `bytes` as a VM's name, up to the first newline, and the plan with which it is offered to us.
 pub fn plan(bytes: &[u8]) {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
     let Ok(vm) = std::str::from_utf8(&bytes[..end]) else { return };
-    let Ok(plan) = destination::parse_plan(vm, &bytes[end + 1..]) else { return };
+    let Ok(plan) = Plan::decode(vm, &bytes[end + 1..]) else { return };
     assert_eq!(plan.definition.name.as_str(), vm);
     assert_eq!(plan.disks.len(), plan.definition.disks.len());
     assert!(plan.disks.len() <= migrate_driver::definition::MAX_DISKS);
@@ -21,8 +21,8 @@ pub fn plan(bytes: &[u8]) {
             plan.definition.disk(&disk.name).is_some() && disk.size <= longhaul_proto::wire::MAX_IMAGE_BYTES
         );
     }
-    let text = serde_json::to_vec(&plan).expect("a plan can be written");
-    assert_eq!(destination::parse_plan(vm, &text).expect("what is written can be read"), plan);
+    let text = plan.encode().expect("a plan can be written");
+    assert_eq!(Plan::decode(vm, &text).expect("what is written can be read"), plan);
 }
 
 /// Reads `bytes` as a configuration file.
@@ -65,7 +65,7 @@ pub fn plans() -> Vec<Vec<u8>> {
         r#""boot_files": [{"path": "/vmlinuz", "blake3": "00"}]}"#,
     );
     let (name, text) = plan.split_once('\n').expect("a name and a plan");
-    let parsed: Plan = destination::parse_plan(name, text.as_bytes()).expect("a plan");
+    let parsed: Plan = Plan::decode(name, text.as_bytes()).expect("a plan");
     let written = serde_json::to_vec(&parsed).expect("a plan can be written");
     let size = |bytes: u64| plan.replace("4294967296", &bytes.to_string()).into_bytes();
     let most = longhaul_proto::wire::MAX_IMAGE_BYTES;

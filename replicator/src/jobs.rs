@@ -8,9 +8,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use longhaul_proto::JobId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::files;
+use crate::lease::Lease;
 use crate::random::random;
 use crate::transfer::Counters;
 
@@ -167,7 +170,7 @@ struct Job {
     counters: Arc<Counters>,
     memory: std::sync::atomic::AtomicU64,
     clock: Mutex<Clock>,
-    cancel: Notify,
+    cancel: CancellationToken,
     cancellable: bool,
 }
 
@@ -189,6 +192,11 @@ impl JobHandle {
     /// The job's id.
     pub fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Makes sure that the job ends with the task that holds the guard.
+    pub fn guard(&self) -> JobGuard {
+        JobGuard(self.clone())
     }
 
     /// What it works on.
@@ -232,11 +240,14 @@ impl JobHandle {
 
     /// Resolves when somebody cancels the job.
     pub async fn cancelled(&self) {
-        self.job.cancel.notified().await;
+        self.job.cancel.cancelled().await;
     }
 
-    /// Ends the job and keeps its report.
+    /// Ends the job and keeps its report. A job ends once: a second outcome is dropped.
     pub fn finish(&self, outcome: Result<String, String>) -> Report {
+        if self.job.report.borrow().state != JobState::Running {
+            return self.job.report.borrow().clone();
+        }
         self.close_phase();
         self.job.report.send_modify(|report| match outcome {
             Ok(summary) => {
@@ -266,6 +277,23 @@ impl JobHandle {
                 (phase.ms, phase.wire_bytes) = (ms, bytes);
             }
         });
+    }
+}
+
+/// A job that ends when this is dropped, if nothing has ended it before: whatever becomes of the task that works for it,
+/// also a panic, its report is finished.
+pub struct JobGuard(JobHandle);
+
+impl JobGuard {
+    /// Ends the job and keeps its report.
+    pub fn finish(self, outcome: Result<String, String>) {
+        self.0.finish(outcome);
+    }
+}
+
+impl Drop for JobGuard {
+    fn drop(&mut self) {
+        self.0.finish(Err("the job broke off; the daemon's log has the reason".to_owned()));
     }
 }
 
@@ -306,6 +334,8 @@ fn millis(since: Instant) -> f64 {
 /// All jobs of a platform.
 pub struct Jobs {
     dir: PathBuf,
+    /// The tasks of those that run.
+    tasks: TaskTracker,
     running: Mutex<HashMap<JobId, Arc<Job>>>,
     reports: Mutex<HashMap<JobId, Report>>,
 }
@@ -345,7 +375,8 @@ impl Jobs {
                 None => tracing::warn!("{} is no report; left alone", path.display()),
             }
         }
-        Ok(Jobs { dir: dir.to_owned(), running: Mutex::default(), reports: Mutex::new(reports) })
+        let (tasks, running) = Default::default();
+        Ok(Jobs { dir: dir.to_owned(), tasks, running, reports: Mutex::new(reports) })
     }
 
     /// Begins a job.
@@ -356,11 +387,52 @@ impl Jobs {
             counters: Arc::default(),
             memory: Default::default(),
             clock: Mutex::new(Clock { started: now, phase_started: now, phase_wire: 0 }),
-            cancel: Notify::new(),
+            cancel: CancellationToken::new(),
             cancellable: !matches!(kind, JobKind::MigrateIn | JobKind::BaseAdd),
         });
         self.running().insert(id, job.clone());
         JobHandle { id, job, jobs: self.clone() }
+    }
+
+    /// Runs a task that ends its job by itself.
+    pub fn own(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Runs a job's work. The work gets the job's lease, which is revoked when somebody cancels the job; the work then
+    /// ends soon with an error of its own. Before the report is finished everything that runs under the lease has
+    /// ended and `keep` (what the job holds meanwhile) is dropped.
+    pub fn run<F, E>(
+        &self,
+        handle: &JobHandle,
+        keep: impl Send + 'static,
+        work: impl FnOnce(Lease) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<String, E>> + Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let handle = handle.clone();
+        self.tasks.spawn(async move {
+            let guard = handle.guard();
+            let lease = Lease::new();
+            // A task of its own, so that a panic is an outcome too.
+            let mut working = lease.spawn_to_end(work(lease.clone()));
+            let ended = tokio::select! {
+                ended = &mut working => ended,
+                () = handle.cancelled() => {
+                    lease.revoke();
+                    working.await
+                }
+            };
+            lease.end().await;
+            drop(keep);
+            guard.finish(match ended {
+                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Err(broken) => {
+                    Err(format!("internal error, please report it with the daemon's log: {broken}"))
+                }
+            });
+        });
     }
 
     /// A job's report as it stands.
@@ -395,7 +467,7 @@ impl Jobs {
     pub fn cancel(&self, id: JobId) -> Result<(), JobError> {
         match self.running().get(&id) {
             Some(job) if job.cancellable => {
-                job.cancel.notify_one();
+                job.cancel.cancel();
                 Ok(())
             }
             Some(job) => Err(JobError::NotCancellable { job: id, why: job.why_not() }),

@@ -47,6 +47,14 @@ pub enum JournalFileError {
     },
 }
 
+impl JournalFileError {
+    /// The thread that was writing broke off: what it has written is not known.
+    pub(crate) fn lost(path: &Path) -> Self {
+        let source = io::Error::other("the thread that was writing it broke off");
+        JournalFileError::Doubtful { path: path.to_owned(), source }
+    }
+}
+
 /// One hand-off's journal.
 #[derive(Debug)]
 pub struct JournalFile {
@@ -82,6 +90,17 @@ impl JournalFile {
         file.sync_all().map_err(io)?;
         let length = good.max(journal::HEADER.len()) as u64;
         Ok(JournalFile { path: path.to_owned(), file, length, records })
+    }
+
+    /// Nothing can be written to it any more, and nothing taken back.
+    #[cfg(test)]
+    pub(crate) fn break_off(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What it holds.

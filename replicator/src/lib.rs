@@ -21,6 +21,8 @@ pub mod identity;
 pub mod incoming;
 pub mod jobs;
 pub mod journal;
+pub mod landing;
+pub mod lease;
 pub mod migrate;
 pub mod mobile_node;
 pub mod net;

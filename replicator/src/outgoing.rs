@@ -15,6 +15,7 @@ use migrate_driver::{
 
 use crate::address;
 use crate::jobs::JobHandle;
+use crate::lease::{Lease, Leased, Revoked};
 use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
 use crate::net::{self, NetError};
@@ -57,6 +58,9 @@ pub enum OutgoingError {
         /// Why.
         reason: String,
     },
+    /// The migration is being undone.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
     /// After a restart there is nothing to go on with.
     #[error("the disks of this migration are not open")]
     NotOpen,
@@ -110,10 +114,10 @@ impl Outgoing {
         handle: JobHandle,
         vm: VmName,
         link: Arc<Link>,
-        data: Option<(&Plan, Mode)>,
+        data: Option<(Plan, Mode)>,
         limits: Limits,
     ) -> Self {
-        let (plan, mode) = data.map_or((None, Mode::default()), |(plan, mode)| (Some(plan.clone()), mode));
+        let (plan, mode) = data.map_or((None, Mode::default()), |(plan, mode)| (Some(plan), mode));
         let disks = plan.as_ref().map_or_else(Vec::new, |plan| {
             plan.disks.iter().cloned().zip(plan.definition.disks.iter().cloned()).collect()
         });
@@ -127,7 +131,7 @@ impl Outgoing {
     }
 
     /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
-    pub async fn copy_disks(&self) -> Result<u64, OutgoingError> {
+    pub async fn copy_disks(&self, lease: &Lease) -> Result<u64, OutgoingError> {
         let connection = self.link.connection().await?;
         let overlays = self.tap_disks().await?;
         let mut open = self.open.lock().await;
@@ -156,9 +160,14 @@ impl Outgoing {
             open.push(Disk { name: disk.name.clone(), image, overlay, tree, sender });
         }
         for (disk, (_, definition)) in open.iter_mut().zip(&self.disks) {
-            let hashed = refresh(disk);
+            let hashed = refresh(disk, lease);
             let scanned = async {
-                disk.sender.scan(disk.image.clone(), &definition.path.display().to_string()).await?;
+                disk.sender
+                    .scan(
+                        Arc::new(Leased::new(disk.image.clone(), lease)),
+                        &definition.path.display().to_string(),
+                    )
+                    .await?;
                 disk.sender.sync(0).await
             };
             let (hashed, scanned) = tokio::join!(hashed, scanned);
@@ -194,16 +203,16 @@ impl Outgoing {
     }
 
     /// Sends the blocks written since the last round. Returns their bytes, the time, and the bytes written meanwhile.
-    pub async fn run_round(&self) -> Result<(u64, Duration, u64), OutgoingError> {
+    pub async fn run_round(&self, lease: &Lease) -> Result<(u64, Duration, u64), OutgoingError> {
         let started = Instant::now();
         let mut open = self.open.lock().await;
         let mut sent = 0;
         for disk in open.iter_mut() {
-            sent += send_dirty(disk).await?;
+            sent += send_dirty(disk, lease).await?;
         }
         if sent > 0 {
             for disk in open.iter_mut() {
-                let hashed = refresh(disk);
+                let hashed = refresh(disk, lease);
                 let synced = disk.sender.sync(1);
                 let (hashed, synced) = tokio::join!(hashed, synced);
                 synced.map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
@@ -215,7 +224,7 @@ impl Outgoing {
     }
 
     /// Starts the memory stream, relays it, and returns once the guest is paused.
-    pub async fn send_memory(&self) -> Result<(), OutgoingError> {
+    pub async fn send_memory(&self, lease: &Lease) -> Result<(), OutgoingError> {
         let connection = self.link.connection().await?;
         // The hypervisor's share: the disk's last round, the device state and the resume want some of it too.
         let (mode, max_downtime) = (self.mode, self.limits.max_downtime / 2);
@@ -225,8 +234,9 @@ impl Outgoing {
         net::send(&mut send, &Open::Memory { job: self.handle.id() }).await?;
         let handle = self.handle.clone();
         let floor = self.platform.hypervisor.memory_floor_bytes();
-        // Ends by itself: with the hypervisor's stream, or with the connection, of which the link tells.
-        tokio::spawn(async move {
+        // Ends with the hypervisor's stream or with the connection, of which the link tells; and when the migration is
+        // undone, since a hypervisor that waits for its stream to be read answers nobody.
+        lease.spawn(async move {
             if let Err(error) =
                 memory::send(memory, send, recv, floor, |bytes| handle.add_memory(bytes)).await
             {
@@ -253,21 +263,21 @@ impl Outgoing {
     }
 
     /// Sends the last blocks and computes the roots from the source's own images.
-    pub async fn send_final(&self) -> Result<Vec<Root>, OutgoingError> {
+    pub async fn send_final(&self, lease: &Lease) -> Result<Vec<Root>, OutgoingError> {
         let mut open = self.open.lock().await;
         if open.is_empty() && !self.disks.is_empty() {
             return Err(OutgoingError::NotOpen);
         }
         let mut roots = Vec::new();
         for disk in open.iter_mut() {
-            send_dirty(disk).await?;
+            send_dirty(disk, lease).await?;
             disk.sender
                 .mark(FINAL_MARK)
                 .await
                 .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
         }
         for disk in open.iter_mut() {
-            refresh(disk).await?;
+            refresh(disk, lease).await?;
             let root = disk.tree.lock().unwrap_or_else(PoisonError::into_inner).root();
             roots.push(*root.as_bytes());
         }
@@ -306,7 +316,7 @@ impl Outgoing {
     }
 }
 
-async fn send_dirty(disk: &mut Disk) -> Result<u64, OutgoingError> {
+async fn send_dirty(disk: &mut Disk, lease: &Lease) -> Result<u64, OutgoingError> {
     let ranges: Vec<Range<u64>> = disk.overlay.take_dirty();
     if ranges.is_empty() {
         return Ok(0);
@@ -316,17 +326,16 @@ async fn send_dirty(disk: &mut Disk) -> Result<u64, OutgoingError> {
         ranges.iter().for_each(|range| tree.mark(range.clone()));
     }
     disk.sender
-        .delta(Arc::new(OverlayImage(disk.overlay.clone())), ranges)
+        .delta(Arc::new(Leased::new(OverlayImage(disk.overlay.clone()), lease)), ranges)
         .await
         .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })
 }
 
 /// Hashes again what was written, on a blocking thread. What is written meanwhile is marked again by a later round.
-fn refresh(disk: &Disk) -> impl Future<Output = Result<(), OutgoingError>> + use<> {
-    let (image, tree) = (disk.image.clone(), disk.tree.clone());
-    let hashed = tokio::task::spawn_blocking(move || {
-        tree.lock().unwrap_or_else(PoisonError::into_inner).refresh(&*image).map(drop)
-    });
+fn refresh(disk: &Disk, lease: &Lease) -> impl Future<Output = Result<(), OutgoingError>> + use<> {
+    let (image, tree) = (Leased::new(disk.image.clone(), lease), disk.tree.clone());
+    let hashed = lease
+        .run_blocking(move || tree.lock().unwrap_or_else(PoisonError::into_inner).refresh(&image).map(drop));
     let name = disk.name.clone();
     async move {
         let io = |source| OutgoingError::Io { what: format!("hashing disk '{name}'"), source };

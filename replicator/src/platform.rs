@@ -46,7 +46,7 @@ pub struct Platform {
     /// Its jobs.
     pub jobs: Arc<Jobs>,
     /// Its hand-offs.
-    pub handoffs: Handoffs,
+    pub handoffs: Arc<Handoffs>,
     /// What lets its VMs' addresses follow them, when it is configured.
     pub addresses: Option<Addresses>,
     /// The home agent, on the host that is one.

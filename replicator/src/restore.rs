@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use chunkstore::{Manifest, RawImage, ReadImage, Restored, Seeds, Store, StoreError};
 use longhaul_proto::JobId;
@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::config::Layout;
 use crate::files;
 use crate::jobs::{self, JobHandle, JobKind};
+use crate::lease::Lease;
 use crate::platform::Platform;
 use crate::transfer::Counters;
 use crate::transfer::sink::Holdings;
@@ -137,21 +138,19 @@ pub fn restore(
     let target = Target::open(request, manifest.size())?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
     handle.update(|report| report.image_bytes = manifest.size());
-    let (id, holdings, name) = (handle.id(), platform.holdings.clone(), name.to_owned());
-    tokio::spawn(async move {
-        handle.phase("restore");
-        let outcome = write_out(holdings, &handle, manifest, target).await.map(|(path, restored)| {
-            handle.update(|report| report.result = Some(json!(restored)));
-            format!(
-                "base '{name}' is in {}: {} bytes written, {} bytes of data became a hole",
-                path.display(),
-                restored.written_bytes,
-                restored.zeroed_bytes
-            )
-        });
-        handle.finish(outcome.map_err(|error| error.to_string()));
+    let (job, holdings, name) = (handle.clone(), platform.holdings.clone(), name.to_owned());
+    platform.jobs.run(&handle, (), move |lease| async move {
+        job.phase("restore");
+        let (path, restored) = write_out(holdings, &job, &lease, manifest, target).await?;
+        job.update(|report| report.result = Some(json!(restored)));
+        Ok::<_, RestoreError>(format!(
+            "base '{name}' is in {}: {} bytes written, {} bytes of data became a hole",
+            path.display(),
+            restored.written_bytes,
+            restored.zeroed_bytes
+        ))
     });
-    Ok(id)
+    Ok(handle.id())
 }
 
 /// Where a base goes, looked at and open as far as it is there.
@@ -230,29 +229,24 @@ impl Target {
 async fn write_out(
     holdings: Holdings,
     handle: &JobHandle,
+    lease: &Lease,
     manifest: Manifest,
     target: Target,
 ) -> Result<(PathBuf, Restored), RestoreError> {
     let counters = handle.counters();
     Counters::add(&counters.data, manifest.data_bytes());
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    let mut working = tokio::task::spawn_blocking(move || {
+    let asked = lease.clone();
+    let working = lease.run_blocking(move || {
         // The base may be removed meanwhile; what it is made of stays until this is done.
         let _pin = holdings.store.pin();
         let watch = |done| {
             counters.scanned.store(done, Ordering::Relaxed);
-            if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if asked.check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let restored = target.write(&holdings.store, &holdings.seeds, &manifest, &watch)?;
         Ok((target.path().to_owned(), restored))
     });
-    loop {
-        tokio::select! {
-            done = &mut working => return done.map_err(|_| RestoreError::Worker)?,
-            () = handle.cancelled() => stop.store(true, Ordering::Relaxed),
-        }
-    }
+    working.await.map_err(|_| RestoreError::Worker)?
 }
 
 /// Refuses what the platform keeps its own things in, and its VMs' disks, by whatever name they are reached.

@@ -9,9 +9,11 @@ use longhaul_proto::wire::{
     self, Open, PeerStatus, PermitAnswer, Refusal, RefusalKind, Target, TargetStatus,
 };
 use quinn::{Connection, RecvStream, SendStream};
+use tokio::task::JoinSet;
 
 use crate::files;
-use crate::incoming;
+use crate::landing;
+use crate::lease::Lease;
 use crate::migrate::{self, destination};
 use crate::net::{self, Dialled, NetError};
 use crate::platform::Platform;
@@ -20,16 +22,27 @@ use crate::transfer::sink::{BaseSink, EstimateSink, Sink};
 
 /// Serves every connection, from either side, until the endpoint is closed.
 pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
+    let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             incoming = platform.network.accept() => match incoming {
-                Some(incoming) => drop(tokio::spawn(admit(platform.clone(), incoming))),
+                Some(incoming) => drop(connections.spawn(admit(platform.clone(), incoming))),
                 None => return,
             },
             Some((peer, connection)) = dialled.recv() => {
-                tokio::spawn(serve_connection(platform.clone(), peer, connection));
+                connections.spawn(serve_connection(platform.clone(), peer, connection));
             }
+            Some(ended) = connections.join_next() => note_panic(ended),
         }
+    }
+}
+
+/// A stream that breaks us is its own loss.
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(broken) = ended
+        && broken.is_panic()
+    {
+        tracing::error!("serving a peer: {broken}");
     }
 }
 
@@ -41,24 +54,30 @@ async fn admit(platform: Arc<Platform>, incoming: quinn::Incoming) {
     }
 }
 
+/// Serves the streams of one connection, as many as QUIC lets its peer open, until it has ended and they have.
 async fn serve_connection(platform: Arc<Platform>, peer: String, connection: Connection) {
+    let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (platform, peer) = (platform.clone(), peer.clone());
-                    tokio::spawn(async move { told(&peer, serve_bi(&platform, &peer, send, recv).await) });
+                    streams.spawn(async move { told(&peer, serve_bi(&platform, &peer, send, recv).await) });
                 }
-                Err(_) => return,
+                Err(_) => break,
             },
             stream = connection.accept_uni() => match stream {
                 Ok(recv) => {
                     let (platform, peer, connection) = (platform.clone(), peer.clone(), connection.clone());
-                    tokio::spawn(async move { told(&peer, serve_uni(&platform, &peer, &connection, recv).await) });
+                    streams.spawn(async move { told(&peer, serve_uni(&platform, &peer, &connection, recv).await) });
                 }
-                Err(_) => return,
+                Err(_) => break,
             },
+            Some(ended) = streams.join_next() => note_panic(ended),
         }
+    }
+    while let Some(ended) = streams.join_next().await {
+        note_panic(ended);
     }
 }
 
@@ -93,7 +112,7 @@ async fn handoff(
     }
     let answer = match message {
         Message::Offer { vm, epoch, plan } => {
-            match destination::offered(platform, job, peer, connection, (vm, epoch, plan)) {
+            match destination::offered(platform, job, peer, connection, (vm, epoch, plan)).await {
                 Ok(()) => return,
                 Err(error) => {
                     Message::Abort { reason: format!("'{}' refused: {error}", platform.config.name) }
@@ -114,9 +133,12 @@ async fn serve_bi(
     match net::expect::<Open>(&mut recv).await? {
         Open::Transfer { target, size } => {
             let migration = match &target {
-                Target::Migration { job, .. } => platform.handoffs.incoming(*job, peer).map(|(port, _)| port),
+                Target::Migration { job, .. } => platform.handoffs.incoming(*job, peer),
                 _ => None,
             };
+            // What a migration writes is written under its lease; the rest is the stream's own.
+            let lease = migration.as_ref().and_then(|port| Some(port.incoming()?.lease().clone()));
+            let lease = lease.unwrap_or_else(Lease::new);
             let (opening, asked) = (platform.clone(), target.clone());
             let owner = peer.to_owned();
             let opened =
@@ -130,24 +152,32 @@ async fn serve_bi(
                     return Ok(());
                 }
             };
-            if let Err(error) = receiver::receive(send, recv, status, size, sink).await {
+            let receiving = lease.track(receiver::receive(send, recv, status, size, sink, &lease));
+            if let Ok(Err(error)) = lease.run(receiving).await {
                 tracing::info!("a transfer from peer '{peer}' ended early: {error}");
                 if let Some(port) = migration {
-                    port.input(DestinationInput::Failed { reason: format!("at the destination: {error}") });
+                    let reason = format!("at the destination: {error}");
+                    port.input(DestinationInput::Failed { reason }).await;
                 }
             }
         }
         Open::Memory { job } => {
-            let Some((port, incoming)) = platform.handoffs.incoming(job, peer) else {
+            let port = platform.handoffs.incoming(job, peer);
+            let Some((port, incoming)) =
+                port.and_then(|port| port.incoming().map(|incoming| (port, incoming)))
+            else {
                 return Err(NetError::Lost(format!(
                     "it sends memory for job {job}, which is not going on here"
                 )));
             };
-            let input = match incoming.load_memory((send, recv), |bytes| port.count_memory(bytes)).await {
-                Ok(()) => DestinationInput::MemoryLoaded,
-                Err(error) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
+            let lease = incoming.lease();
+            let loading = lease.track(incoming.load_memory((send, recv), |bytes| port.count_memory(bytes)));
+            let input = match lease.run(loading).await {
+                Ok(Ok(())) => DestinationInput::MemoryLoaded,
+                Ok(Err(error)) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
+                Err(_) => return Ok(()),
             };
-            port.input(input);
+            port.input(input).await;
         }
         Open::Status => {
             let free_bytes = files::free_bytes(&platform.layout.store()).unwrap_or(0);
@@ -203,7 +233,8 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
             }
         }
         Target::Migration { job, disk } => {
-            let (_, incoming) = platform.handoffs.incoming(*job, peer).ok_or_else(|| {
+            let port = platform.handoffs.incoming(*job, peer);
+            let incoming = port.and_then(|port| port.incoming()).ok_or_else(|| {
                 refusal(
                     RefusalKind::Unknown,
                     format!("job {job} is not going on here, or its disks are not ready"),
@@ -216,7 +247,7 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Estimate { vm, disk } => {
             name("VM", vm)?;
             name("disk", disk)?;
-            let start = incoming::existing_image(platform, vm, disk);
+            let start = landing::existing_image(platform, vm, disk);
             let sink = EstimateSink::new(platform.holdings.clone(), start);
             Ok((platform.replicas.status(vm, disk), Box::new(sink)))
         }

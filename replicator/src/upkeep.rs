@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chunkstore::{
@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::jobs::{self, JobHandle, JobKind};
+use crate::lease::Lease;
 use crate::net::{self, NetError};
 use crate::platform::Platform;
 use crate::transfer::sink::Holdings;
@@ -103,10 +104,10 @@ pub fn gc(platform: &Arc<Platform>, request: GcRequest) -> JobId {
     let options = request.waste_percent.map_or_else(GcOptions::default, |waste_percent| GcOptions {
         waste_percent: waste_percent.clamp(1, 100),
     });
-    begin(platform, JobKind::StoreGc, "store", move |platform, handle| async move {
+    begin(platform, JobKind::StoreGc, "store", move |platform, handle, lease| async move {
         let store = platform.store().clone();
         let progress = Phases::new(&handle);
-        stoppable(&handle, move |stop| {
+        stoppable(&lease, move |stop| {
             let watch = |now: GcProgress| {
                 progress.gc(now);
                 stop()
@@ -140,19 +141,16 @@ pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId,
         platform.store().manifest(base)?;
     }
     let subject = request.base.clone().unwrap_or_else(|| "store".to_owned());
-    Ok(begin(platform, JobKind::StoreVerify, &subject, move |platform, handle| async move {
+    Ok(begin(platform, JobKind::StoreVerify, &subject, move |platform, handle, lease| async move {
         handle.phase("verify");
-        let report = read_back(&platform, &handle, &request).await?;
+        let report = read_back(&platform, &handle, &lease, &request).await?;
         let mut healed = 0;
         if request.heal {
             handle.phase("heal");
-            healed = tokio::select! {
-                healed = heal(&platform, &handle) => healed?,
-                () = handle.cancelled() => return Err(StoreError::Stopped.into()),
-            };
+            healed = lease.run(heal(&platform, &handle, &lease)).await.map_err(|_| StoreError::Stopped)??;
         }
         let store = platform.store().clone();
-        let missing = blocking(move || Ok(store.missing()?)).await?;
+        let missing = blocking(&lease, move || Ok(store.missing()?)).await?;
         // What was bad and has been healed is sound again; what is bad and no base needs does no harm after that.
         let unhealed = if request.heal { 0 } else { report.damaged.len() };
         let unreadable = report.broken.iter().filter(|broken| broken.error.is_some()).count();
@@ -183,10 +181,10 @@ pub fn export(platform: &Arc<Platform>, path: &Path, names: Vec<String>) -> Resu
         platform.store().manifest(name)?;
     }
     let (path, subject) = (path.to_owned(), names.join(", "));
-    Ok(begin(platform, JobKind::StoreExport, &subject, move |platform, handle| async move {
+    Ok(begin(platform, JobKind::StoreExport, &subject, move |platform, handle, lease| async move {
         handle.phase("export");
         let (store, counters) = (platform.store().clone(), handle.counters());
-        stoppable(&handle, move |stop| {
+        stoppable(&lease, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
                 stop()
@@ -224,11 +222,11 @@ pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<Jo
     let mut file = chunkstore::open_regular(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let (path, subject) = (path.to_owned(), path.display().to_string());
-    Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle| async move {
+    Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle, lease| async move {
         handle.phase("import");
         handle.update(|report| report.image_bytes = length);
         let (store, counters) = (platform.store().clone(), handle.counters());
-        stoppable(&handle, move |stop| {
+        stoppable(&lease, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
                 stop()
@@ -246,48 +244,39 @@ fn begin<F>(
     platform: &Arc<Platform>,
     kind: JobKind,
     subject: &str,
-    work: impl FnOnce(Arc<Platform>, JobHandle) -> F,
+    work: impl FnOnce(Arc<Platform>, JobHandle, Lease) -> F + Send + 'static,
 ) -> JobId
 where
     F: Future<Output = Result<(String, Value), UpkeepError>> + Send + 'static,
 {
     let handle = platform.jobs.begin(jobs::new_id(), kind, subject, None);
-    let id = handle.id();
-    let working = work(platform.clone(), handle.clone());
-    tokio::spawn(async move {
-        let outcome = working.await.map(|(summary, result)| {
-            handle.update(|report| report.result = Some(result));
-            summary
-        });
-        handle.finish(outcome.map_err(|error| error.to_string()));
+    let (job, platform) = (handle.clone(), platform.clone());
+    let jobs = platform.jobs.clone();
+    jobs.run(&handle, (), move |lease| async move {
+        let (summary, result) = work(platform, job.clone(), lease).await?;
+        job.update(|report| report.result = Some(result));
+        Ok::<_, UpkeepError>(summary)
     });
-    id
+    handle.id()
 }
 
 async fn blocking<T: Send + 'static>(
+    lease: &Lease,
     work: impl FnOnce() -> Result<T, UpkeepError> + Send + 'static,
 ) -> Result<T, UpkeepError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| UpkeepError::Worker)?
+    lease.run_blocking(work).await.map_err(|_| UpkeepError::Worker)?
 }
 
 /// Runs synchronous work off the runtime; it learns by the question it is given that somebody has cancelled the job.
 async fn stoppable<T: Send + 'static>(
-    handle: &JobHandle,
+    lease: &Lease,
     work: impl FnOnce(&dyn Fn() -> ControlFlow<()>) -> Result<T, UpkeepError> + Send + 'static,
 ) -> Result<T, UpkeepError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    let mut working = tokio::task::spawn_blocking(move || {
-        work(&|| {
-            if asked.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
-    });
-    loop {
-        tokio::select! {
-            done = &mut working => return done.map_err(|_| UpkeepError::Worker)?,
-            () = handle.cancelled() => stop.store(true, Ordering::Relaxed),
-        }
-    }
+    let asked = lease.clone();
+    blocking(lease, move || {
+        work(&|| if asked.check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })
+    .await
 }
 
 /// Turns a collection's progress into phases of its job.
@@ -320,6 +309,7 @@ impl Phases {
 async fn read_back(
     platform: &Arc<Platform>,
     handle: &JobHandle,
+    lease: &Lease,
     request: &VerifyRequest,
 ) -> Result<VerifyReport, UpkeepError> {
     let scope = match (&request.base, request.sample) {
@@ -330,7 +320,7 @@ async fn read_back(
     };
     let (store, counters) = (platform.store().clone(), handle.counters());
     let limit = request.limit_mib_s.map(|mib| f64::from(mib.max(1)) * f64::from(1 << 20));
-    stoppable(handle, move |stop| {
+    stoppable(lease, move |stop| {
         let started = Instant::now();
         let watch = |bytes: u64| {
             counters.scanned.store(bytes, Ordering::Relaxed);
@@ -348,9 +338,9 @@ async fn read_back(
 }
 
 /// Fetches what references lack: from images here, then from peers. Gives the number of chunks that are back.
-async fn heal(platform: &Arc<Platform>, handle: &JobHandle) -> Result<usize, UpkeepError> {
+async fn heal(platform: &Arc<Platform>, handle: &JobHandle, lease: &Lease) -> Result<usize, UpkeepError> {
     let holdings = platform.holdings.clone();
-    let (mut healed, mut missing) = blocking(move || from_seeds(&holdings)).await?;
+    let (mut healed, mut missing) = blocking(lease, move || from_seeds(&holdings)).await?;
     for (peer, _) in platform.peers.list() {
         if missing.is_empty() {
             break;
@@ -363,7 +353,7 @@ async fn heal(platform: &Arc<Platform>, handle: &JobHandle) -> Result<usize, Upk
         }
     }
     let store = platform.store().clone();
-    blocking(move || Ok(store.sync()?)).await?;
+    blocking(lease, move || Ok(store.sync()?)).await?;
     Ok(healed)
 }
 

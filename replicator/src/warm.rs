@@ -15,6 +15,7 @@ use migrate_driver::{DiskDefinition, DiskFormat, DriverError, GuestStatus, TapKi
 use quinn::Connection;
 
 use crate::jobs::{self, JobHandle, JobKind};
+use crate::lease::{Lease, Leased, Revoked};
 use crate::net::NetError;
 use crate::outgoing::OverlayImage;
 use crate::platform::Platform;
@@ -72,8 +73,8 @@ pub enum WarmError {
         format: &'static str,
     },
     /// A person.
-    #[error("cancelled")]
-    Cancelled,
+    #[error(transparent)]
+    Cancelled(#[from] Revoked),
 }
 
 impl WarmError {
@@ -83,12 +84,12 @@ impl WarmError {
     }
 }
 
-/// Ends a pass's job, and tells whether trying again later makes sense.
-fn finish(handle: &JobHandle, outcome: Result<String, WarmError>) {
+/// Notes in the report whether trying again later makes sense.
+fn noted(handle: &JobHandle, outcome: Result<String, WarmError>) -> Result<String, WarmError> {
     if outcome.as_ref().is_err_and(WarmError::is_busy) {
         handle.update(|report| report.busy = true);
     }
-    handle.finish(outcome.map_err(|error| error.to_string()));
+    outcome
 }
 
 /// What the last pass of a disk left: what the peer holds, as a hash tree, and the bitmap that records writes since.
@@ -125,18 +126,17 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
         return Err(WarmError::Format { disk: disk.name.clone(), format: disk.format.as_str() });
     }
     let handle = platform.jobs.begin(job, JobKind::Replicate, vm, Some(peer));
-    let (platform, peer) = (platform.clone(), peer.to_owned());
-    tokio::spawn(async move {
-        let pass = Pass { platform, handle: handle.clone(), vm: definition.name.clone(), peer };
-        let outcome = tokio::select! {
-            outcome = pass.run(&definition.disks) => outcome,
-            () = handle.cancelled() => Err(WarmError::Cancelled),
-        };
+    let (jobs, platform, peer) = (platform.jobs.clone(), platform.clone(), peer.to_owned());
+    let pass = Pass { platform, handle: handle.clone(), vm: definition.name.clone(), peer };
+    jobs.run(&handle, hold, move |lease| async move {
+        let outcome = lease
+            .run(pass.run(&lease, &definition.disks))
+            .await
+            .unwrap_or_else(|revoked| Err(revoked.into()));
         if outcome.is_err() {
             pass.clean_up(&definition.disks).await;
         }
-        drop(hold);
-        finish(&handle, outcome);
+        noted(&pass.handle, outcome)
     });
     Ok(job)
 }
@@ -149,7 +149,7 @@ struct Pass {
 }
 
 impl Pass {
-    async fn run(&self, disks: &[DiskDefinition]) -> Result<String, WarmError> {
+    async fn run(&self, lease: &Lease, disks: &[DiskDefinition]) -> Result<String, WarmError> {
         let connection = self.platform.network.dial(&self.peer).await?;
         let running = match self.platform.hypervisor.status(&self.vm).await? {
             GuestStatus::Stopped => false,
@@ -163,7 +163,7 @@ impl Pass {
         let mut generations = Vec::new();
         let mut ways = Vec::new();
         for disk in disks {
-            let (generation, way) = self.disk(&connection, disk, running).await?;
+            let (generation, way) = self.disk(lease, &connection, disk, running).await?;
             generations.push(format!("{} at generation {generation}", disk.name));
             ways.push(way);
         }
@@ -180,6 +180,7 @@ impl Pass {
     /// One disk. Gives its new generation at the peer and how it was found what to send.
     async fn disk(
         &self,
+        lease: &Lease,
         connection: &Connection,
         disk: &DiskDefinition,
         running: bool,
@@ -190,10 +191,10 @@ impl Pass {
         self.handle.update(|report| report.image_bytes += size);
         let key = (self.vm.to_string(), disk.name.clone(), self.peer.clone());
         let known = self.platform.warm.take(&key);
-        let image = Arc::new(image);
+        let image = Arc::new(Leased::new(image, lease));
         if let (Some(warm), true) = (known, running) {
             self.handle.phase("dirty blocks");
-            match self.dirty_pass(connection, disk, &image, warm).await {
+            match self.dirty_pass(lease, connection, disk, &image, warm).await {
                 Ok(Some(warm)) => {
                     let generation = warm.generation;
                     self.platform.warm.keep(key, warm);
@@ -207,7 +208,7 @@ impl Pass {
             }
         }
         self.handle.phase("scan");
-        let (warm, way) = self.scan_pass(connection, disk, &image, running).await?;
+        let (warm, way) = self.scan_pass(lease, connection, disk, &image, running).await?;
         let generation = warm.generation;
         if running {
             self.platform.warm.keep(key, warm);
@@ -218,9 +219,10 @@ impl Pass {
     /// `None` when a scan is needed instead.
     async fn dirty_pass(
         &self,
+        lease: &Lease,
         connection: &Connection,
         disk: &DiskDefinition,
-        image: &Arc<RawImage>,
+        image: &Arc<Leased<RawImage>>,
         mut warm: Warm,
     ) -> Result<Option<Warm>, WarmError> {
         let hypervisor = &self.platform.hypervisor;
@@ -249,7 +251,7 @@ impl Pass {
         let blocks: Arc<dyn ReadImage> = Arc::new(OverlayImage(overlay));
         let hashed = {
             let (blocks, ranges) = (blocks.clone(), ranges.clone());
-            tokio::task::spawn_blocking(move || {
+            lease.run_blocking(move || {
                 ranges.iter().for_each(|range| warm.tree.mark(range.clone()));
                 warm.tree.refresh(&*blocks).map(|_| warm)
             })
@@ -265,9 +267,10 @@ impl Pass {
 
     async fn scan_pass(
         &self,
+        lease: &Lease,
         connection: &Connection,
         disk: &DiskDefinition,
-        image: &Arc<RawImage>,
+        image: &Arc<Leased<RawImage>>,
         running: bool,
     ) -> Result<(Warm, &'static str), WarmError> {
         let (mut sender, status) = self.open(connection, disk, image.size()).await?;
@@ -283,7 +286,7 @@ impl Pass {
         };
         let hashed = {
             let moment = moment.clone();
-            tokio::task::spawn_blocking(move || {
+            lease.run_blocking(move || {
                 let mut tree = ImageTree::new(moment.size());
                 tree.mark_all();
                 tree.refresh(&*moment).map(|_| tree)
@@ -351,7 +354,7 @@ impl Pass {
 
 /// The disk as it was at the tap: old data where the guest has written since, else the image.
 struct Moment {
-    image: Arc<RawImage>,
+    image: Arc<Leased<RawImage>>,
     overlay: Arc<Overlay>,
 }
 
@@ -411,13 +414,12 @@ pub fn send_image(
     let handle = platform.jobs.begin(job, JobKind::ImageSend, name, Some(peer));
     handle.update(|report| report.image_bytes = open.size());
     let (platform, peer, name) = (platform.clone(), peer.to_owned(), name.to_owned());
-    tokio::spawn(async move {
-        let sending = send_one(&platform, &handle, Arc::new(open), &peer, &name);
-        let outcome = tokio::select! {
-            outcome = sending => outcome,
-            () = handle.cancelled() => Err(WarmError::Cancelled),
-        };
-        finish(&handle, outcome);
+    let (jobs, sending) = (platform.jobs.clone(), handle.clone());
+    jobs.run(&handle, (), move |lease| async move {
+        let image = Arc::new(Leased::new(open, &lease));
+        let path = image.get()?.path().display().to_string();
+        let sent = lease.run(send_one(&platform, &sending, &lease, image, &path, &peer, &name));
+        noted(&sending, sent.await.unwrap_or_else(|revoked| Err(revoked.into())))
     });
     Ok(job)
 }
@@ -425,13 +427,14 @@ pub fn send_image(
 async fn send_one(
     platform: &Platform,
     handle: &JobHandle,
-    image: Arc<RawImage>,
+    lease: &Lease,
+    image: Arc<Leased<RawImage>>,
+    path: &str,
     peer: &str,
     name: &str,
 ) -> Result<String, WarmError> {
     let connection = platform.network.dial(peer).await?;
-    let path = image.path().display().to_string();
-    let transfer = |source| WarmError::Transfer { disk: path.clone(), source };
+    let transfer = |source| WarmError::Transfer { disk: path.to_owned(), source };
     let taken = jobs::unix_ms();
     let target = Target::Replica { vm: name.to_owned(), disk: crate::replicas::IMAGE_DISK.to_owned() };
     handle.phase("scan");
@@ -443,13 +446,13 @@ async fn send_one(
     // it is sent is found out.
     let hashed = {
         let image = image.clone();
-        tokio::task::spawn_blocking(move || {
+        lease.run_blocking(move || {
             let mut tree = ImageTree::new(image.size());
             tree.mark_all();
             tree.refresh(&*image).map(|_| tree.root())
         })
     };
-    sender.scan(image.clone(), &path).await.map_err(transfer)?;
+    sender.scan(image.clone(), path).await.map_err(transfer)?;
     let root = flatten(hashed.await, "hashing the image")?;
     let generation = sender.commit(root, status.generation, taken).await.map_err(|source| {
         if source.is_divergence() {

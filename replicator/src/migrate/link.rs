@@ -8,40 +8,64 @@ use longhaul_proto::JobId;
 use longhaul_proto::handoff::Message;
 use longhaul_proto::wire::Open;
 use quinn::Connection;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
+use crate::lease::Lease;
 use crate::net::{self, NetError, Network};
 
-/// Messages waiting for a connection. More than that are repetitions.
+/// Messages waiting for a connection. Later ones are dropped; the protocol repeats what matters.
 const MAX_QUEUED: usize = 16;
 /// How long a message may take to be acknowledged before its stream is let go.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end of a job waits for its last messages to be delivered.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Live connections that one job watches. A peer that comes by more is answered, but not by the newer ones.
+const MAX_WATCHED: usize = 8;
 
 /// The way to one peer, for one job.
 pub struct Link {
     network: Network,
     peer: String,
-    connection: Mutex<Option<Connection>>,
-    queue: mpsc::Sender<Message>,
-    lost: Box<dyn Fn() + Send + Sync>,
+    connections: Mutex<Connections>,
+    queue: mpsc::Sender<Item>,
+    lost: Arc<Notify>,
+    /// Of the tasks that deliver and watch.
+    lease: Lease,
+    /// Messages that are on their way.
+    deliveries: TaskTracker,
+}
+
+enum Item {
+    Message(Message),
+    /// Everything before this is on its way.
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Default)]
+struct Connections {
+    /// The one that messages are sent by.
+    current: Option<Connection>,
+    /// All whose end is waited for.
+    watched: usize,
 }
 
 impl Link {
-    /// A link to `peer` for `job`; `lost` is called whenever a connection ends or a message could not be sent.
+    /// A link to `peer` for `job`; `lost` is notified whenever a connection ends or a message could not be sent.
     pub fn new(
         network: Network,
         peer: String,
         job: JobId,
         connection: Option<Connection>,
-        lost: impl Fn() + Send + Sync + 'static,
+        lost: Arc<Notify>,
     ) -> Arc<Self> {
-        let (queue, messages) = mpsc::channel(MAX_QUEUED);
-        let link =
-            Arc::new(Link { network, peer, connection: Mutex::default(), queue, lost: Box::new(lost) });
+        let (queue, items) = mpsc::channel(MAX_QUEUED);
+        let (connections, lease, deliveries) = Default::default();
+        let link = Arc::new(Link { network, peer, connections, queue, lost, lease, deliveries });
         if let Some(connection) = connection {
             link.attach(connection);
         }
-        tokio::spawn(deliver_all(Arc::downgrade(&link), job, messages));
+        link.lease.spawn(deliver_all(Arc::downgrade(&link), job, items));
         link
     }
 
@@ -52,33 +76,33 @@ impl Link {
 
     /// Sends a message, or loses it.
     pub fn transmit(&self, message: Message) {
-        if self.queue.try_send(message).is_err() {
+        if self.queue.try_send(Item::Message(message)).is_err() {
             tracing::debug!(peer = %self.peer, "a message is dropped: the peer has been out of reach for long");
         }
     }
 
-    /// Uses this connection from now on.
+    /// Uses this connection from now on. One that was used before and still lives goes on to carry what is under way on
+    /// it; when it ends, that is a loss.
     pub fn attach(self: &Arc<Self>, connection: Connection) {
         let stable_id = connection.stable_id();
-        if self.current().is_some_and(|current| current.stable_id() == stable_id) {
-            return;
-        }
-        let before = self.lock().replace(connection.clone());
-        if before.is_some() {
-            // What was said on it may be lost, and nobody will see it end.
-            (self.lost)();
+        {
+            let mut connections = self.lock();
+            let is_known = connections.current.as_ref().is_some_and(|now| now.stable_id() == stable_id);
+            if is_known || connections.watched == MAX_WATCHED {
+                return;
+            }
+            connections.current = Some(connection.clone());
+            connections.watched += 1;
         }
         let link = Arc::downgrade(self);
-        tokio::spawn(async move {
+        self.lease.spawn(async move {
             connection.closed().await;
-            if let Some(link) = link.upgrade() {
-                let mut current = link.lock();
-                if current.as_ref().is_some_and(|current| current.stable_id() == stable_id) {
-                    *current = None;
-                    drop(current);
-                    (link.lost)();
-                }
-            }
+            let Some(link) = link.upgrade() else { return };
+            let mut connections = link.lock();
+            connections.watched -= 1;
+            connections.current.take_if(|now| now.stable_id() == stable_id);
+            drop(connections);
+            link.lost.notify_one();
         });
     }
 
@@ -92,39 +116,54 @@ impl Link {
         Ok(connection)
     }
 
-    /// Waits a little until what was transmitted is on its way; for the end of a job.
-    pub async fn drain(&self) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
-        while self.queue.capacity() < MAX_QUEUED && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    /// Waits a little until what was transmitted has arrived, then ends everything the link does; for the end of a job.
+    pub async fn close(&self) {
+        let drained = async {
+            let (flush, flushed) = oneshot::channel();
+            if self.queue.send(Item::Flush(flush)).await.is_ok() {
+                // An error means the same: nothing is delivered any more.
+                let _ = flushed.await;
+            }
+            self.deliveries.close();
+            self.deliveries.wait().await;
+        };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+        self.lease.end().await;
     }
 
     fn current(&self) -> Option<Connection> {
-        self.lock().clone().filter(|connection| connection.close_reason().is_none())
+        self.lock().current.clone().filter(|connection| connection.close_reason().is_none())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends the message. Its stream is held until it has arrived, or for as long as it may take.
     async fn deliver(self: &Arc<Self>, job: JobId, message: Message) -> Result<(), NetError> {
         let mut stream = self.connection().await?.open_uni().await?;
         net::send(&mut stream, &Open::Handoff { job, message }).await?;
         let _ = stream.finish();
-        // Held until it has arrived: a connection that is dropped loses what is under way.
-        tokio::spawn(async move { tokio::time::timeout(DELIVERY_TIMEOUT, stream.stopped()).await });
+        let arrived = async move { tokio::time::timeout(DELIVERY_TIMEOUT, stream.stopped()).await };
+        self.lease.spawn(self.deliveries.track_future(arrived));
         Ok(())
     }
 }
 
-async fn deliver_all(link: std::sync::Weak<Link>, job: JobId, mut messages: mpsc::Receiver<Message>) {
-    while let Some(message) = messages.recv().await {
+async fn deliver_all(link: std::sync::Weak<Link>, job: JobId, mut items: mpsc::Receiver<Item>) {
+    while let Some(item) = items.recv().await {
         let Some(link) = link.upgrade() else { return };
+        let message = match item {
+            Item::Message(message) => message,
+            Item::Flush(flushed) => {
+                let _ = flushed.send(());
+                continue;
+            }
+        };
         let label = message.label();
         if let Err(error) = link.deliver(job, message).await {
             tracing::info!(%job, peer = %link.peer, "'{label}' could not be sent: {error}");
-            (link.lost)();
+            link.lost.notify_one();
         }
     }
 }

@@ -66,7 +66,7 @@ pub async fn answer_from_journal(
     message: Message,
     connection: &Connection,
 ) {
-    if platform.handoffs.is_doubtful(job) {
+    if platform.handoffs.is_left(job) {
         return;
     }
     let path = platform.layout.journal().join(format!("{job}.journal"));

@@ -70,3 +70,8 @@ pub(crate) async fn pair() -> Pair {
     let (dialled, admitted) = tokio::join!(a.0.dial("b"), admit);
     Pair { a: dialled.unwrap(), b: admitted, _networks: [a, b] }
 }
+
+/// A platform's end of a network in which nobody else is.
+pub(crate) fn alone() -> (Network, Dialled, TempDir) {
+    Side::new().open()
+}

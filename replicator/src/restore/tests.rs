@@ -104,10 +104,11 @@ async fn cancelling_the_job_stops_the_writing() {
     fs::create_dir(&reports).unwrap();
     let running = Arc::new(jobs::Jobs::load(&reports).unwrap());
     let handle = running.begin(jobs::new_id(), JobKind::BaseRestore, "base", None);
-    running.cancel(handle.id()).unwrap();
+    let lease = Lease::new();
+    lease.revoke();
     let path = dir.path().join("new.raw");
     let target = Target::open(&request(&path, false), manifest.size()).unwrap();
-    let error = write_out(holdings, &handle, manifest, target).await.unwrap_err();
+    let error = write_out(holdings, &handle, &lease, manifest, target).await.unwrap_err();
     assert!(matches!(error, RestoreError::Cancelled { .. }), "{error}");
     assert!(!path.exists());
 }

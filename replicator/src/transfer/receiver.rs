@@ -10,30 +10,43 @@ use longhaul_proto::wire::{
 };
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::sink::Sink;
 use super::{TransferError, id, refuse, unpack};
+use crate::lease::Lease;
 use crate::net::{self, NetError};
 
 /// Messages read ahead of the worker; a message holds a few MiB at most.
 const READ_AHEAD: usize = 32;
 
+/// Chunks that are asked for and have not come; the largest window of a sender holds fewer. Some 50 MiB.
+const MAX_ASKED: usize = 1 << 19;
+/// Places at which one chunk that is on its way may be wanted.
+const MAX_PLACES: usize = 1 << 20;
+
 /// What the wire bounds is what the store takes.
 const _: () = assert!(wire::MAX_CHUNK_BYTES == MAX_CHUNK_BYTES && wire::MAX_GROUP_BYTES == MAX_GROUP_BYTES);
 
 /// Receives one image into `sink`, until the sender ends it. `size` in bytes, already checked against
-/// [`wire::MAX_IMAGE_BYTES`].
+/// [`wire::MAX_IMAGE_BYTES`]. The sink is used under `lease`, and no longer when this returns.
 pub async fn receive(
     mut send: SendStream,
     mut recv: RecvStream,
     status: TargetStatus,
     size: u64,
     sink: Box<dyn Sink>,
+    lease: &Lease,
 ) -> Result<(), TransferError> {
     net::send(&mut send, &ToSender::Accepted(status)).await?;
     let (messages, work) = mpsc::channel(READ_AHEAD);
     let (answers, mut outgoing) = mpsc::channel(READ_AHEAD);
-    let worker = tokio::task::spawn_blocking(move || work_off(Receiver::new(size, sink), work, &answers));
+    // Stops the worker between two messages when this future is dropped, or when the way back is gone: what it has not
+    // begun to apply by then it must not apply.
+    let stop = CancellationToken::new();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let stopped = stop.clone();
+    let worker = lease.run_blocking(move || work_off(Receiver::new(size, sink), work, &answers, &stopped));
     let reader = async {
         let messages = messages;
         while let Some(message) = net::receive::<ToReceiver>(&mut recv).await? {
@@ -58,9 +71,12 @@ pub async fn receive(
         loop {
             tokio::select! {
                 read = &mut reader, if link.is_none() => link = Some(read),
-                written = &mut writer => {
-                    written?;
-                    break link;
+                written = &mut writer => break match written {
+                    Ok(()) => link,
+                    Err(error) => {
+                        stop.cancel();
+                        Some(Err(error))
+                    }
                 }
             }
         }
@@ -88,13 +104,17 @@ fn work_off(
     mut receiver: Receiver,
     mut work: mpsc::Receiver<ToReceiver>,
     answers: &mpsc::Sender<ToSender>,
+    stop: &CancellationToken,
 ) -> Result<(), Refusal> {
     while let Some(message) = work.blocking_recv() {
+        if stop.is_cancelled() {
+            break;
+        }
         match receiver.handle(message) {
             Ok(None) => {}
             Ok(Some(answer)) => {
                 if answers.blocking_send(answer).is_err() {
-                    return Ok(()); // the link is gone; the reader tells
+                    break; // the link is gone
                 }
             }
             Err(refusal) => {
@@ -121,6 +141,8 @@ struct Receiver {
     /// The asked places: the chunk expected there.
     asked: HashMap<(u32, u32), ChunkId>,
     pending: HashMap<ChunkId, Pending>,
+    /// Where pending chunks are wanted beside the first place of each.
+    places: usize,
     finished: bool,
 }
 
@@ -133,6 +155,7 @@ impl Receiver {
             covered: 0,
             asked: HashMap::new(),
             pending: HashMap::new(),
+            places: 0,
             finished: false,
         }
     }
@@ -142,6 +165,9 @@ impl Receiver {
             return Err(protocol("something follows the end of the image".to_owned()));
         }
         match message {
+            ToReceiver::Extents { .. } if self.asked.len() > MAX_ASKED => {
+                Err(protocol(format!("more than {MAX_ASKED} chunks are asked for and have not come")))
+            }
             ToReceiver::Extents { batch, extents } => self.extents(batch, &extents).map(Some),
             ToReceiver::Chunks { batch, indices, data } => self.chunks(batch, &indices, data).map(|()| None),
             ToReceiver::Delta { runs, data } => self.delta(&runs, data).map(|()| None),
@@ -203,6 +229,12 @@ impl Receiver {
             if pending.len != len {
                 return Err(protocol(format!("chunk {name} has two lengths")));
             }
+            if self.places == MAX_PLACES {
+                return Err(protocol(format!(
+                    "chunks on their way are wanted at more than {MAX_PLACES} places"
+                )));
+            }
+            self.places += 1;
             pending.offsets.push(offset);
             self.sink.expect(offset, len, name)?;
             return Ok(false);
@@ -243,7 +275,10 @@ impl Receiver {
             .remove(&(batch, index))
             .ok_or_else(|| protocol(format!("chunk {index} of batch {batch} was not asked for")))?;
         match self.pending.remove(&name) {
-            Some(pending) if chunk.id() == name => Ok(pending.offsets),
+            Some(pending) if chunk.id() == name => {
+                self.places -= pending.offsets.len() - 1;
+                Ok(pending.offsets)
+            }
             _ => Err(protocol(format!("chunk {name} arrived with other content"))),
         }
     }

@@ -15,6 +15,7 @@ use longhaul_proto::wire::{self, Refusal, RefusalKind};
 use tokio::sync::watch;
 
 use super::refuse;
+use crate::lease::Leased;
 
 /// Chunks of one transfer remembered by place, so that one that comes twice is sent once: 40 MiB at most.
 const MAX_PLACED: usize = 1 << 20;
@@ -145,6 +146,8 @@ pub struct Assembly<W> {
     /// What a scan has brought, as far as it came; for who wants to know.
     pub extents: Option<ManifestWriter>,
     holdings: Holdings,
+    /// An image that may hold the same bytes at the same places.
+    like: Option<Arc<RawImage>>,
     _pin: Pin,
     placed: HashMap<ChunkId, u64>,
 }
@@ -158,7 +161,13 @@ impl<W: WriteImage> Assembly<W> {
         extents: Option<ManifestWriter>,
     ) -> Self {
         let pin = holdings.store.pin();
-        Assembly { image, tree, extents, holdings, _pin: pin, placed: HashMap::new() }
+        Assembly { image, tree, extents, holdings, like: None, _pin: pin, placed: HashMap::new() }
+    }
+
+    /// Takes from `like` what it holds of the same bytes at the same places, before anything is asked for.
+    pub fn like(mut self, like: Option<Arc<RawImage>>) -> Self {
+        self.like = like;
+        self
     }
 
     /// See [`Sink::place`]: in place, in the store, elsewhere in this image, in another image.
@@ -168,8 +177,10 @@ impl<W: WriteImage> Assembly<W> {
             self.expect(len, name)?;
             return Ok(true);
         }
-        let found =
-            self.placed.get(&name).copied().and_then(|at| self.read_verified(at, len, name)).or_else(|| {
+        let found = self.placed.get(&name).copied().and_then(|at| self.read_verified(at, len, name));
+        let found = found
+            .or_else(|| self.like.as_ref().and_then(|like| verified(&**like, offset, len, name)))
+            .or_else(|| {
                 let stored = if self.holdings.store.contains(&name) {
                     self.holdings.store.get(&name).ok()
                 } else {
@@ -249,14 +260,22 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     fn read_verified(&self, offset: u64, len: u32, name: ChunkId) -> Option<Bytes> {
-        let mut bytes = vec![0; len as usize];
-        self.image.read_at(offset, &mut bytes).ok()?;
-        (ChunkId::of(&bytes) == name).then(|| bytes.into())
+        verified(&self.image, offset, len, name)
     }
 }
 
-/// A raw image file, written in place.
-pub struct InPlace(pub Arc<RawImage>);
+/// The chunk, if it is what stands there. What cannot be read is not held.
+fn verified(image: &(impl ReadImage + ?Sized), offset: u64, len: u32, name: ChunkId) -> Option<Bytes> {
+    if offset.checked_add(u64::from(len)).is_none_or(|end| end > image.size()) {
+        return None;
+    }
+    let mut bytes = vec![0; len as usize];
+    image.read_at(offset, &mut bytes).ok()?;
+    (ChunkId::of(&bytes) == name).then(|| bytes.into())
+}
+
+/// A raw image file, written in place, for as long as the lease holds.
+pub struct InPlace(pub Leased<Arc<RawImage>>);
 
 impl ReadImage for InPlace {
     fn size(&self) -> u64 {
@@ -274,11 +293,11 @@ impl ReadImage for InPlace {
 
 impl WriteImage for InPlace {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, bytes)
+        self.0.get()?.write_at(offset, bytes)
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zero(offset, len)
+        self.0.get()?.zero(offset, len)
     }
 }
 
@@ -318,7 +337,7 @@ impl Sink for MigrationSink {
 
     /// Writes back and hashes what has come, so that little is left to do while the guest stands still.
     fn sync(&mut self, mark: u32) -> Result<(), Refusal> {
-        let image = self.assembly.image.0.clone();
+        let image = self.assembly.image.0.get().map_err(failed)?.clone();
         let assembly = &mut self.assembly;
         // The disk and a core, each busy with its own.
         let (synced, hashed) = std::thread::scope(|scope| {

@@ -13,7 +13,7 @@ fn moment(dir: &Path) -> Moment {
         image.write_at(leaf * LEAF_BYTES, &[leaf as u8 + 1; LEAF]).unwrap();
     }
     let overlay = Arc::new(Overlay::new(4 * LEAF_BYTES, dir).unwrap());
-    Moment { image: Arc::new(image), overlay }
+    Moment { image: Arc::new(Leased::new(image, &Lease::new())), overlay }
 }
 
 fn read(moment: &Moment, offset: u64) -> [u8; 1] {
@@ -28,7 +28,7 @@ fn what_the_guest_overwrites_is_seen_as_it_was() {
     let moment = moment(dir.path());
     // As QEMU does it: the old data first, then the guest's.
     moment.overlay.write(0, &[1; LEAF]).unwrap();
-    moment.image.write_at(0, &[99; LEAF]).unwrap();
+    moment.image.get().unwrap().write_at(0, &[99; LEAF]).unwrap();
     assert_eq!(read(&moment, 0), [1]);
     assert_eq!(read(&moment, 2 * LEAF_BYTES), [3], "elsewhere the image itself is read");
     assert_eq!(moment.size(), 4 * LEAF_BYTES);
@@ -42,7 +42,7 @@ fn holes_are_skipped_but_not_where_there_was_data() {
     assert_eq!(found.start, 2 * LEAF_BYTES, "the second leaf is a hole");
     // The guest discards the third leaf: its old data goes into the overlay before the hole is punched.
     moment.overlay.write(2 * LEAF_BYTES, &[3; LEAF]).unwrap();
-    moment.image.zero(2 * LEAF_BYTES, LEAF_BYTES).unwrap();
+    moment.image.get().unwrap().zero(2 * LEAF_BYTES, LEAF_BYTES).unwrap();
     assert_eq!(moment.next_data(LEAF_BYTES).unwrap(), Some(2 * LEAF_BYTES..3 * LEAF_BYTES));
     assert_eq!(read(&moment, 2 * LEAF_BYTES), [3]);
     let inside = 2 * LEAF_BYTES + 4096;
@@ -53,7 +53,7 @@ fn holes_are_skipped_but_not_where_there_was_data() {
 fn the_end_of_the_disk_is_no_data() {
     let dir = tempfile::tempdir().unwrap();
     let moment = moment(dir.path());
-    moment.image.zero(3 * LEAF_BYTES, LEAF_BYTES).unwrap();
+    moment.image.get().unwrap().zero(3 * LEAF_BYTES, LEAF_BYTES).unwrap();
     assert_eq!(moment.next_data(3 * LEAF_BYTES).unwrap(), None);
     assert_eq!(moment.next_data(4 * LEAF_BYTES).unwrap(), None);
 }

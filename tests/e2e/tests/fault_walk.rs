@@ -26,39 +26,39 @@ const POINTS: [(&str, Outcome); 32] = [
     ("source:journal:started", Back),
     ("source:journalled:started", Back),
     ("source:transmit:offer", Back),
-    ("dest:journal:accepted", Back),
-    ("dest:journalled:accepted", Back),
-    ("dest:action:prepare_disks", Back),
-    ("dest:transmit:accepted", Back),
+    ("destination:journal:accepted", Back),
+    ("destination:journalled:accepted", Back),
+    ("destination:action:prepare_disks", Back),
+    ("destination:transmit:accepted", Back),
     ("source:action:copy_disks", Back),
     ("source:action:run_round", Back),
     ("source:transmit:start_memory", Back),
-    ("dest:action:start_incoming", Back),
-    ("dest:transmit:memory_ready", Back),
+    ("destination:action:start_incoming", Back),
+    ("destination:transmit:memory_ready", Back),
     ("source:action:send_memory", Back),
     ("source:action:drain_disks", Back),
     ("source:action:send_final", Back),
     ("source:action:finish_memory", Back),
     ("source:transmit:final", Back),
-    ("dest:action:seal_disks", Back),
-    ("dest:journal:ready", Back),
-    ("dest:journalled:ready", Either),
-    ("dest:transmit:ready", Either),
+    ("destination:action:seal_disks", Back),
+    ("destination:journal:ready", Back),
+    ("destination:journalled:ready", Either),
+    ("destination:transmit:ready", Either),
     ("source:journal:released", Back),
     ("source:journalled:released", Forth),
     ("source:transmit:release", Forth),
-    ("dest:journal:owned", Forth),
-    ("dest:journalled:owned", Forth),
-    ("dest:action:resume", Forth),
-    ("dest:journal:resumed", Forth),
-    ("dest:journalled:resumed", Forth),
-    ("dest:transmit:resumed", Forth),
-    ("dest:action:rebind", Forth),
-    ("dest:journal:rebound", Forth),
+    ("destination:journal:owned", Forth),
+    ("destination:journalled:owned", Forth),
+    ("destination:action:resume", Forth),
+    ("destination:journal:resumed", Forth),
+    ("destination:journalled:resumed", Forth),
+    ("destination:transmit:resumed", Forth),
+    ("destination:action:rebind", Forth),
+    ("destination:journal:rebound", Forth),
 ];
 /// The end of the hand-off, where the guest already runs at its new place.
 const LAST_POINTS: [(&str, Outcome); 4] = [
-    ("dest:journalled:rebound", Forth),
+    ("destination:journalled:rebound", Forth),
     ("source:action:retire", Forth),
     ("source:journal:retired", Forth),
     ("source:journalled:retired", Forth),
@@ -68,8 +68,8 @@ const CANCELLED_POINTS: [&str; 5] = [
     "source:action:roll_back",
     "source:journal:rolled_back",
     "source:journalled:rolled_back",
-    "dest:action:discard",
-    "dest:journal:discarded",
+    "destination:action:discard",
+    "destination:journal:discarded",
 ];
 
 /// The guest of a walk, and where it is.
@@ -235,7 +235,7 @@ fn the_destinations_hypervisor_dies_before_the_promise() -> Result<()> {
 #[test]
 fn the_destinations_hypervisor_dies_after_the_promise() -> Result<()> {
     let turn = turn("the_destinations_hypervisor_dies_after_the_promise");
-    for label in ["dest:journalled:ready", "dest:journal:owned"] {
+    for label in ["destination:journalled:ready", "destination:journal:owned"] {
         let mut scene = Scene::boot(Setting { long_life: true, ..Setting::default() })?;
         scene.collector.wait_acked(100, PATIENCE)?;
         scene.sites[1].kill9()?;
@@ -249,7 +249,7 @@ fn the_destinations_hypervisor_dies_after_the_promise() -> Result<()> {
         scene.settle()?;
         let owner = scene.owner()?;
         turn.say(&format!("QEMU killed after {label}: runs at {owner}, exit code {:?}", told.code));
-        assert!(owner == 1 || label != "dest:journal:owned", "it was released and did not go forth");
+        assert!(owner == 1 || label != "destination:journal:owned", "it was released and did not go forth");
         if owner == 0 {
             // Rolled back: it lives on with its memory.
             scene.prove(0)?;

@@ -107,7 +107,7 @@ fn an_address_survives_its_home_agent_and_a_move_that_fails() -> Result<()> {
 
     // The destination dies when it is about to promise: the guest runs on at the source, under its address.
     sites.platforms[1].kill9()?;
-    sites.platforms[1].start_with(&[("LONGHAUL_CRASH_AT", "dest:journal:ready")])?;
+    sites.platforms[1].start_with(&[("LONGHAUL_CRASH_AT", "destination:journal:ready")])?;
     let failed = sites.platforms[0].begin_json(&["migrate", VM, "--to", "b"])?.wait(JOB)?;
     assert_ne!(failed.code, Some(0), "{failed:?}");
     sites.platforms[1].wait_ended(PATIENCE)?;

@@ -265,6 +265,25 @@ pub enum Phase {
     RolledBack,
 }
 
+impl Phase {
+    /// The phase's name in reports.
+    pub fn label(self) -> &'static str {
+        match self {
+            Phase::Prepare => "prepare",
+            Phase::Bulk => "bulk",
+            Phase::Precopy => "precopy",
+            Phase::Memory => "memory",
+            Phase::Switchover => "switchover",
+            Phase::Release => "release",
+            Phase::Resume => "resume",
+            Phase::Rebind => "rebind",
+            Phase::Done => "done",
+            Phase::RollingBack => "rolling_back",
+            Phase::RolledBack => "rolled_back",
+        }
+    }
+}
+
 /// Something to carry out, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output<A> {

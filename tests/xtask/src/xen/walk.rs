@@ -53,11 +53,11 @@ const fn fault(point: &'static str, lost: Lost, outcome: Outcome) -> Fault {
 /// Every message of xl's handshake, every phase of the disk and what stands between them, in order; then the line; last what
 /// costs the guest its memory.
 pub(super) const FAULTS: [Fault; 34] = [
-    fault("dest:action:prepare_disks", Daemon, Back),
+    fault("destination:action:prepare_disks", Daemon, Back),
     fault("source:action:copy_disks", Daemon, Back),
     fault("source:action:run_round", Daemon, Back),
-    fault("dest:action:start_incoming", Daemon, Back),
-    fault("dest:transmit:memory_ready", DaemonAndXl, Back),
+    fault("destination:action:start_incoming", Daemon, Back),
+    fault("destination:transmit:memory_ready", DaemonAndXl, Back),
     fault("source:action:send_memory", Daemon, Back),
     // The domain is suspended, READY not given.
     fault("source:action:drain_disks", Daemon, Back),
@@ -66,38 +66,38 @@ pub(super) const FAULTS: [Fault; 34] = [
     // READY is given, and GO comes.
     fault("source:action:finish_memory", Daemon, Back),
     fault("source:transmit:final", Daemon, Back),
-    fault("dest:action:seal_disks", Daemon, Back),
+    fault("destination:action:seal_disks", Daemon, Back),
     // GO is lost with the xl that said it.
     fault("source:journal:released", DaemonAndXl, Back),
-    fault("dest:journalled:ready", Daemon, Either),
+    fault("destination:journalled:ready", Daemon, Either),
     // The copy is whole, and nobody waits for GO any more.
-    fault("dest:journalled:ready", DaemonAndXl, Either),
+    fault("destination:journalled:ready", DaemonAndXl, Either),
     fault("source:journalled:released", Daemon, Forth),
     fault("source:journalled:released", DaemonAndXl, Forth),
-    fault("dest:journalled:owned", Daemon, Forth),
-    fault("dest:journalled:owned", DaemonAndXl, Forth),
+    fault("destination:journalled:owned", Daemon, Forth),
+    fault("destination:journalled:owned", DaemonAndXl, Forth),
     // The report is lost.
-    fault("dest:journal:resumed", Daemon, Forth),
+    fault("destination:journal:resumed", Daemon, Forth),
     fault("source:action:retire", Daemon, Forth),
     fault("source:transmit:offer", Line, Back),
     fault("source:action:copy_disks", Line, Back),
     fault("source:action:run_round", Line, Back),
-    fault("dest:transmit:memory_ready", Line, Back),
+    fault("destination:transmit:memory_ready", Line, Back),
     fault("source:action:send_memory", Line, Back),
     fault("source:action:drain_disks", Line, Back),
     fault("source:transmit:final", Line, Back),
-    fault("dest:transmit:ready", Line, Either),
+    fault("destination:transmit:ready", Line, Either),
     // Released, and nobody there to hear it until the line is mended.
     fault("source:journal:released", Line, Forth),
     fault("source:transmit:release", Line, Forth),
-    fault("dest:journalled:owned", Line, Forth),
-    fault("dest:transmit:resumed", Line, Forth),
-    fault("dest:journalled:owned", DaemonAndDomain, Forth),
+    fault("destination:journalled:owned", Line, Forth),
+    fault("destination:transmit:resumed", Line, Forth),
+    fault("destination:journalled:owned", DaemonAndDomain, Forth),
 ];
 
 /// Where the source's image is what it was when the VM was released, and the destination's is what the VM will run on: neither
 /// is written to until a daemon is started again.
-const AT_RELEASE: [&str; 2] = ["source:journalled:released", "dest:journalled:owned"];
+const AT_RELEASE: [&str; 2] = ["source:journalled:released", "destination:journalled:owned"];
 
 /// Longer than the daemons' `idle_timeout_s`.
 const CUT: Duration = Duration::from_secs(15);

@@ -1,0 +1,300 @@
+//! Where the disks of a VM that comes in stand on this platform: which file or device, whether it may be written, what it
+//! starts from, and when it takes its place. A path is only a name: what it leads to is looked at, and whose it is. A file
+//! that was there before the migration is neither written nor replaced before the VM is ours.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chunkstore::{FileId, RawImage, ReadImage};
+use longhaul_proto::JobId;
+use migrate_driver::{DiskFormat, VmDefinition, VmName};
+
+use crate::files;
+use crate::migrate::{Plan, PlanDisk};
+use crate::platform::Platform;
+
+/// Room left on the disk beyond what the images take.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// Why a disk cannot stand here.
+#[derive(Debug, thiserror::Error)]
+pub enum LandingError {
+    /// A file of ours.
+    #[error("cannot {doing} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A device of that name is there, and nothing says that it is this VM's.
+    #[error(
+        "cannot create the image {path} of VM '{vm}': it is a device, and no VM of that name is known here; remove it, then \
+         try again",
+        path = .path.display()
+    )]
+    ForeignDevice {
+        /// The path.
+        path: PathBuf,
+        /// The VM.
+        vm: String,
+    },
+    /// It is another VM's by now.
+    #[error(
+        "cannot take VM '{vm}' back: its disk {path} is a disk of VM '{owner}' by now; forget the old place with \
+         `longhaul vm remove {vm}` here, then try again",
+        path = .path.display()
+    )]
+    Taken {
+        /// The path.
+        path: PathBuf,
+        /// The VM that comes.
+        vm: String,
+        /// The VM whose disk it is.
+        owner: String,
+    },
+    /// Somebody uses it.
+    #[error(
+        "cannot take VM '{vm}' back: its disk {path} is in use here ({user}); end that, or forget the old place with \
+         `longhaul vm remove {vm}` here, then try again",
+        path = .path.display()
+    )]
+    InUse {
+        /// The path.
+        path: PathBuf,
+        /// The VM that comes.
+        vm: String,
+        /// Who uses it.
+        user: String,
+    },
+    /// A device of another size.
+    #[error(
+        "cannot write the disk of VM '{vm}' to {path}: the device has {has} bytes, the disk {needs}; give it that size, or \
+         forget the old place with `longhaul vm remove {vm}` here, then try again",
+        path = .path.display()
+    )]
+    DeviceSize {
+        /// The device.
+        path: PathBuf,
+        /// The VM.
+        vm: String,
+        /// The device's bytes.
+        has: u64,
+        /// The disk's bytes.
+        needs: u64,
+    },
+    /// No room.
+    #[error(
+        "{path} has {free} bytes free, and the VM's disks need {needed}: make room there, then try again",
+        path = .path.display()
+    )]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// What there is.
+        free: u64,
+        /// What it takes.
+        needed: u64,
+    },
+}
+
+fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LandingError + use<> {
+    let path = path.to_owned();
+    move |source| LandingError::Io { doing, path, source }
+}
+
+/// The definition as it is on this platform: a VM that was here before keeps its paths.
+pub(crate) fn local_definition(platform: &Platform, plan: &Plan) -> VmDefinition {
+    let mut definition = plan.definition.clone();
+    for disk in &mut definition.disks {
+        disk.path = image_path(platform, &definition.name, &disk.name);
+        // What comes here are the disk's bytes, whatever they are kept in elsewhere.
+        disk.format = DiskFormat::Raw;
+    }
+    definition
+}
+
+/// Where a disk's image is on this platform: where it was when the VM was here before.
+fn image_path(platform: &Platform, vm: &VmName, disk: &str) -> PathBuf {
+    let known = platform.vms.definition(vm.as_str()).ok();
+    let known =
+        known.as_ref().and_then(|known| known.disk(disk)).filter(|disk| disk.format == DiskFormat::Raw);
+    known.map_or_else(|| platform.layout.image(vm.as_str(), disk), |disk| disk.path.clone())
+}
+
+/// `path` with something after its name.
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(what);
+    path.with_file_name(name)
+}
+
+/// Where a job writes the image that is to stand at `path`.
+fn incoming(path: &Path, job: JobId) -> PathBuf {
+    beside(path, &format!(".{job}"))
+}
+
+/// Where a migration that came to nothing leaves what it had.
+fn partial(path: &Path) -> PathBuf {
+    beside(path, ".partial")
+}
+
+/// What a migration of this disk to here would start from, if anything.
+pub(crate) fn existing_image(platform: &Platform, vm: &str, disk: &str) -> Option<RawImage> {
+    let path = image_path(platform, &VmName::new(vm).ok()?, disk);
+    let candidates = [Some(path.clone()), Some(partial(&path)), platform.replicas.image(vm, disk)];
+    candidates.into_iter().flatten().find_map(|path| RawImage::open_read(path).ok())
+}
+
+/// The image of one disk on its way in.
+pub(crate) struct Landing {
+    image: Arc<RawImage>,
+    like: Option<Arc<RawImage>>,
+}
+
+impl Landing {
+    /// Looks at what `path` leads to and opens the image to be written: a device in place, anything else beside `path`,
+    /// under a name of the job's own. Costs no more than a look: where the file system cannot share blocks, what there
+    /// is of the disk is not copied but read while the transfer goes on.
+    pub(crate) fn prepare(
+        platform: &Platform,
+        vm: &VmName,
+        disk: &PlanDisk,
+        path: &Path,
+        job: JobId,
+    ) -> Result<Self, LandingError> {
+        let there = match fs::metadata(path) {
+            Ok(metadata) => Some(metadata.file_type()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(at("look at", path)(error)),
+        };
+        let is_device = there.is_some_and(|kind| kind.is_block_device());
+        let is_known = platform.vms.definition(vm.as_str()).is_ok();
+        if there.is_some() && is_known {
+            check_free(platform, vm, path)?;
+        }
+        if is_device {
+            if !is_known {
+                return Err(LandingError::ForeignDevice { path: path.to_owned(), vm: vm.to_string() });
+            }
+            return Landing::on_device(vm, disk, path);
+        }
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(dir).map_err(at("create", dir))?;
+        let old = (there.is_some() && is_known).then(|| path.to_owned());
+        let like = old.or_else(|| platform.replicas.image(vm.as_str(), &disk.name));
+        let like = like.map(|path| RawImage::open_read(&path).map_err(at("open", &path))).transpose()?;
+        let (target, left) = (incoming(path, job), partial(path));
+        let is_usable = RawImage::open_write(&left).is_ok_and(|left| left.size() == disk.size);
+        if is_usable {
+            fs::rename(&left, &target).map_err(at("take up", &left))?;
+        } else if let Some(like) = like.as_ref().filter(|like| like.size() == disk.size) {
+            // Where blocks cannot be shared, nothing is made.
+            chunkstore::reflink(like.path(), &target).map_err(at("create", &target))?;
+        }
+        let image = match RawImage::open_write(&target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => RawImage::create(&target, disk.size),
+            opened => opened,
+        };
+        let image = image.map_err(at("create", &target))?;
+        let held = image.allocated_bytes().map_err(at("look at", &target))?;
+        let free = files::free_bytes(dir).map_err(at("look at", dir))?;
+        let needed = disk.data_bytes.saturating_sub(held);
+        if free < needed.saturating_add(SPARE_BYTES) {
+            return Err(LandingError::NoSpace { path: dir.to_owned(), free, needed });
+        }
+        files::sync_dir(dir).map_err(at("make durable", dir))?;
+        Ok(Landing { image: Arc::new(image), like: like.map(Arc::new) })
+    }
+
+    fn on_device(vm: &VmName, disk: &PlanDisk, path: &Path) -> Result<Self, LandingError> {
+        let image = RawImage::open_write(path).map_err(at("open", path))?;
+        if image.size() != disk.size {
+            let (path, vm, has) = (path.to_owned(), vm.to_string(), image.size());
+            return Err(LandingError::DeviceSize { path, vm, has, needs: disk.size });
+        }
+        Ok(Landing { image: Arc::new(image), like: None })
+    }
+
+    /// The image to be written, under the name that it has meanwhile.
+    pub(crate) fn image(&self) -> &Arc<RawImage> {
+        &self.image
+    }
+
+    /// What may hold the same bytes at the same places.
+    pub(crate) fn like(&self) -> Option<Arc<RawImage>> {
+        self.like.clone()
+    }
+}
+
+/// Refuses a disk's place of earlier that somebody else uses by now.
+fn check_free(platform: &Platform, vm: &VmName, path: &Path) -> Result<(), LandingError> {
+    let id = FileId::of_path(path).map_err(at("look at", path))?;
+    for other in platform.vms.list().iter().filter(|definition| definition.name != *vm) {
+        if other.disks.iter().any(|disk| FileId::of_path(&disk.path).is_ok_and(|theirs| theirs == id)) {
+            let (path, vm, owner) = (path.to_owned(), vm.to_string(), other.name.to_string());
+            return Err(LandingError::Taken { path, vm, owner });
+        }
+    }
+    if let Some(user) = chunkstore::in_use(path).map_err(at("look at", path))? {
+        let (path, vm, user) = (path.to_owned(), vm.to_string(), user.to_string());
+        return Err(LandingError::InUse { path, vm, user });
+    }
+    Ok(())
+}
+
+/// The VM is ours: its images take their places, and what the VM had there before is gone. Gives the definition as it is
+/// from now on. May be called again. An image whose place is not free, or not the VM's, stays where it was written, which
+/// is its place then.
+pub(crate) fn settle(platform: &Platform, plan: &Plan, job: JobId) -> Result<VmDefinition, LandingError> {
+    let mut definition = local_definition(platform, plan);
+    let is_known = platform.vms.definition(plan.definition.name.as_str()).is_ok();
+    for disk in &mut definition.disks {
+        let written = incoming(&disk.path, job);
+        if !written.exists() {
+            continue;
+        }
+        let is_free = match fs::symlink_metadata(&disk.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            _ => is_known && check_free(platform, &plan.definition.name, &disk.path).is_ok(),
+        };
+        // A link stays, and what it leads to is replaced; beyond a file system's end that cannot be.
+        let target = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
+        match if is_free { fs::rename(&written, &target) } else { Err(io::ErrorKind::CrossesDevices.into()) }
+        {
+            Ok(()) => {
+                let dir = target.parent().unwrap_or(Path::new("/"));
+                files::sync_dir(dir).map_err(at("make durable", dir))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                tracing::warn!(
+                    "{} is not free: the image stays at {}",
+                    disk.path.display(),
+                    written.display()
+                );
+                disk.path = written;
+            }
+            Err(error) => return Err(at("put into its place", &written)(error)),
+        }
+    }
+    Ok(definition)
+}
+
+/// The VM will not come: the images that the job has written are put aside. What was there before is untouched.
+pub(crate) fn put_aside(platform: &Platform, plan: &Plan, job: JobId) -> Result<(), LandingError> {
+    for disk in local_definition(platform, plan).disks {
+        let written = incoming(&disk.path, job);
+        match fs::rename(&written, partial(&disk.path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at("put aside", &written)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
