@@ -1,11 +1,14 @@
 //! One hash over a whole image, independent of how it is cut into chunks: a tree over leaves of 64 KiB, 256 children
-//! to a node. A node over nothing but zeroes is the constant 0, so an empty image costs nothing. It never writes to
-//! an image and keeps none of its bytes.
+//! to a node. A node over nothing but zeroes is the constant 0, and what is below it is not kept: an image takes memory by
+//! its data, not by its size. It never writes to an image and keeps none of its bytes.
 
 use std::io;
 use std::ops::Range;
 
 use crate::{ImageRoot, LEAF_BYTES, ReadImage, is_zero};
+use bits::Bits;
+use level::Level;
+pub(crate) use stream::RootStream;
 
 /// Children of one inner node.
 const FANOUT: usize = 256;
@@ -28,7 +31,7 @@ const RUN_LEAVES: usize = 16;
 
 pub(crate) type Hash = [u8; 32];
 
-/// The hash tree of an image of a fixed size: 32 bytes of memory for each leaf that is not zero.
+/// The hash tree of an image of a fixed size. Memory: 8 KiB for each 16 MiB of the image in which there is data.
 ///
 /// Changing the image is: write, [`mark`](ImageTree::mark) what was written, and sooner or later
 /// [`refresh`](ImageTree::refresh); until then [`root`](ImageTree::root) is that of the image before.
@@ -36,7 +39,7 @@ pub(crate) type Hash = [u8; 32];
 pub struct ImageTree {
     size: u64,
     /// `levels[0]` are the leaves, the last level is one node.
-    levels: Vec<Vec<Hash>>,
+    levels: Vec<Level>,
     marked: Bits,
     /// Leaves that differ from what the nodes above them say.
     stale: Bits,
@@ -46,12 +49,12 @@ pub struct ImageTree {
 impl ImageTree {
     /// The tree of `size` zero bytes.
     pub fn new(size: u64) -> ImageTree {
-        let leaves = usize::try_from(size.div_ceil(LEAF_BYTES)).expect("an image's leaves fit into memory");
-        let mut levels = vec![vec![ZERO; leaves.max(1)]];
+        let leaves = size.div_ceil(LEAF_BYTES);
         let mut nodes = leaves.max(1);
+        let mut levels = vec![Level::new(nodes)];
         while nodes > 1 {
-            nodes = nodes.div_ceil(FANOUT);
-            levels.push(vec![ZERO; nodes]);
+            nodes = nodes.div_ceil(FANOUT as u64);
+            levels.push(Level::new(nodes));
         }
         let node_hasher = blake3::Hasher::new_derive_key(NODE_CONTEXT);
         ImageTree { size, levels, marked: Bits::new(leaves), stale: Bits::new(leaves), node_hasher }
@@ -66,8 +69,7 @@ impl ImageTree {
     pub fn mark(&mut self, range: Range<u64>) {
         let end = range.end.min(self.size);
         if range.start < end {
-            let leaves = (range.start / LEAF_BYTES) as usize..end.div_ceil(LEAF_BYTES) as usize;
-            self.marked.set(leaves);
+            self.marked.set(range.start / LEAF_BYTES..end.div_ceil(LEAF_BYTES));
         }
     }
 
@@ -99,12 +101,14 @@ impl ImageTree {
             if data.end <= bytes.start {
                 data = image.next_data(bytes.start)?.unwrap_or(self.size..self.size.max(1));
             }
-            if data.start >= bytes.end {
-                self.set_leaf(leaf, ZERO);
+            let hole_end = if data.start < self.size { data.start / LEAF_BYTES } else { self.leaf_count() };
+            if leaf < hole_end {
+                self.zero_marked(leaf..hole_end);
+                next = self.marked.next(hole_end);
             } else {
                 batch.push(leaf);
+                next = self.marked.next(leaf + 1);
             }
-            next = self.marked.next(leaf + 1);
             if batch.len() == BATCH_LEAVES || next.is_none() {
                 hashed += batch.len() as u64;
                 for (leaf, hash) in batch.iter().zip(hash_batch(image, &batch, self.size)?) {
@@ -120,58 +124,72 @@ impl ImageTree {
 
     /// The hash over the image, as of the last refresh.
     pub fn root(&self) -> ImageRoot {
-        let top = self.levels.last().and_then(|level| level.first()).copied().unwrap_or(ZERO);
+        let top = self.levels.last().map_or(ZERO, |level| level.get(0));
         root_of(self.size, &top)
     }
 
-    /// The hashes of the leaves, as of the last refresh.
-    pub(crate) fn leaves(&self) -> &[Hash] {
-        let leaves = self.size.div_ceil(LEAF_BYTES) as usize;
-        &self.levels[0][..leaves]
+    pub(crate) fn leaf_count(&self) -> u64 {
+        self.size.div_ceil(LEAF_BYTES)
+    }
+
+    /// The hashes of the leaves that are not zero, in order and in runs, each with the number of its first leaf, as of the
+    /// last refresh. Of two runs the second may follow on the first without a gap.
+    pub(crate) fn leaf_runs(&self) -> impl Iterator<Item = (u64, &[Hash])> {
+        self.levels[0].runs()
+    }
+
+    /// The hashes of all leaves.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn leaves(&self) -> Vec<Hash> {
+        (0..self.leaf_count()).map(|leaf| self.levels[0].get(leaf)).collect()
     }
 
     /// Nothing is marked, and the root is that of the leaves.
     pub(crate) fn is_settled(&self) -> bool {
-        self.marked.count() + self.stale.count() == 0
+        self.marked.is_empty() && self.stale.is_empty()
     }
 
     /// Takes a leaf's hash from who has kept it, in place of reading the image. What there is no leaf of is ignored.
     /// [`rebuild`](ImageTree::rebuild) after the last one.
     pub(crate) fn keep_leaf(&mut self, number: u64, hash: Hash) {
-        if number < self.leaves().len() as u64 {
-            self.set_leaf(number as usize, hash);
+        if number < self.leaf_count() {
+            self.set_leaf(number, hash);
         }
     }
 
-    fn leaf_range(&self, leaf: usize) -> Range<u64> {
-        let start = leaf as u64 * LEAF_BYTES;
+    fn leaf_range(&self, leaf: u64) -> Range<u64> {
+        let start = leaf * LEAF_BYTES;
         start..start.saturating_add(LEAF_BYTES).min(self.size)
     }
 
-    fn set_leaf(&mut self, leaf: usize, hash: Hash) {
-        if self.levels[0][leaf] != hash {
-            self.levels[0][leaf] = hash;
+    fn set_leaf(&mut self, leaf: u64, hash: Hash) {
+        if self.levels[0].set(leaf, hash) {
             self.stale.set(leaf..leaf + 1);
+        }
+    }
+
+    /// The marked ones of these leaves are zero.
+    fn zero_marked(&mut self, leaves: Range<u64>) {
+        let marked = self.levels[0].not_zero(leaves).filter(|leaf| self.marked.contains(*leaf));
+        for leaf in marked.collect::<Vec<_>>() {
+            self.set_leaf(leaf, ZERO);
         }
     }
 
     /// Hashes the nodes above changed ones anew, level by level.
     pub(crate) fn rebuild(&mut self) {
-        let mut changed = self.stale.clone();
-        self.stale.clear();
+        let none = Bits::new(self.leaf_count());
+        let mut changed = std::mem::replace(&mut self.stale, none);
         for height in 1..self.levels.len() {
-            let (below, level) = {
-                let (lower, upper) = self.levels.split_at_mut(height);
-                (&lower[height - 1], &mut upper[0])
-            };
+            let (lower, upper) = self.levels.split_at_mut(height);
+            let (below, level) = (&lower[height - 1], &mut upper[0]);
             let mut above = Bits::new(level.len());
             let mut next = changed.next(0);
             while let Some(child) = next {
-                let node = child / FANOUT;
-                let children = &below[node * FANOUT..below.len().min((node + 1) * FANOUT)];
-                level[node] = hash_node(&self.node_hasher, height, children);
+                let node = child / FANOUT as u64;
+                level.set(node, hash_node(&self.node_hasher, height, below.under(node)));
                 above.set(node..node + 1);
-                next = changed.next((node + 1) * FANOUT);
+                next = changed.next((node + 1) * FANOUT as u64);
             }
             changed = above;
         }
@@ -200,7 +218,7 @@ fn hash_leaf(bytes: &[u8]) -> Hash {
 }
 
 /// Hashes leaves in order, on two threads when they are many.
-fn hash_batch(image: &dyn ReadImage, leaves: &[usize], size: u64) -> io::Result<Vec<Hash>> {
+fn hash_batch(image: &dyn ReadImage, leaves: &[u64], size: u64) -> io::Result<Vec<Hash>> {
     if leaves.len() < PARALLEL_LEAVES || std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return hash_leaves(image, leaves, size);
     }
@@ -213,11 +231,11 @@ fn hash_batch(image: &dyn ReadImage, leaves: &[usize], size: u64) -> io::Result<
     })
 }
 
-fn hash_leaves(image: &dyn ReadImage, leaves: &[usize], size: u64) -> io::Result<Vec<Hash>> {
+fn hash_leaves(image: &dyn ReadImage, leaves: &[u64], size: u64) -> io::Result<Vec<Hash>> {
     let mut hashes = Vec::with_capacity(leaves.len());
     let mut buffer = vec![0; RUN_LEAVES * LEAF_BYTES as usize];
     for run in leaves.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(RUN_LEAVES)) {
-        let start = run[0] as u64 * LEAF_BYTES;
+        let start = run[0] * LEAF_BYTES;
         let len = (run.len() as u64 * LEAF_BYTES).min(size - start) as usize;
         image.read_at(start, &mut buffer[..len])?;
         hashes.extend(buffer[..len].chunks(LEAF_BYTES as usize).map(hash_leaf));
@@ -249,107 +267,9 @@ pub(crate) fn leaf_hashes(size: u64, offset: u64, data: &[u8]) -> Vec<(u64, Hash
     hashes
 }
 
-/// The root of an image whose leaves pass by once, from the first to the last: a few KiB of memory, whatever the
-/// image's size.
-#[derive(Debug)]
-pub(crate) struct RootStream {
-    size: u64,
-    leaves: u64,
-    /// At every height the hashes that have no node above them yet.
-    open: Vec<Vec<Hash>>,
-    node_hasher: blake3::Hasher,
-}
-
-impl RootStream {
-    /// For an image of `size` bytes.
-    pub(crate) fn new(size: u64) -> RootStream {
-        let node_hasher = blake3::Hasher::new_derive_key(NODE_CONTEXT);
-        RootStream { size, leaves: 0, open: Vec::new(), node_hasher }
-    }
-
-    /// The next leaf that is not zero, or may not be.
-    pub(crate) fn leaf(&mut self, number: u64, hash: Hash) {
-        self.zeroes_to(number);
-        self.push(0, hash);
-        self.leaves += 1;
-    }
-
-    /// All leaves that did not come are zero.
-    pub(crate) fn finish(mut self) -> ImageRoot {
-        self.zeroes_to(self.size.div_ceil(LEAF_BYTES));
-        let top_height = self.open.len().saturating_sub(1);
-        let mut below: Option<Hash> = None;
-        for (height, mut level) in self.open.into_iter().enumerate() {
-            level.extend(below.take());
-            below = match level.as_slice() {
-                [] => None,
-                [top] if height == top_height => Some(*top),
-                _ => Some(hash_node(&self.node_hasher, height + 1, &level)),
-            };
-        }
-        root_of(self.size, &below.unwrap_or(ZERO))
-    }
-
-    fn zeroes_to(&mut self, number: u64) {
-        while self.leaves < number {
-            self.push(0, ZERO);
-            self.leaves += 1;
-        }
-    }
-
-    fn push(&mut self, height: usize, hash: Hash) {
-        if self.open.len() == height {
-            self.open.push(Vec::with_capacity(FANOUT));
-        }
-        self.open[height].push(hash);
-        if self.open[height].len() == FANOUT {
-            let node = hash_node(&self.node_hasher, height + 1, &self.open[height]);
-            self.open[height].clear();
-            self.push(height + 1, node);
-        }
-    }
-}
-
-/// A fixed number of bits, all clear at first.
-#[derive(Debug, Clone)]
-struct Bits {
-    words: Vec<u64>,
-}
-
-impl Bits {
-    fn new(len: usize) -> Bits {
-        Bits { words: vec![0; len.div_ceil(64)] }
-    }
-
-    fn set(&mut self, range: Range<usize>) {
-        let mut at = range.start;
-        while at < range.end {
-            let (word, bit) = (at / 64, at % 64);
-            let count = (64 - bit).min(range.end - at);
-            self.words[word] |= (u64::MAX >> (64 - count)) << bit;
-            at += count;
-        }
-    }
-
-    fn clear(&mut self) {
-        self.words.fill(0);
-    }
-
-    /// The first set bit at or after `from`.
-    fn next(&self, from: usize) -> Option<usize> {
-        let mut word = from / 64;
-        let mut bits = self.words.get(word)? & (u64::MAX << (from % 64));
-        while bits == 0 {
-            word += 1;
-            bits = *self.words.get(word)?;
-        }
-        Some(word * 64 + bits.trailing_zeros() as usize)
-    }
-
-    fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-}
+mod bits;
+mod level;
+mod stream;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use super::extents::Source;
 use super::format::{self, Committed, LOG_HEADER_BYTES, LogHeader, MAX_SOURCE_BYTES};
 use super::tree::{self, Subject};
 use crate::parse::check8;
-use crate::{ImageRoot, LEAF_BYTES};
+use crate::{ImageRoot, ImageTree, LEAF_BYTES};
 
 /// Reads `bytes` as a state file, which has one form only.
 pub fn state(bytes: &[u8]) {
@@ -80,7 +80,7 @@ pub fn tree(bytes: &[u8]) {
     let Some(read) = tree::read(&mut &*bytes, &subject) else { return };
     assert!(read.is_settled() && read.size() == subject.size);
     let mut again = Vec::new();
-    tree::write(&mut again, &subject, read.leaves()).expect("memory can be written to");
+    tree::write(&mut again, &subject, &read).expect("memory can be written to");
     // Another order of runs may say the same; what is written is the shortest.
     assert!(again.len() <= bytes.len(), "{} bytes written, {} read", again.len(), bytes.len());
     let back = tree::read(&mut &*again, &subject).expect("what was written can be read");
@@ -93,8 +93,9 @@ pub fn trees() -> Vec<Vec<u8>> {
     let tree = |leaves: &[[u8; 32]]| {
         let size = leaves.len() as u64 * LEAF_BYTES;
         let subject = Subject { size, root: ImageRoot::from_bytes([0x5a; 32]), changed: (1_700_000_000, 9) };
-        let mut bytes = Vec::new();
-        tree::write(&mut bytes, &subject, leaves).expect("memory can be written to");
+        let (mut tree, mut bytes) = (ImageTree::new(size), Vec::new());
+        (0..).zip(leaves).for_each(|(number, hash)| tree.keep_leaf(number, *hash));
+        tree::write(&mut bytes, &subject, &tree).expect("memory can be written to");
         bytes
     };
     let mixed = [zero, [1; 32], [2; 32], zero, zero, [3; 32], zero];

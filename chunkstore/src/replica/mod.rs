@@ -189,7 +189,7 @@ impl Replica {
         let (path, temporary) = (self.shared.path(recover::TREE), self.shared.path(".tree.tmp"));
         let write = || {
             let mut out = BufWriter::with_capacity(TREE_BUFFER_BYTES, File::create(&temporary)?);
-            tree::write(&mut out, &subject, tree.leaves())?;
+            tree::write(&mut out, &subject, tree)?;
             out.flush()?;
             // Not synced: what a crash tears is not whole, and costs one look at the image.
             fs::rename(&temporary, &path)

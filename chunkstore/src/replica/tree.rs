@@ -3,19 +3,17 @@
 //! and leads to the generation's root; so it is not made durable either. It never says what the generation is.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use crate::parse::Fields;
-use crate::tree::Hash;
 use crate::{ImageRoot, ImageTree, LEAF_BYTES};
 
 const MAGIC: &[u8; 8] = b"LHTREE\x00\x01";
 const HEADER_BYTES: usize = 8 + 8 + 32 + 8 + 4 + 4;
 const RUN_BYTES: usize = 8 + 8;
 
-/// Hashes read or written at once.
+/// Hashes read at once.
 const STEP_HASHES: usize = 4096;
-
-const ZERO: Hash = [0; 32];
 
 /// What a tree is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,27 +51,45 @@ impl Subject {
     }
 }
 
-/// Writes the tree with these leaves.
-pub(super) fn write(out: &mut dyn Write, of: &Subject, leaves: &[Hash]) -> io::Result<()> {
+/// Writes the tree.
+pub(super) fn write(out: &mut dyn Write, of: &Subject, tree: &ImageTree) -> io::Result<()> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |bytes: &[u8]| {
         hasher.update(bytes);
         out.write_all(bytes)
     };
     put(&of.encode())?;
-    let mut rest = leaves;
-    while !rest.is_empty() {
-        let zeroes = rest.iter().position(|leaf| *leaf != ZERO).unwrap_or(rest.len());
-        let behind = &rest[zeroes..];
-        let hashes = behind.iter().position(|leaf| *leaf == ZERO).unwrap_or(behind.len());
-        put(&(zeroes as u64).to_le_bytes())?;
-        put(&(hashes as u64).to_le_bytes())?;
-        let (hashes, after) = behind.split_at(hashes);
-        hashes.chunks(STEP_HASHES).try_for_each(|step| put(step.as_flattened()))?;
-        rest = after;
+    let (mut at, mut hashes) = (0, tree.leaf_runs());
+    for run in runs(tree) {
+        put(&(run.start - at).to_le_bytes())?;
+        put(&(run.end - run.start).to_le_bytes())?;
+        at = run.start;
+        while at < run.end
+            && let Some((_, part)) = hashes.next()
+        {
+            put(part.as_flattened())?;
+            at += part.len() as u64;
+        }
+    }
+    if at < of.leaves() {
+        put(&(of.leaves() - at).to_le_bytes())?;
+        put(&0_u64.to_le_bytes())?;
     }
     let check = hasher.finalize();
     out.write_all(check.as_bytes())
+}
+
+/// Where the leaves are that are not zero; between two runs there is one that is.
+fn runs(tree: &ImageTree) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for (first, hashes) in tree.leaf_runs() {
+        let end = first + hashes.len() as u64;
+        match runs.last_mut() {
+            Some(last) if last.end == first => last.end = end,
+            _ => runs.push(first..end),
+        }
+    }
+    runs
 }
 
 /// Reads what [`write`] wrote, if it is of this very subject. The root is not compared with the leaves: do that. Takes

@@ -91,7 +91,7 @@ fn a_stream_of_leaves_is_a_tree_of_any_height() {
         let (mut tree, mut stream) = (ImageTree::new(size), RootStream::new(size));
         for number in (0..leaves).filter(|number| !(300..2000).contains(number) && number % 7 != 3) {
             let hash = *blake3::hash(&number.to_le_bytes()).as_bytes();
-            tree.set_leaf(number as usize, hash);
+            tree.set_leaf(number, hash);
             stream.leaf(number, hash);
         }
         tree.rebuild();
@@ -147,4 +147,56 @@ proptest! {
         tree.refresh(&bytes).unwrap();
         prop_assert_eq!(tree.root(), root_of(&bytes));
     }
+}
+
+/// An image of any size with a little data in it.
+struct Thin {
+    size: u64,
+    /// Sorted; a leaf each.
+    data: Vec<u64>,
+}
+
+impl ReadImage for Thin {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        assert!(self.data.contains(&(offset / LEAF_BYTES)), "a hole is read");
+        buf.fill(1);
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let next = self.data.iter().find(|leaf| (*leaf + 1) * LEAF_BYTES > offset);
+        Ok(next.map(|leaf| (leaf * LEAF_BYTES).max(offset)..(leaf + 1) * LEAF_BYTES))
+    }
+}
+
+#[test]
+fn the_holes_of_a_huge_image_cost_nothing() {
+    // 64 TiB: it would take minutes and 32 GiB, leaf by leaf.
+    let size = 64 << 40;
+    let mut image = Thin { size, data: vec![0, 1, 255, 65536 * 256, size / LEAF_BYTES - 1] };
+    let mut tree = ImageTree::new(size);
+    tree.mark_all();
+    assert_eq!(tree.marked_leaves(), 1 << 30);
+    assert_eq!(tree.refresh(&image).unwrap(), 5);
+    let mut stream = RootStream::new(size);
+    let hash = *blake3::hash(&vec![1; LEAF_BYTES as usize]).as_bytes();
+    image.data.iter().for_each(|leaf| stream.leaf(*leaf, hash));
+    assert_eq!(stream.finish(), tree.root());
+    let runs: Vec<_> = tree.leaf_runs().map(|(first, run)| (first, run.len())).collect();
+    assert_eq!(runs, [(0, 2), (255, 1), (65536 * 256, 1), (size / LEAF_BYTES - 1, 1)]);
+
+    // What is not marked stays as it was, though it is a hole by now.
+    image.data.clear();
+    tree.mark(LEAF_BYTES..size - LEAF_BYTES);
+    assert_eq!(tree.refresh(&image).unwrap(), 0);
+    let left: Vec<_> = tree.leaf_runs().map(|(first, run)| (first, run.len())).collect();
+    assert_eq!(left, [(0, 1), (size / LEAF_BYTES - 1, 1)]);
+    tree.mark_all();
+    tree.refresh(&image).unwrap();
+    assert_eq!(tree.root(), ImageTree::new(size).root());
+    assert_eq!(tree.leaf_runs().count(), 0);
 }

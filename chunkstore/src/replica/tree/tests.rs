@@ -15,7 +15,7 @@ fn tree_of(leaves: &[Hash]) -> ImageTree {
 fn file_of(tree: &ImageTree) -> (Subject, Vec<u8>) {
     let subject = Subject { size: tree.size(), root: tree.root(), changed: (u64::MAX, 5) };
     let mut bytes = Vec::new();
-    write(&mut bytes, &subject, tree.leaves()).unwrap();
+    write(&mut bytes, &subject, tree).unwrap();
     (subject, bytes)
 }
 
