@@ -14,20 +14,21 @@ use rustix::io::Errno;
 
 use crate::direct;
 use crate::map::Map;
+use crate::open::open_checked;
 use appended::{Appended, Below};
 
 /// A directory tree. Names last from [`Disk::sync_dir`] on, bytes from [`DiskFile::sync`] on.
 pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Makes a directory and those above it; nothing to do when it is there.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// The names in a directory.
+    /// The names of the files in a directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
     /// Opens a file to read and write it.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates a file; `AlreadyExists` rather than opening one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// As [`Disk::create`], a file that is written at its end and cut, and nothing else, until it is mapped. Until then,
-    /// and after a crash, zeroes may lie behind its end.
+    /// As [`Disk::create`], a file that is written at its end and cut, and nothing else, until it is [ended](DiskFile::end).
+    /// Until then, and after a crash, zeroes may lie behind its end.
     fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name, in place of what had that one.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -49,6 +50,10 @@ pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes its bytes durable.
     fn sync(&self) -> io::Result<()>;
+    /// It is not changed any more: lets it end where it is said to for whoever opens it. Not durable.
+    fn end(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// All its bytes. Only for a file that does not change while the map lives, see [`Map`].
     fn map(&self) -> io::Result<Map>;
 }
@@ -63,11 +68,23 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            match entry.file_type() {
+                // A link may lead to a file.
+                Ok(kind) if kind.is_file() || kind.is_symlink() => names.push(entry.file_name()),
+                // Such as lost+found.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(names)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
+        Ok(Arc::new(open_checked(path, OpenOptions::new().read(true).write(true))?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -171,5 +188,7 @@ impl Below for Direct {
 
 mod appended;
 
+#[cfg(test)]
+pub(crate) mod hooked;
 #[cfg(test)]
 pub(crate) mod sim;

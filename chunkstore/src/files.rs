@@ -1,16 +1,18 @@
 //! Files that survive a crash: whole-file replacement, directory syncs, and the lock that keeps a second process
 //! out of a directory. It never looks at what the bytes mean.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 
-use crate::disk::{Disk, DiskFile};
-use crate::map::Map;
+use crate::disk::{Disk, DiskFile, RealDisk};
+use crate::map::{Map, WINDOW_BYTES};
 use crate::spool::SPOOL_BYTES;
 
 /// An operation on a file that failed: what was being done, to which file, and why.
@@ -36,6 +38,16 @@ impl FileError {
     /// What the operating system said.
     pub fn cause(&self) -> &io::Error {
         &self.cause
+    }
+
+    /// The file is not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.cause.kind() == io::ErrorKind::NotFound
+    }
+
+    /// The disk cannot read what is there.
+    pub(crate) fn is_bad_medium(&self) -> bool {
+        self.cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
     }
 
     /// True when there was no room left.
@@ -98,6 +110,66 @@ fn write_synced<'a>(
     write().map_err(FileError::at("write", path))
 }
 
+/// Distinguishes the temporary files of this process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Replaces the file by these bytes: after a crash it is the old or the new one, whole, and so it is for who reads it
+/// meanwhile. Any number of writers at once: one of them is the last. A failure leaves the old one.
+pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+    let path = path.as_ref();
+    let (mut file, temporary) = create_temporary(path)?;
+    let written =
+        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written?;
+    RealDisk.sync_dir(parent(path))
+}
+
+/// Removes what crashes in [`write_atomic`] have left in a directory. Nobody may be writing there.
+pub fn remove_temporary(dir: impl AsRef<Path>) -> io::Result<()> {
+    for name in RealDisk.list(dir.as_ref())? {
+        if is_temporary(name.as_encoded_bytes()) {
+            std::fs::remove_file(dir.as_ref().join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// A new file beside `path`.
+fn create_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    loop {
+        let mut temporary = OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let temporary = parent(path).join(temporary);
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => return Ok((file, temporary)),
+            // Left by a process of before that had this number.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// As [`create_temporary`] names them.
+fn is_temporary(name: &[u8]) -> bool {
+    let Some(inner) = name.strip_prefix(b".").and_then(|name| name.strip_suffix(b".tmp")) else {
+        return false;
+    };
+    let number = inner.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
+    let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    let mut parts = number.split(|byte| *byte == b'-');
+    let pair = [parts.next(), parts.next()];
+    number.len() < inner.len() && parts.next().is_none() && pair.iter().all(|part| part.is_some_and(digits))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Reads a whole file of at most `max_bytes`.
 pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, len) = open_bounded(disk, path, max_bytes)?;
@@ -107,7 +179,22 @@ pub(crate) fn read_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::
 /// A file of at most `max_bytes` that is replaced, or removed, and never changed: read when it is small, mapped when not.
 pub(crate) fn load_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Map> {
     let (file, len) = open_bounded(disk, path, max_bytes)?;
-    if len <= SPOOL_BYTES as u64 { read_all(&*file, len).map(Map::from) } else { file.map() }
+    if len <= SPOOL_BYTES as u64 {
+        return read_all(&*file, len).map(Map::from);
+    }
+    check_readable(&*file, len)?;
+    file.map()
+}
+
+/// Reads it once by calls: what the disk cannot read is an error here, and the end of the process through a map.
+fn check_readable(file: &dyn DiskFile, len: u64) -> io::Result<()> {
+    let (mut window, mut at) = (vec![0; WINDOW_BYTES], 0);
+    while at < len {
+        let part = (len - at).min(WINDOW_BYTES as u64);
+        file.read_at(at, &mut window[..part as usize])?;
+        at += part;
+    }
+    Ok(())
 }
 
 fn open_bounded(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<(Arc<dyn DiskFile>, u64)> {
@@ -189,3 +276,6 @@ impl DirLock {
         Ok(DirLock { file })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ mod zero;
 pub use archive::{ExportError, ExportReport, ImportError, ImportReport, export, import};
 pub use chunk::{Chunk, Group};
 pub use encoded::{Codec, DecodeError, Encoded};
-pub use files::FileError;
+pub use files::{FileError, remove_temporary, write_atomic};
 pub use id::{ChunkId, ImageRoot, ParseIdError};
 pub use image::{RawImage, ReadImage, copy_sparse, copy_sparse_while, reflink};
 pub use manifest::{Manifest, ManifestError, ManifestExtent, ManifestWriter, PlacedExtent};
@@ -59,8 +59,8 @@ pub use pieces::{
 pub use replica::{Generation, Pass, Replica, ReplicaError};
 pub use seeds::Seeds;
 pub use store::{
-    BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin, Scope,
-    Stats, Store, StoreError, VerifyReport,
+    BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin,
+    Reference, Scope, Stats, Store, StoreError, VerifyReport,
 };
 pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
 pub use tree::ImageTree;

@@ -31,10 +31,11 @@ impl Map {
     pub(crate) fn of(file: &File) -> io::Result<Map> {
         // SAFETY: the mapping is sound while no one changes the file's bytes or cuts it. Only this process may,
         // since it holds the exclusive lock on the store or replica, and what it maps is never written again, only
-        // unlinked, which leaves the mapping valid: a sealed pack, a manifest (its name is given to another file when
-        // it is replaced), a spool that is complete. A pack that is not sealed is mapped for the one scan at opening,
-        // and that map is dropped before the tail is cut. A person who edits the files behind the lock can make reads
-        // fail, as with any mapped file; what is read through a map is checked before it is used.
+        // unlinked, which leaves the mapping valid: a manifest (its name is given to another file when it is replaced), a
+        // spool that is complete. What is read through a map is checked before it is used. A page that the disk cannot
+        // read ends the process, though. So only manifests and spools are mapped, not packs, which are nearly all of a
+        // store: a spool was written just now, and a manifest is read once by calls before it is mapped, where a bad
+        // sector is an error.
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(Map(Bytes::Mapped(map)))
     }

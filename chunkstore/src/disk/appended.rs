@@ -3,7 +3,7 @@
 //!
 //! What is below is written in whole blocks. The last bytes are therefore in memory until many blocks of them are full or the file
 //! is synced; then the rest of the last block is zeroes, and the block is written again with what comes next. So until the file is
-//! mapped, or dropped, it may be longer by some zeroes than it is said to be. Nothing is ever written through the page cache beside.
+//! ended, or dropped, it may be longer by some zeroes than it is said to be. Nothing is ever written through the page cache beside.
 //!
 //! Who appends does not wait for the disk, but where it is a whole [`WRITE_BYTES`] behind. A write that failed is therefore told
 //! to a later caller, and to every one after it: the file is of no use any more until it is opened anew.
@@ -54,7 +54,7 @@ struct State {
     dirty: bool,
     /// Up to here there is room on the disk.
     reserved: u64,
-    /// It is mapped, and does not change any more.
+    /// It does not change any more.
     ended: bool,
 }
 
@@ -131,7 +131,7 @@ impl<File: Below> Appended<File> {
     }
 
     /// Writes all there is and lets the file end where it is said to.
-    fn end(&self, state: &mut State) -> io::Result<()> {
+    fn end_at_tail(&self, state: &mut State) -> io::Result<()> {
         self.write_out(state)?;
         self.below.set_len(state.len())
     }
@@ -258,12 +258,17 @@ impl<File: Below> DiskFile for Appended<File> {
         self.below.sync()
     }
 
-    fn map(&self) -> io::Result<Map> {
+    fn end(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         if !state.ended {
-            self.end(&mut state)?;
+            self.end_at_tail(&mut state)?;
             state.ended = true;
         }
+        Ok(())
+    }
+
+    fn map(&self) -> io::Result<Map> {
+        self.end()?;
         self.below.map()
     }
 }
@@ -273,7 +278,7 @@ impl<File: Below> Drop for Appended<File> {
     fn drop(&mut self) {
         let state = &mut *lock(&self.state);
         if !state.ended {
-            let _ = self.end(state);
+            let _ = self.end_at_tail(state);
         }
     }
 }

@@ -36,6 +36,18 @@ pub enum OpenError {
     File(#[from] FileError),
 }
 
+impl OpenError {
+    /// It is about one pack that cannot be read, and would be about it at every opening. A pack of a newer version is not
+    /// among these: who wrote it wants it to be used.
+    pub(super) fn concerns_one_pack(&self) -> bool {
+        match self {
+            OpenError::UnknownPack { newer, .. } => !newer,
+            OpenError::File(error) => error.is_bad_medium(),
+            OpenError::InUse { .. } | OpenError::Index(_) => false,
+        }
+    }
+}
+
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -114,6 +126,17 @@ pub enum StoreError {
         name: String,
         /// What was wrong.
         source: ManifestError,
+    },
+    /// A reference that cannot be read may need any chunk.
+    #[error(
+        "nothing was collected: the image {name:?} cannot be read and may need any chunk ({source}); \
+         put its file back, publish it again or remove it, then collect again"
+    )]
+    CannotCollect {
+        /// Its name.
+        name: String,
+        /// Why it cannot be read.
+        source: Box<StoreError>,
     },
     /// An earlier sync failed, so the kernel may have dropped bytes that it will never report again.
     #[error(

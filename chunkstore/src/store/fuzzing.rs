@@ -1,7 +1,8 @@
 //! A pack's bytes as a fuzz target sees them: what is read of them, by index and by scan, must be true of them.
 //! Compiled for the fuzz targets only.
 
-use super::record::{self, Entry, Holds, PACK_HEADER_BYTES, PackIndex, Record};
+use super::pack_index;
+use super::record::{self, Entry, Holds, PACK_HEADER_BYTES, Record};
 use crate::encoded::compress;
 use crate::{ChunkId, Codec, Encoded, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 
@@ -10,8 +11,8 @@ pub fn pack(bytes: &[u8]) {
     let Some(header) = record::parse_pack_header(bytes) else { return };
     let again = record::parse_pack_header(&record::pack_header(header.number));
     assert_eq!(again.map(|again| (again.number, again.current)), Some((header.number, true)));
-    if let Some(index) = PackIndex::parse(bytes) {
-        indexed(bytes, index.entries().collect());
+    if let Some(entries) = pack_index::of_bytes(bytes) {
+        indexed(bytes, entries);
     }
     scanned(bytes);
 }
@@ -33,12 +34,12 @@ fn indexed(bytes: &[u8], entries: Vec<Entry>) {
     assert_eq!(sorted, entries, "the index was not in order");
     let old = bytes[bytes.len() - 57] == 1;
     assert!(again.len() == bytes.len() && (again == bytes || old), "another index");
-    assert_eq!(PackIndex::parse(&again).map(|index| index.entries().collect()), Some(entries));
+    assert_eq!(pack_index::of_bytes(&again), Some(entries));
 }
 
 /// The scan finds what a search at every byte finds, no more and no less, and finds it again when the tail is cut.
 fn scanned(bytes: &[u8]) {
-    let scan = record::scan(bytes, |_| ());
+    let scan = record::scan_bytes(bytes);
     let mut at = PACK_HEADER_BYTES as usize;
     let mut found = Vec::new();
     let mut end = at;
@@ -70,7 +71,7 @@ fn scanned(bytes: &[u8]) {
         found.extend(entries);
     }
     assert_eq!((&scan.entries, scan.end as usize), (&found, end));
-    let cut = record::scan(&bytes[..end], |_| ());
+    let cut = record::scan_bytes(&bytes[..end]);
     assert_eq!((cut.entries, cut.end), (scan.entries, scan.end));
 }
 
@@ -95,7 +96,7 @@ pub fn packs() -> Vec<Vec<u8>> {
     let torn = full[..full.len() - 1].to_vec();
     let damaged = [&full[..40], b"LHGR", &full[20..]].concat();
     let sealed = |pack: &[u8]| {
-        let mut entries = record::scan(pack, |_| ()).entries;
+        let mut entries = record::scan_bytes(pack).entries;
         [pack, &record::encode_index(&mut entries, pack.len() as u64)].concat()
     };
     let mut old = sealed(&full);

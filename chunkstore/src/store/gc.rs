@@ -223,12 +223,15 @@ impl Store {
     }
 
     /// Before a reference goes: a job may have read it, and a running collection not yet.
-    pub(super) fn keep_chunks_of(&self, name: &str) {
-        if let Some(live) = self.index.live()
-            && let Ok(manifest) = self.manifest(name)
-        {
-            manifest.chunks().for_each(|id| live.add(&id));
+    pub(super) fn keep_chunks_of(&self, name: &str) -> Result<(), StoreError> {
+        let Some(live) = self.index.live() else { return Ok(()) };
+        match self.manifest(name) {
+            Ok(manifest) => manifest.chunks().for_each(|id| live.add(&id)),
+            // New, or nothing that a job could have read.
+            Err(StoreError::UnknownName { .. } | StoreError::BadReference { .. }) => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     fn mark(&self, live: &LiveSet, watch: Watch<'_>) -> Result<(), StoreError> {
@@ -238,8 +241,10 @@ impl Store {
             match self.manifest(name) {
                 Ok(manifest) => manifest.chunks().for_each(|id| live.add(&id)),
                 // Removed meanwhile; then its chunks were noted.
-                Err(StoreError::UnknownName { .. }) => {}
-                Err(error) => return Err(error),
+                Err(StoreError::UnknownName { .. }) if !self.names()?.contains(name) => {}
+                Err(source) => {
+                    return Err(StoreError::CannotCollect { name: name.clone(), source: Box::new(source) });
+                }
             }
         }
         Ok(())
@@ -332,10 +337,8 @@ impl Store {
             let _no_sync = lock(&self.syncing);
             (lock(&self.writer).unsealed_entries(pack.number), pack.entries()?)
         };
-        let entries = sealed.unwrap_or_else(|| Box::new(unsealed.unwrap_or_default().into_iter()));
-        let counting = self.index.counting(pack.number, entries)?;
-        pack.let_go();
-        Ok(counting)
+        let entries = sealed.unwrap_or_else(|| Box::new(unsealed.unwrap_or_default().into_iter().map(Ok)));
+        self.index.counting(pack.number, entries)
     }
 
     /// Moves chunks of one record: as it is when all of it is needed, otherwise by adding them to the `rest`. Gives how

@@ -28,9 +28,9 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
 };
 
-use super::Location;
 use super::live::LiveSet;
-use super::record::Entry;
+use super::pack_index::Entries;
+use super::{Location, OpenError, StoreError};
 use crate::disk::{Disk, DiskFile};
 use crate::parse::Fields;
 use crate::sync::{read, write};
@@ -159,23 +159,31 @@ pub(super) struct Index {
     view: RwLock<View>,
 }
 
+/// How an index came to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// As it was left.
+    Loaded,
+    /// It is new, for this reason, and to be filled from all packs.
+    Replaced(String),
+}
+
 /// Changes on their way into the database.
 pub(super) struct Flush(Arc<Changes>);
 
 impl Index {
-    /// Opens the index in `dir`; a file that cannot be used is replaced by an empty one. `true`: it is new, and to be
-    /// filled from all packs.
-    pub(super) fn open(disk: &dyn Disk, dir: &Path) -> Result<(Index, bool), FileError> {
+    /// Opens the index in `dir`; a file that cannot be used is replaced by an empty one.
+    pub(super) fn open(disk: &dyn Disk, dir: &Path) -> Result<(Index, Opened), FileError> {
         let path = dir.join(FILE_NAME);
-        let found = match disk.open(&path) {
-            Ok(file) => Index::load(&path, file).ok(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let reason = match disk.open(&path) {
+            Ok(file) => match Index::load(&path, file) {
+                Ok(index) => return Ok((index, Opened::Loaded)),
+                Err(error) => error.to_string(),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "it is missing".to_owned(),
             Err(error) => return Err(FileError::at("open the index", &path)(error)),
         };
-        if let Some(index) = found {
-            return Ok((index, false));
-        }
-        Ok((Index::create(disk, &path)?, true))
+        Ok((Index::create(disk, &path)?, Opened::Replaced(reason)))
     }
 
     /// An empty index, in place of what there is.
@@ -243,12 +251,13 @@ impl Index {
     pub(super) fn counting(
         &self,
         pack: u32,
-        entries: impl Iterator<Item = Entry>,
-    ) -> Result<(Vec<(ChunkId, Location)>, Seen), IndexError> {
+        entries: Entries<'_>,
+    ) -> Result<(Vec<(ChunkId, Location)>, Seen), StoreError> {
         let (changes, table, seen) = self.snapshot()?;
         let mut rows = Rows { table: &table, at: None };
         let mut found = Vec::new();
         for entry in entries {
+            let entry = entry?;
             let counts = match changes.get(&entry.id) {
                 Some(change) => change.location(),
                 None => rows.get(&entry.id).map_err(|error| self.error(error))?,
@@ -481,12 +490,12 @@ impl Index {
 
     /// Fills an empty index from packs, each with its entries sorted by chunk and place. A chunk that is in several
     /// places lies in the pack with the highest number, there at the highest offset.
-    pub(super) fn fill<'a>(
+    pub(super) fn fill(
         &self,
-        packs: Vec<(u32, Box<dyn Iterator<Item = Entry> + 'a>)>,
+        packs: Vec<(u32, Entries<'_>)>,
         whole: &[(u32, PackState)],
-    ) -> Result<(), IndexError> {
-        let fill = || -> Result<(), redb::Error> {
+    ) -> Result<(), OpenError> {
+        let fill = || -> Result<Result<(), FileError>, redb::Error> {
             let mut merged = Merged::new(packs).peekable();
             let mut sums = Sums::default();
             while merged.peek().is_some() {
@@ -494,7 +503,11 @@ impl Index {
                 transaction.set_durability(Durability::None)?;
                 {
                     let mut chunks = transaction.open_table(CHUNKS)?;
-                    for (id, location) in merged.by_ref().take(REBUILD_BATCH) {
+                    for next in merged.by_ref().take(REBUILD_BATCH) {
+                        let (id, location) = match next {
+                            Ok(next) => next,
+                            Err(error) => return Ok(Err(error)),
+                        };
                         sums.add(&location);
                         chunks.insert(id.as_bytes(), &encode(&location))?;
                     }
@@ -516,18 +529,15 @@ impl Index {
             view.table = self.db.begin_read()?.open_table(CHUNKS)?;
             view.commits += 1;
             view.sums = sums;
-            Ok(())
+            Ok(Ok(()))
         };
-        fill().map_err(|error| self.error(error))
+        Ok(fill().map_err(|error| self.error(error))??)
     }
 
     /// Adds the entries of one pack to an index that has others, in any order.
-    pub(super) fn add_pack(
-        &self,
-        number: u32,
-        entries: impl Iterator<Item = Entry>,
-    ) -> Result<(), IndexError> {
+    pub(super) fn add_pack(&self, number: u32, entries: Entries<'_>) -> Result<(), OpenError> {
         for entry in entries {
+            let entry = entry?;
             let location = Location::of(number, &entry);
             let known = self.get(&entry.id)?;
             if known.is_none_or(|known| known.order() < location.order()) {
@@ -598,8 +608,9 @@ impl Rows<'_> {
 
 /// Entries of many packs, each sorted, as one sorted sequence in which every chunk comes once.
 struct Merged<'a> {
-    packs: Vec<(u32, Box<dyn Iterator<Item = Entry> + 'a>)>,
+    packs: Vec<(u32, Entries<'a>)>,
     heads: BinaryHeap<Head>,
+    failed: Option<FileError>,
 }
 
 /// The next entry of a pack; the greatest comes first, so the order is turned round.
@@ -637,24 +648,32 @@ impl PartialEq for Head {
 impl Eq for Head {}
 
 impl<'a> Merged<'a> {
-    fn new(packs: Vec<(u32, Box<dyn Iterator<Item = Entry> + 'a>)>) -> Merged<'a> {
-        let mut merged = Merged { packs, heads: BinaryHeap::new() };
+    fn new(packs: Vec<(u32, Entries<'a>)>) -> Merged<'a> {
+        let mut merged = Merged { packs, heads: BinaryHeap::new(), failed: None };
         (0..merged.packs.len()).for_each(|from| merged.pull(from));
         merged
     }
 
     fn pull(&mut self, from: usize) {
         let (number, entries) = &mut self.packs[from];
-        if let Some(entry) = entries.next() {
-            self.heads.push(Head { id: entry.id, location: Location::of(*number, &entry), from });
+        match entries.next() {
+            Some(Ok(entry)) => {
+                self.heads.push(Head { id: entry.id, location: Location::of(*number, &entry), from });
+            }
+            Some(Err(error)) => self.failed = Some(error),
+            None => {}
         }
     }
 }
 
 impl Iterator for Merged<'_> {
-    type Item = (ChunkId, Location);
+    type Item = Result<(ChunkId, Location), FileError>;
 
-    fn next(&mut self) -> Option<(ChunkId, Location)> {
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
+            self.heads.clear();
+            return Some(Err(error));
+        }
         let first = self.heads.pop()?;
         self.pull(first.from);
         // Within a pack the places of one chunk ascend, so a later one may still beat what came first.
@@ -666,7 +685,7 @@ impl Iterator for Merged<'_> {
             }
             self.pull(other.from);
         }
-        Some((first.id, best))
+        Some(Ok((first.id, best)))
     }
 }
 

@@ -13,6 +13,7 @@ mod gc;
 mod index;
 mod live;
 mod pack;
+mod pack_index;
 pub(crate) mod record;
 mod refs;
 mod verify;
@@ -46,6 +47,7 @@ use decoded::Decoded;
 use gc::Gate;
 use index::{Flush, Index, PackState};
 use pack::{Found, Pack};
+use pack_index::Entries;
 use record::{Entry, MAX_GROUP_CHUNKS, Record};
 use writer::{Open, Writer};
 
@@ -117,6 +119,15 @@ pub struct Stats {
     pub broken: u64,
 }
 
+/// A named reference.
+#[derive(Debug)]
+pub struct Reference {
+    /// Its name.
+    pub name: String,
+    /// The image, or why it cannot be read.
+    pub image: Result<Manifest, StoreError>,
+}
+
 /// A store, open. All methods take `&self`; locks are taken in the order of the fields.
 pub struct Store {
     disk: Arc<dyn Disk>,
@@ -134,6 +145,7 @@ pub struct Store {
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
     decoded: Decoded,
     sync_failed: AtomicBool,
+    warnings: Vec<String>,
     _lock: Option<DirLock>,
 }
 
@@ -142,7 +154,8 @@ type Rows = Vec<(u32, PackState)>;
 
 impl Store {
     /// Opens the store at `dir`, creating it if need be. After a crash this cuts half-written tails. Reads the packs that
-    /// the index does not know, and all of them where there is no index.
+    /// the index does not know, and all of them where there is no index or none that can be used. What else lies there is left
+    /// alone; what is wrong with it is in [`warnings`](Store::warnings).
     pub fn open(dir: impl AsRef<Path>) -> Result<Store, OpenError> {
         Store::open_with(dir.as_ref(), PACK_BYTES)
     }
@@ -166,10 +179,16 @@ impl Store {
         }
         refs::remove_temporary(&*disk, &refs_dir)?;
         let mut numbers = pack_numbers(&*disk, &packs_dir)?;
-        let (mut index, mut empty) = Index::open(&*disk, dir)?;
+        let mut warnings = Vec::new();
+        let (mut index, state) = Index::open(&*disk, dir)?;
+        let mut empty = state != index::Opened::Loaded;
+        if let (index::Opened::Replaced(reason), false) = (&state, numbers.is_empty()) {
+            warnings.push(rebuilding(dir, reason));
+        }
         files::sync_dir(&*disk, dir)?;
         let mut found = FoundPacks::default();
         if !empty && !found.read(&disk, &packs_dir, &numbers, index.packs()?)? {
+            warnings.push(rebuilding(dir, "it knows packs that are not there"));
             drop(index);
             index = Index::create(&*disk, &dir.join(index::FILE_NAME))?;
             files::sync_dir(&*disk, dir)?;
@@ -181,7 +200,15 @@ impl Store {
             numbers = pack_numbers(&*disk, &packs_dir)?;
             found.read(&disk, &packs_dir, &numbers, Default::default())?;
         }
-        found.tell(&index, empty)?;
+        if let Err(error) = found.tell(&index, empty) {
+            drop(index);
+            if empty {
+                // Half filled it would be believed by the next opening.
+                files::remove(&*disk, &dir.join(index::FILE_NAME))?;
+            }
+            return Err(error);
+        }
+        warnings.append(&mut found.warnings);
         let next_number = numbers.last().map_or(1, |last| last.saturating_add(1));
         let FoundPacks { packs, unsealed, rows, .. } = found;
         Ok(Store {
@@ -203,8 +230,14 @@ impl Store {
             packs: RwLock::new(packs),
             decoded: Decoded::default(),
             sync_failed: AtomicBool::new(false),
+            warnings,
             _lock: None,
         })
+    }
+
+    /// What was found to be wrong when it was opened, for the person who looks after it. The store works all the same.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Is the chunk here? An index that cannot be read has it not: it is then put once more. Hold a [`Pin`] while it
@@ -216,10 +249,28 @@ impl Store {
     /// The chunk's bytes, checked against its name: perhaps a slice of the group it lies in, which stays in memory as
     /// long as one slice of it does.
     pub fn get(&self, id: &ChunkId) -> Result<Bytes, StoreError> {
-        let (location, pack) = self.locate(id)?;
-        match self.plain(&pack, &location)? {
+        let (plain, location, pack) = self.reading(id, |pack, location| self.plain(pack, location))?;
+        match plain {
             Some(plain) if ChunkId::of(&plain) == *id => Ok(plain),
             _ => Err(self.damaged(id, location, &pack)),
+        }
+    }
+
+    /// Reads with `read` what lies where the chunk is, and gives that place too.
+    fn reading<T>(
+        &self,
+        id: &ChunkId,
+        read: impl Fn(&Pack, &Location) -> Result<T, FileError>,
+    ) -> Result<(T, Location, Arc<Pack>), StoreError> {
+        let mut last = None;
+        loop {
+            let (location, pack) = self.locate(id)?;
+            match read(&pack, &location) {
+                Ok(found) => return Ok((found, location, pack)),
+                // A collection has moved it, and then removed the pack's file, since it was looked up.
+                Err(error) if error.is_absent() && last.replace(location) != Some(location) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -279,15 +330,17 @@ impl Store {
     /// The group that the first of these chunks make up, if they do.
     fn whole_group(&self, wanted: &[(ChunkId, u32)]) -> Result<Option<(usize, Encoded)>, StoreError> {
         let Some((first, _)) = wanted.first() else { return Ok(None) };
-        let (location, pack) = self.locate(first)?;
-        if location.start > 0 {
-            return Ok(None);
-        }
-        let group = pack.with_record(location.offset, |bytes| {
-            let record = Record::parse(bytes)?;
-            let count = record.chunks().count();
-            let same = wanted.get(..count).is_some_and(|wanted| record.chunks().eq(wanted.iter().copied()));
-            (same && record.is_intact()).then(|| (count, record.encoded()))
+        let (group, _, _) = self.reading(first, |pack, location| {
+            if location.start > 0 {
+                return Ok(None);
+            }
+            pack.with_record(location.offset, |bytes| {
+                let record = Record::parse(bytes)?;
+                let count = record.chunks().count();
+                let same =
+                    wanted.get(..count).is_some_and(|wanted| record.chunks().eq(wanted.iter().copied()));
+                (same && record.is_intact()).then(|| (count, record.encoded()))
+            })
         })?;
         Ok(group)
     }
@@ -442,7 +495,7 @@ impl Store {
             self.check_free(images.iter().map(|(name, _)| *name))?;
         }
         for (name, manifest) in images {
-            self.keep_chunks_of(name);
+            self.keep_chunks_of(name)?;
             refs::publish(&*self.disk, &self.refs_dir, name, manifest)?;
         }
         Ok(())
@@ -477,10 +530,18 @@ impl Store {
         refs::names(&*self.disk, &self.refs_dir)
     }
 
+    /// All references, by name.
+    pub fn references(&self) -> Result<Vec<Reference>, StoreError> {
+        let named = self.names()?.into_iter().map(|name| Reference { image: self.manifest(&name), name });
+        // Removed meanwhile.
+        let there = named.filter(|found| !matches!(found.image, Err(StoreError::UnknownName { .. })));
+        Ok(there.collect())
+    }
+
     /// Removes a reference. Its chunks stay until the next [`gc`](Store::gc).
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let _refs = lock(&self.refs);
-        self.keep_chunks_of(name);
+        self.keep_chunks_of(name)?;
         refs::remove(&*self.disk, &self.refs_dir, name)
     }
 
@@ -530,6 +591,7 @@ struct FoundPacks {
     unknown: Vec<Arc<Pack>>,
     unsealed: Vec<Open>,
     rows: Rows,
+    warnings: Vec<String>,
 }
 
 impl FoundPacks {
@@ -547,7 +609,16 @@ impl FoundPacks {
                 self.packs.insert(number, Arc::new(pack));
                 continue;
             }
-            let pack = match Pack::open(disk, dir, number)? {
+            let opened = match Pack::open(disk, dir, number) {
+                Ok(opened) => opened,
+                // One bad file must not keep the others from being used. Its number stays taken.
+                Err(error) if error.concerns_one_pack() => {
+                    self.warnings.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let pack = match opened {
                 Found::Nothing => {
                     files::remove(&**disk, &dir.join(pack::file_name(number)))?;
                     continue;
@@ -571,15 +642,15 @@ impl FoundPacks {
 
     /// Tells the index of the packs it does not know.
     fn tell(&mut self, index: &Index, empty: bool) -> Result<(), OpenError> {
-        let mut entries: Vec<(u32, Box<dyn Iterator<Item = Entry> + '_>)> = Vec::new();
+        let mut entries: Vec<(u32, Entries<'_>)> = Vec::new();
         for pack in &self.unknown {
-            let sorted: Box<dyn Iterator<Item = Entry>> = match pack.entries()? {
+            let sorted = match pack.entries()? {
                 Some(entries) => entries,
                 None => {
                     let open = self.unsealed.iter().find(|open| open.pack.number == pack.number);
                     let mut entries = open.map(|open| open.entries.clone()).unwrap_or_default();
                     entries.sort_unstable_by_key(Entry::order);
-                    Box::new(entries.into_iter())
+                    Box::new(entries.into_iter().map(Ok))
                 }
             };
             entries.push((pack.number, sorted));
@@ -596,6 +667,11 @@ impl FoundPacks {
         }
         Ok(())
     }
+}
+
+fn rebuilding(dir: &Path, reason: &str) -> String {
+    let path = dir.join(index::FILE_NAME);
+    format!("the index {} could not be used ({reason}): it was made again from the packs", path.display())
 }
 
 fn slice(group: &Bytes, location: &Location) -> Option<Bytes> {
@@ -634,6 +710,8 @@ fn pack_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u32>, FileError> {
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod group_tests;
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! Pack files: opening one (by its index, or by a scan that cuts a torn tail), reading records, appending them,
-//! sealing. It never decides which pack a chunk goes to.
+//! sealing. It never decides which pack a chunk goes to. Everything is read by calls and nothing through a map: where the disk
+//! cannot read, a call fails, and a map takes the process down.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use super::OpenError;
-use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader, PackIndex, Scan};
+use super::pack_index::{self, Entries};
+use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader};
 use crate::disk::{Disk, DiskFile};
-use crate::map::{Behind, Map};
 use crate::sync::{read, write};
 use crate::{BLOCK_BYTES, FileError, is_zero};
 
@@ -19,11 +20,9 @@ pub(super) struct Pack {
     /// It takes records of today's format.
     pub(super) current: bool,
     disk: Arc<dyn Disk>,
-    /// While the pack is not sealed. A sealed one is opened when it is first read, and only its map is kept: a store has
+    /// While the pack is not sealed. A sealed one is opened for each read, which costs little beside what is read: a store has
     /// more packs than a process may have files open.
     file: RwLock<Option<Arc<dyn DiskFile>>>,
-    /// Set once the pack is sealed.
-    map: OnceLock<Map>,
     /// Length of the file once the pack is sealed.
     sealed_len: OnceLock<u64>,
 }
@@ -44,7 +43,7 @@ pub(super) enum Found {
 impl Pack {
     fn new(disk: &Arc<dyn Disk>, number: u32, path: PathBuf, file: Option<Arc<dyn DiskFile>>) -> Pack {
         let (disk, file) = (disk.clone(), RwLock::new(file));
-        Pack { number, path, current: true, disk, file, map: OnceLock::new(), sealed_len: OnceLock::new() }
+        Pack { number, path, current: true, disk, file, sealed_len: OnceLock::new() }
     }
 
     /// Starts a new pack. A failure leaves no file.
@@ -83,24 +82,27 @@ impl Pack {
         if len < PACK_HEADER_BYTES {
             return Ok(Found::Nothing);
         }
-        let map = file.map().map_err(opening())?;
-        let header = record::parse_pack_header(map.bytes());
-        let Some(PackHeader { current, .. }) = header.filter(|header| header.number == number) else {
+        let reading = || FileError::at("read the pack", &path);
+        let mut header = [0; PACK_HEADER_BYTES as usize];
+        file.read_at(0, &mut header).map_err(reading())?;
+        let parsed = record::parse_pack_header(&header);
+        let Some(PackHeader { current, .. }) = parsed.filter(|header| header.number == number) else {
             // Torn: it is made durable before anything else is written.
-            if len <= BLOCK_BYTES && is_zero(&map.bytes()[PACK_HEADER_BYTES as usize..]) {
+            let mut rest = vec![0; (len.min(BLOCK_BYTES) - PACK_HEADER_BYTES) as usize];
+            file.read_at(PACK_HEADER_BYTES, &mut rest).map_err(reading())?;
+            if len <= BLOCK_BYTES && is_zero(&rest) {
                 return Ok(Found::Nothing);
             }
-            let newer = header.is_none() && record::is_some_pack(map.bytes());
+            let newer = parsed.is_none() && record::is_some_pack(&header);
             return Err(OpenError::UnknownPack { path, newer });
         };
-        if PackIndex::parse(map.bytes()).is_some() {
+        let read = |at: u64, buffer: &mut [u8]| file.read_at(at, buffer);
+        if pack_index::find(len, &read).map_err(reading())?.is_some() {
             let mut pack = Pack::new(disk, number, path, Some(file));
             pack.sealed_len = OnceLock::from(len);
-            pack.map = OnceLock::from(map);
             return Ok(Found::Sealed(pack));
         }
-        let scan = scan(&map);
-        drop(map);
+        let scan = record::scan(len, read).map_err(reading())?;
         if scan.end < len {
             file.set_len(scan.end).map_err(FileError::at("cut the torn end of", &path))?;
         }
@@ -110,61 +112,41 @@ impl Pack {
     }
 
     /// The entries of a sealed pack, sorted by chunk, then place. `None`: it is not sealed.
-    pub(super) fn entries(&self) -> Result<Option<Box<dyn Iterator<Item = Entry> + '_>>, FileError> {
-        let Some(map) = self.map()? else { return Ok(None) };
-        Ok(Some(match PackIndex::parse(map.bytes()) {
-            Some(index) => Box::new(index.entries()),
-            None => {
-                // Its index has decayed since it was sealed.
-                let mut entries = scan(map).entries;
-                entries.sort_unstable_by_key(Entry::order);
-                Box::new(entries.into_iter())
-            }
-        }))
-    }
-
-    /// Nobody looks at its entries any more.
-    pub(super) fn let_go(&self) {
-        if let Some(map) = self.map.get() {
-            map.let_go(0..map.bytes().len());
-        }
-    }
-
-    /// `None`: the pack is not sealed.
-    fn map(&self) -> Result<Option<&Map>, FileError> {
-        if let Some(map) = self.map.get() {
-            return Ok(Some(map));
-        }
-        if read(&self.file).is_some() {
-            return Ok(None);
-        }
-        // It may have been sealed between the two looks; then it is mapped now, and the second map is dropped.
-        let map = self.disk.open(&self.path).and_then(|file| file.map());
-        let map = map.map_err(FileError::at("open the pack", &self.path))?;
-        Ok(Some(self.map.get_or_init(|| map)))
-    }
-
-    /// The bytes of the record at `offset` as they lie in the file, and perhaps more behind it, given to `read`.
-    pub(super) fn with_record<T>(&self, offset: u64, read: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
+    pub(super) fn entries(&self) -> Result<Option<Entries<'_>>, FileError> {
+        let Some(len) = self.sealed_len.get().copied() else { return Ok(None) };
         let failed = || FileError::at("read", &self.path);
-        if let Some(map) = self.map()? {
-            let start = usize::try_from(offset).unwrap_or(usize::MAX);
-            let bytes =
-                map.bytes().get(start..).ok_or_else(|| failed()(io::ErrorKind::UnexpectedEof.into()))?;
-            let result = read(bytes);
-            // Who reads all of a large image would have all of it in memory.
-            let len = Head::parse(bytes).map_or(0, |head| head.record_bytes());
-            map.let_go(start..start + len);
-            return Ok(result);
+        let file = self.reader()?;
+        let read = |at: u64, buffer: &mut [u8]| file.read_at(at, buffer);
+        if let Some(footer) = pack_index::find(len, &read).map_err(failed())? {
+            // Opened anew for each part: these are kept of all packs at once.
+            let read = move |at: u64, buffer: &mut [u8]| self.reader()?.read_at(at, buffer).map_err(failed());
+            let damaged = move || failed()(io::ErrorKind::InvalidData.into());
+            return Ok(Some(pack_index::entries(footer, read, damaged)));
         }
-        let file = self.file()?;
-        let mut buffer = vec![0; record::MAX_HEAD_BYTES];
-        file.read_at(offset, &mut buffer).map_err(failed())?;
-        if let Some(head) = Head::parse(&buffer) {
-            buffer.resize(head.record_bytes(), 0);
-            file.read_at(offset, &mut buffer).map_err(failed())?;
+        // Its index has decayed since it was sealed.
+        let mut entries = record::scan(len, read).map_err(failed())?.entries;
+        entries.sort_unstable_by_key(Entry::order);
+        Ok(Some(Box::new(entries.into_iter().map(Ok))))
+    }
+
+    /// The file, to be read.
+    fn reader(&self) -> Result<Arc<dyn DiskFile>, FileError> {
+        match read(&self.file).clone().filter(|_| self.sealed_len.get().is_none()) {
+            Some(file) => Ok(file),
+            None => self.disk.open(&self.path).map_err(FileError::at("open the pack", &self.path)),
         }
-        Ok(read(&buffer))
+    }
+
+    /// The bytes of the record at `offset` as they lie in the file, or fewer where no record begins there, given to `look`.
+    pub(super) fn with_record<T>(&self, offset: u64, look: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
+        let failed = || FileError::at("read", &self.path);
+        let file = self.reader()?;
+        let mut head = [0; record::MAX_HEAD_BYTES];
+        file.read_at(offset, &mut head).map_err(failed())?;
+        let Some(len) = Head::parse(&head).map(|head| head.record_bytes()) else { return Ok(look(&head)) };
+        let mut record = vec![0; len];
+        file.read_at(offset, &mut record).map_err(failed())?;
+        Ok(look(&record))
     }
 
     /// Writes at the end of the pack; a failure leaves the pack as it was before, as far as the disk lets it.
@@ -181,11 +163,12 @@ impl Pack {
     pub(super) fn seal(&self, at: u64, entries: &mut [Entry]) -> Result<(), FileError> {
         let index = record::encode_index(entries, at);
         self.append(at, &index)?;
+        let file = self.file()?;
+        file.end().map_err(|error| {
+            let _ = file.set_len(at);
+            FileError::at("end the pack", &self.path)(error)
+        })?;
         let _ = self.sealed_len.set(at + index.len() as u64);
-        // Not being mapped only makes reads slower.
-        if let Ok(map) = self.file()?.map() {
-            let _ = self.map.set(map);
-        }
         Ok(())
     }
 
@@ -214,11 +197,6 @@ impl Pack {
             || FileError::at("write to the sealed pack", &self.path)(io::ErrorKind::Unsupported.into());
         read(&self.file).clone().ok_or_else(sealed)
     }
-}
-
-fn scan(map: &Map) -> Scan {
-    let mut behind = Behind::of(map);
-    record::scan(map.bytes(), |at| behind.pass(at))
 }
 
 pub(super) fn file_name(number: u32) -> String {

@@ -1,6 +1,8 @@
 //! The bytes of a pack file: its header, records of chunks, the index and the footer of a sealed pack. A record holds
-//! chunks that are compressed together; those of version 1 hold one. Works on slices only: it never opens a file, never
-//! panics on what it reads and never allocates by a length it has not checked.
+//! chunks that are compressed together; those of version 1 hold one. Works on slices, and on what it is given to read with: it never
+//! opens a file, never panics on what it reads and never allocates by a length it has not checked.
+
+use std::io;
 
 use bytes::Bytes;
 
@@ -30,8 +32,10 @@ pub(super) const MAX_HEAD_BYTES: usize = CHUNK_HEAD_BYTES;
 const INDEX_MAGIC: &[u8; 8] = b"LHINDX\x00\x02";
 const INDEX_MAGIC_1: &[u8; 8] = b"LHINDX\x00\x01";
 const SEAL_MAGIC: &[u8; 8] = b"LHSEALED";
-const INDEX_ENTRY_BYTES: usize = 52;
-const FOOTER_BYTES: usize = 64;
+pub(super) const INDEX_ENTRY_BYTES: usize = 52;
+pub(super) const FOOTER_BYTES: usize = 64;
+/// As much of the footer is covered by its check.
+pub(super) const FOOTER_CHECKED_BYTES: usize = 24;
 
 /// A chunk's place in its pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,26 +354,44 @@ pub(super) struct Scan {
     pub(super) end: u64,
 }
 
-/// Finds every whole record of a pack without an index. Damage between two records is stepped over, so that a
-/// flipped bit costs one record and not the rest of the pack. `passed` gets how far it is.
-pub(super) fn scan(pack: &[u8], mut passed: impl FnMut(usize)) -> Scan {
+/// Bytes read at once by a scan; no record is longer.
+const SCAN_BYTES: usize = 8 << 20;
+
+/// Finds every whole record of a pack of `len` bytes without its index. Damage between two records is stepped over, so that
+/// a flipped bit costs one record and not the rest of the pack. `read` fills a buffer from an offset on.
+pub(super) fn scan(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>) -> io::Result<Scan> {
     let mut found = Scan { entries: Vec::new(), end: PACK_HEADER_BYTES };
-    let mut at = PACK_HEADER_BYTES as usize;
-    while let Some(rest) = pack.get(at..) {
-        passed(at);
+    let (mut at, mut window, mut window_at) = (PACK_HEADER_BYTES, Vec::new(), PACK_HEADER_BYTES);
+    while at < len {
+        let needed = (len - at).min(SCAN_BYTES as u64 / 2);
+        if at + needed > window_at + window.len() as u64 {
+            window.resize((len - at).min(SCAN_BYTES as u64) as usize, 0);
+            window_at = at;
+            read(at, &mut window)?;
+        }
+        let rest = &window[(at - window_at) as usize..];
         match Record::parse(rest).filter(Record::is_intact) {
             Some(record) => {
-                found.entries.extend(record.entries(at as u64));
-                at += record.bytes.len();
-                found.end = at as u64;
+                found.entries.extend(record.entries(at));
+                at += record.bytes.len() as u64;
+                found.end = at;
             }
-            None => match find_record(rest.get(1..).unwrap_or_default()) {
-                Some(distance) => at += 1 + distance,
-                None => break,
-            },
+            None => {
+                let behind = rest.get(1..).unwrap_or_default();
+                // A magic may begin in this window and end in the next.
+                let none_here = (behind.len() + 1).saturating_sub(CHUNK_MAGIC.len()).max(1);
+                at += find_record(behind).map_or(none_here, |distance| 1 + distance) as u64;
+            }
         }
     }
-    found
+    Ok(found)
+}
+
+/// [`scan`] of a pack in memory.
+#[cfg(any(test, fuzzing))]
+pub(super) fn scan_bytes(pack: &[u8]) -> Scan {
+    use crate::ReadImage;
+    scan(pack.size(), |at, buffer| pack.read_at(at, buffer)).expect("memory can be read")
 }
 
 /// Where the next record may begin.
@@ -405,48 +427,37 @@ pub(super) fn encode_index(entries: &mut [Entry], index_offset: u64) -> Vec<u8> 
     bytes
 }
 
-/// The index of a sealed pack: whole, and every entry in it possible.
-#[derive(Clone, Copy)]
-pub(super) struct PackIndex<'a> {
-    entries: &'a [u8],
-    index_offset: u64,
+/// What the end of a sealed pack says of its index.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Footer {
+    /// Where the index begins in the pack.
+    pub(super) index_at: u64,
+    pub(super) entries: u64,
+    pub(super) check: [u8; 32],
     /// Of version 1.
     old: bool,
 }
 
-impl<'a> PackIndex<'a> {
-    /// `None` when the pack is not sealed, or its index is damaged.
-    pub(super) fn parse(pack: &'a [u8]) -> Option<PackIndex<'a>> {
-        let footer = pack.get(pack.len().checked_sub(FOOTER_BYTES)?..)?;
-        let mut fields = Fields::new(footer);
+impl Footer {
+    /// Of a pack of `pack_len` bytes that ends with `bytes`. `None` when it is not sealed, or this is damaged.
+    pub(super) fn parse(bytes: &[u8; FOOTER_BYTES], pack_len: u64) -> Option<Footer> {
+        let mut fields = Fields::new(bytes);
         let magic = fields.take(8)?;
         let old = magic == INDEX_MAGIC_1;
         if !old && magic != INDEX_MAGIC {
             return None;
         }
-        let count = usize::try_from(fields.u64()?).ok()?;
-        let index_offset = fields.u64()?;
-        let check: [u8; 32] = fields.array()?;
-        let start = usize::try_from(index_offset).ok()?;
-        let end = start.checked_add(count.checked_mul(INDEX_ENTRY_BYTES)?)?;
-        if fields.take(8)? != SEAL_MAGIC || end != pack.len() - FOOTER_BYTES {
-            return None;
-        }
-        if *blake3::hash(pack.get(start..end + 24)?).as_bytes() != check {
-            return None;
-        }
-        let index = PackIndex { entries: pack.get(start..end)?, index_offset, old };
-        let in_order = index.entries().is_sorted_by(|a, b| a.order() < b.order());
-        (in_order && index.entries().count() == count).then_some(index)
+        let (entries, index_at) = (fields.u64()?, fields.u64()?);
+        let check = fields.array()?;
+        let end = index_at.checked_add(entries.checked_mul(INDEX_ENTRY_BYTES as u64)?)?;
+        let fits = Some(end) == pack_len.checked_sub(FOOTER_BYTES as u64);
+        (fields.take(8)? == SEAL_MAGIC && fits).then_some(Footer { index_at, entries, check, old })
     }
 
-    /// The entries, sorted by chunk, then place.
-    pub(super) fn entries(self) -> impl Iterator<Item = Entry> + 'a {
-        let (entries, _) = self.entries.as_chunks::<INDEX_ENTRY_BYTES>();
-        entries.iter().map_while(move |bytes| {
-            let entry = if self.old { parse_entry_1(bytes)? } else { parse_entry(bytes)? };
-            entry.fits(self.index_offset).then_some(entry)
-        })
+    /// An entry of the index; `None` for what is none.
+    pub(super) fn entry(&self, bytes: &[u8]) -> Option<Entry> {
+        let entry = if self.old { parse_entry_1(bytes)? } else { parse_entry(bytes)? };
+        entry.fits(self.index_at).then_some(entry)
     }
 }
 

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{GcOptions, GcProgress, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, record};
+use super::{
+    GcOptions, GcProgress, GcReport, OpenError, Scope, Store, StoreError, VerifyReport, pack_index, record,
+};
 use crate::testing::{SmallDisk, noise, scratch, snapshot, text};
 use crate::{ChunkId, Codec, Encoded, ImageRoot, MAX_CHUNK_BYTES, Manifest, ManifestExtent};
 
@@ -88,7 +90,7 @@ fn full_packs_are_sealed_and_read_through_their_index() {
     assert!(packs > 5);
     drop(store);
     for number in 1..packs {
-        assert!(record::PackIndex::parse(&fs::read(pack_path(dir.path(), number)).unwrap()).is_some());
+        assert!(pack_index::of_bytes(&fs::read(pack_path(dir.path(), number)).unwrap()).is_some());
     }
     let store = Store::open_with(dir.path(), 20_000).unwrap();
     assert!(chunks.iter().all(|chunk| store.get(&ChunkId::of(chunk)).unwrap() == chunk));
@@ -146,7 +148,7 @@ fn every_length_of_a_pack_opens() {
     drop(store);
     let pack = pack_path(dir.path(), 1);
     let whole = fs::read(&pack).unwrap();
-    assert!(record::PackIndex::parse(&whole).is_some());
+    assert!(pack_index::of_bytes(&whole).is_some());
     for len in 0..whole.len() {
         fs::write(&pack, &whole[..len]).unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -189,13 +191,29 @@ fn a_flipped_bit_costs_one_chunk_at_most_and_can_be_repaired() {
 }
 
 #[test]
-fn files_that_are_no_packs_are_named() {
+fn a_pack_of_another_version_is_named() {
     let dir = closed_store(&some_chunks(1, 100));
-    for (bytes, says) in [(&b"LHPACK\x00\x03"[..], "another version"), (b"something else", "not a pack")] {
-        overwrite(&pack_path(dir.path(), 1), 0, bytes);
-        let Err(error) = Store::open(dir.path()) else { panic!("opened") };
-        let text = error.to_string();
-        assert!(text.contains("0001.pack") && text.contains(says), "{text}");
+    overwrite(&pack_path(dir.path(), 1), 0, b"LHPACK\x00\x03");
+    let Err(error) = Store::open(dir.path()) else { panic!("opened") };
+    let text = error.to_string();
+    assert!(text.contains("0001.pack") && text.contains("another version"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_no_pack_is_left_alone_and_named() {
+    let chunks = some_chunks(2, 100);
+    let dir = closed_store(&chunks[..1]);
+    overwrite(&pack_path(dir.path(), 1), 0, b"something else");
+    let garbage = fs::read(pack_path(dir.path(), 1)).unwrap();
+    for _ in 0..2 {
+        let store = Store::open(dir.path()).unwrap();
+        let [warning] = store.warnings() else { panic!("{:?}", store.warnings()) };
+        assert!(warning.contains("0001.pack") && warning.contains("not a pack"), "{warning}");
+        assert!(!store.contains(&ChunkId::of(&chunks[0])));
+        put_all(&store, &chunks[1..]);
+        store.sync().unwrap();
+        gc(&store);
+        assert_eq!(fs::read(pack_path(dir.path(), 1)).unwrap(), garbage);
     }
 }
 
@@ -275,7 +293,7 @@ fn an_index_out_of_order_is_no_index() {
     let sealed = |entries: &mut [record::Entry]| {
         [&pack[..], &record::encode_index(entries, pack.len() as u64)].concat()
     };
-    let read = |pack: &[u8]| record::PackIndex::parse(pack).map(|index| index.entries().collect::<Vec<_>>());
+    let read = pack_index::of_bytes;
     let mut good = sealed(&mut [entry(16), entry(81)]);
     assert_eq!(read(&good), Some(vec![entry(16), entry(81)]));
     assert_eq!(read(&sealed(&mut [entry(16), entry(16)])), None);
@@ -378,7 +396,7 @@ fn verification_finds_what_is_bad() {
     let broken: Vec<_> = report.broken.iter().map(|broken| (broken.name.as_str(), broken.missing)).collect();
     assert_eq!(broken, [("bad", 0), ("base", 1)]);
     // A collection that cannot know what is needed does nothing.
-    assert!(matches!(store.gc(&GcOptions::default(), &|_| GO_ON), Err(StoreError::BadReference { .. })));
+    assert!(matches!(store.gc(&GcOptions::default(), &|_| GO_ON), Err(StoreError::CannotCollect { .. })));
 }
 
 #[test]

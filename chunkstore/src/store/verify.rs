@@ -1,5 +1,6 @@
-//! Reading everything back, or some of it. What is bad is marked, so that it is not served and counts as missing until
-//! it is put again; see [`Store::broken`]. It never fetches anything: healing is putting.
+//! Reading everything back, or some of it. What was read and is bad is marked, so that it is not served and counts as missing
+//! until it is put again; see [`Store::broken`]. What cannot be read is an error, which says nothing of what is there. It never
+//! fetches anything: healing is putting.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -62,7 +63,7 @@ impl VerifyReport {
 }
 
 impl Store {
-    /// Reads chunks and references. `watch` gets the stored bytes read so far after every chunk: it may take its time, to
+    /// Reads chunks and references. The first one that cannot be read ends it with that error. `watch` gets the stored bytes read so far after every chunk: it may take its time, to
     /// keep the disk free for others, and may stop it.
     pub fn verify(
         &self,
@@ -88,7 +89,7 @@ impl Store {
                     chunks.sort_unstable_by_key(|(_, location)| location.order());
                     self.verify_chunks(chunks, &mut report, watch)?;
                 }
-                self.verify_reference(name, &mut report);
+                self.verify_reference(name, &mut report)?;
             }
             Scope::Whole | Scope::Sample { .. } => {
                 let packs: Vec<_> = read(&self.packs).values().cloned().collect();
@@ -99,7 +100,7 @@ impl Store {
                     self.verify_chunks(chunks, &mut report, watch)?;
                 }
                 for name in self.names()? {
-                    self.verify_reference(&name, &mut report);
+                    self.verify_reference(&name, &mut report)?;
                 }
             }
         }
@@ -135,8 +136,12 @@ impl Store {
         for record in chunks.chunk_by(|(_, a), (_, b)| a.record() == b.record()) {
             let Some((_, first)) = record.first() else { continue };
             let Some(pack) = read(&self.packs).get(&first.pack).cloned() else { continue };
-            let read = pack.with_record(first.offset, |bytes| Record::parse(bytes)?.decode());
-            let plain = read.ok().flatten().unwrap_or_default();
+            let plain = match pack.with_record(first.offset, |bytes| Record::parse(bytes)?.decode()) {
+                Ok(plain) => plain.unwrap_or_default(),
+                // A collection has moved what is needed of it, and removed the pack.
+                Err(error) if error.is_absent() && !read(&self.packs).contains_key(&first.pack) => continue,
+                Err(error) => return Err(error.into()),
+            };
             for (id, location) in record {
                 if slice(&plain, location).is_none_or(|bytes| ChunkId::of(&bytes) != *id) {
                     self.decoded.forget(location.record());
@@ -154,25 +159,28 @@ impl Store {
     }
 
     /// The extent's chunk is not here, or has another length.
-    fn lacks(&self, extent: &ManifestExtent) -> bool {
-        match extent {
-            ManifestExtent::Data { len, id } => {
-                !self.index.get(id).is_ok_and(|found| found.is_some_and(|found| found.plain_len == *len))
-            }
-            ManifestExtent::Hole { .. } => false,
-        }
+    fn lacks(&self, extent: &ManifestExtent) -> Result<bool, StoreError> {
+        let ManifestExtent::Data { len, id } = extent else { return Ok(false) };
+        Ok(self.index.get(id)?.is_none_or(|found| found.plain_len != *len))
     }
 
-    fn verify_reference(&self, name: &str, report: &mut VerifyReport) {
-        let (missing, error) = match self.manifest(name) {
-            Ok(manifest) => (manifest.extents().filter(|extent| self.lacks(extent)).count() as u64, None),
+    fn verify_reference(&self, name: &str, report: &mut VerifyReport) -> Result<(), StoreError> {
+        let (mut missing, mut error) = (0, None);
+        match self.manifest(name) {
+            Ok(manifest) => {
+                for extent in manifest.extents() {
+                    missing += u64::from(self.lacks(&extent)?);
+                }
+            }
             // Removed meanwhile.
-            Err(StoreError::UnknownName { .. }) => return,
-            Err(error) => (0, Some(error.to_string())),
-        };
+            Err(StoreError::UnknownName { .. }) => return Ok(()),
+            Err(bad @ StoreError::BadReference { .. }) => error = Some(bad.to_string()),
+            Err(error) => return Err(error),
+        }
         if missing > 0 || error.is_some() {
             report.broken.push(BrokenReference { name: name.to_owned(), missing, error });
         }
+        Ok(())
     }
 }
 
