@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use chunkstore::{IngestOptions, Manifest, RawImage, ReadImage};
+use chunkstore::{IngestOptions, Manifest, RawImage, ReadImage, Reference};
 use longhaul_proto::JobId;
 use longhaul_proto::wire::Target;
 use serde::Serialize;
@@ -69,29 +69,38 @@ pub struct Listed {
     /// Its name.
     pub name: String,
     /// Its size in bytes.
-    pub size: u64,
+    pub size: Option<u64>,
     /// Of those neither hole nor zero.
-    pub data_bytes: u64,
+    pub data_bytes: Option<u64>,
     /// Its chunks.
-    pub chunks: u64,
+    pub chunks: Option<u64>,
     /// Its root.
-    pub root: chunkstore::ImageRoot,
+    pub root: Option<chunkstore::ImageRoot>,
+    /// Why the rest is not known: its reference is damaged.
+    pub error: Option<String>,
 }
 
-/// All base images.
+/// All base images. One that cannot be read is listed with the reason.
 pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
-    let mut listed = Vec::new();
-    for name in platform.store().names()? {
-        let manifest = platform.store().manifest(&name)?;
-        listed.push(Listed {
+    let listed = platform.store().references()?.into_iter().map(|Reference { name, image }| match image {
+        Ok(manifest) => Listed {
             name,
-            size: manifest.size(),
-            data_bytes: manifest.data_bytes(),
-            chunks: manifest.chunks().count() as u64,
-            root: manifest.root(),
-        });
-    }
-    Ok(listed)
+            size: Some(manifest.size()),
+            data_bytes: Some(manifest.data_bytes()),
+            chunks: Some(manifest.chunks().count() as u64),
+            root: Some(manifest.root()),
+            error: None,
+        },
+        Err(error) => Listed {
+            name,
+            size: None,
+            data_bytes: None,
+            chunks: None,
+            root: None,
+            error: Some(error.to_string()),
+        },
+    });
+    Ok(listed.collect())
 }
 
 /// Begins to add an image as base `name`; it replaces one of that name.

@@ -20,7 +20,7 @@ use crate::replicas::Replicas;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
 use crate::warm::WarmStates;
-use crate::{address, control, migrate, serve};
+use crate::{address, control, files, migrate, serve};
 
 /// Runs until SIGTERM or SIGINT. As a home agent only where one is configured.
 pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
@@ -39,6 +39,15 @@ pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
 async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> {
     // The store's lock is also what keeps two daemons from one root, so it comes before everything that changes anything.
     let store = Store::open(layout.store()).context("opening the chunk store")?;
+    store.warnings().iter().for_each(|warning| tracing::warn!("chunk store: {warning}"));
+    for dir in [layout.identity(), layout.journal(), layout.vms(), layout.home_agent()] {
+        match files::remove_temporary(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove temporary files from {}: {error}", dir.display());
+            }
+            _ => {}
+        }
+    }
     let identity = Identity::load_or_create(&layout.identity())?;
     let peers = Arc::new(Peers::load(&layout.identity())?);
     let seeds = Arc::new(Seeds::new());
