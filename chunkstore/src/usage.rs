@@ -6,6 +6,7 @@
 //! process holds them, and only on the same node of a device.
 #![allow(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -48,7 +49,7 @@ pub enum Use {
     },
     /// The kernel swaps to it.
     Swap,
-    /// It is the backing file of a loop device.
+    /// A loop device is made of it.
     Loop {
         /// The device.
         device: PathBuf,
@@ -104,12 +105,15 @@ pub fn in_use(path: impl AsRef<Path>) -> io::Result<Option<Use>> {
         let process = holder.pid().or_else(|| find_process(&file)).map(named);
         return Ok(Some(Use::Locked { writes, process }));
     }
-    if is_swap(id) {
+    if is_swap(id)? {
         return Ok(Some(Use::Swap));
     }
+    if let Some(device) = find_loop(id)? {
+        return Ok(Some(Use::Loop { device }));
+    }
     match id {
-        FileId::File { .. } => Ok(find_loop(id).map(|device| Use::Loop { device })),
-        FileId::BlockDevice { number } => match mounted_at(number) {
+        FileId::File { .. } => Ok(None),
+        FileId::BlockDevice { number } => match mounted_at(number)? {
             Some(at) => Ok(Some(Use::Mounted { at })),
             None => claimed(&file, number),
         },
@@ -163,10 +167,21 @@ fn named(pid: u32) -> Process {
     Process { pid, name: name.to_owned() }
 }
 
-fn is_swap(id: FileId) -> bool {
-    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+/// `None` where there is no such thing. Any other failure says nothing of who uses an image.
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        // A device that went meanwhile is the other one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_swap(id: FileId) -> io::Result<bool> {
+    let swaps = there(fs::read("/proc/swaps"))?.unwrap_or_default();
     let mut paths = swaps.split(|byte| *byte == b'\n').skip(1).filter_map(first_word);
-    paths.any(|path| FileId::of_path(path).is_ok_and(|other| other == id))
+    Ok(paths.any(|path| FileId::of_path(path).is_ok_and(|other| other == id)))
 }
 
 fn first_word(line: &[u8]) -> Option<PathBuf> {
@@ -175,25 +190,33 @@ fn first_word(line: &[u8]) -> Option<PathBuf> {
 }
 
 /// The loop device that has this file below it.
-fn find_loop(id: FileId) -> Option<PathBuf> {
-    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
-        let mut backing = fs::read(entry.path().join("loop/backing_file")).ok()?;
+fn find_loop(id: FileId) -> io::Result<Option<PathBuf>> {
+    let Some(devices) = there(fs::read_dir("/sys/block"))? else { return Ok(None) };
+    for device in devices {
+        let name = device?.file_name();
+        if !name.as_encoded_bytes().starts_with(b"loop") {
+            continue;
+        }
+        let backing = Path::new("/sys/block").join(&name).join("loop/backing_file");
+        let Some(mut backing) = there(fs::read(backing))? else { continue };
         backing.pop_if(|last| *last == b'\n');
-        let backing = PathBuf::from(std::ffi::OsString::from_vec(backing));
-        let same = FileId::of_path(backing).is_ok_and(|other| other == id);
-        same.then(|| Path::new("/dev").join(entry.file_name()))
-    })
+        // The file may have no name any more.
+        if FileId::of_path(OsString::from_vec(backing)).is_ok_and(|other| other == id) {
+            return Ok(Some(Path::new("/dev").join(name)));
+        }
+    }
+    Ok(None)
 }
 
 /// Where the file system on this device is mounted.
-fn mounted_at(number: u64) -> Option<PathBuf> {
-    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+fn mounted_at(number: u64) -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read("/proc/self/mountinfo")?;
     let number = DeviceNumber(number).to_string();
-    mounts.split(|byte| *byte == b'\n').find_map(|line| {
+    Ok(mounts.split(|byte| *byte == b'\n').find_map(|line| {
         let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let (device, at) = (words.get(2)?, words.get(4)?);
         (*device == number.as_bytes()).then(|| unescaped(at))
-    })
+    }))
 }
 
 /// As these files of the kernel write a path: `\040` for a space.
@@ -206,7 +229,7 @@ fn unescaped(word: &[u8]) -> PathBuf {
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { &more[3..] } else { more };
     }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// Is the device held exclusively? It is opened so for a moment, which fails when it is.

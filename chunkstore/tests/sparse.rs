@@ -44,9 +44,9 @@ impl ReadImage for Thin {
 
 /// The most that this process has had in memory.
 fn peak_mib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    let status = fs::read_to_string("/proc/self/status").expect("every process has one");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+    peak.and_then(|kib| kib.parse::<u64>().ok()).expect("it is told in KiB") / 1024
 }
 
 #[test]

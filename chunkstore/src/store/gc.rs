@@ -355,14 +355,12 @@ impl Store {
             Bad,
         }
         let Some((_, first)) = chunks.first() else { return Ok(0) };
-        let read = pack.with_record(first.offset, |bytes| match Record::parse(bytes) {
-            Some(record)
-                if record.is_current() && record.chunks().count() == chunks.len() && record.is_intact() =>
-            {
-                Read::Whole(record.bytes.to_vec())
+        let read = pack.with_record(first.offset, |bytes| {
+            let Some(record) = Record::parse(bytes) else { return Ok(Read::Bad) };
+            if record.is_current() && record.chunks().count() == chunks.len() && record.is_intact() {
+                return Ok(Read::Whole(record.bytes.to_vec()));
             }
-            Some(record) => record.decode().map_or(Read::Bad, Read::Plain),
-            None => Read::Bad,
+            Ok(record.decode_intact()?.map_or(Read::Bad, Read::Plain))
         })?;
         let plain = match read {
             Read::Whole(record) => {

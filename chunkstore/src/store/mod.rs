@@ -7,6 +7,7 @@
 
 mod decoded;
 mod error;
+mod found;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod gc;
@@ -19,8 +20,7 @@ mod refs;
 mod verify;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::mem;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,12 +44,12 @@ use crate::{
     Manifest, ManifestExtent, ManifestWriter,
 };
 use decoded::Decoded;
+use found::{FoundPacks, pack_numbers};
 use gc::Gate;
 use index::{Flush, Index, PackState};
-use pack::{Found, Pack};
-use pack_index::Entries;
+use pack::Pack;
 use record::{Entry, MAX_GROUP_CHUNKS, Record};
-use writer::{Open, Writer};
+use writer::Writer;
 
 /// A pack is sealed when it has grown to this.
 const PACK_BYTES: u64 = 256 << 20;
@@ -284,11 +284,11 @@ impl Store {
             return Ok(slice(&group, location));
         }
         let read = pack.with_record(location.offset, |bytes| {
-            let record = Record::parse(bytes)?;
-            match record.plain() {
+            let Some(record) = Record::parse(bytes) else { return Ok(None) };
+            Ok(match record.plain() {
                 Some(plain) => plain.get(location.range()).map(Bytes::copy_from_slice).map(Read::Chunk),
-                None => record.decode().map(Read::Group),
-            }
+                None => record.decode_intact()?.map(Read::Group),
+            })
         })?;
         Ok(match read {
             Some(Read::Group(group)) => {
@@ -335,11 +335,11 @@ impl Store {
                 return Ok(None);
             }
             pack.with_record(location.offset, |bytes| {
-                let record = Record::parse(bytes)?;
+                let Some(record) = Record::parse(bytes) else { return Ok(None) };
                 let count = record.chunks().count();
                 let same =
                     wanted.get(..count).is_some_and(|wanted| record.chunks().eq(wanted.iter().copied()));
-                (same && record.is_intact()).then(|| (count, record.encoded()))
+                Ok((same && record.is_intact()).then(|| (count, record.encoded())))
             })
         })?;
         Ok(group)
@@ -583,92 +583,6 @@ impl Store {
     }
 }
 
-/// The packs of a store that is being opened.
-#[derive(Default)]
-struct FoundPacks {
-    packs: BTreeMap<u32, Arc<Pack>>,
-    /// Those that the index does not know, ascending.
-    unknown: Vec<Arc<Pack>>,
-    unsealed: Vec<Open>,
-    rows: Rows,
-    warnings: Vec<String>,
-}
-
-impl FoundPacks {
-    /// Opens all packs. `false`: the index knows what is not there, and is not to be believed.
-    fn read(
-        &mut self,
-        disk: &Arc<dyn Disk>,
-        dir: &Path,
-        numbers: &[u32],
-        mut known: HashMap<u32, u64>,
-    ) -> Result<bool, OpenError> {
-        for number in numbers.iter().copied() {
-            if let Some(len) = known.remove(&number) {
-                let Some(pack) = Pack::sealed(disk, dir, number, len)? else { return Ok(false) };
-                self.packs.insert(number, Arc::new(pack));
-                continue;
-            }
-            let opened = match Pack::open(disk, dir, number) {
-                Ok(opened) => opened,
-                // One bad file must not keep the others from being used. Its number stays taken.
-                Err(error) if error.concerns_one_pack() => {
-                    self.warnings.push(error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let pack = match opened {
-                Found::Nothing => {
-                    files::remove(&**disk, &dir.join(pack::file_name(number)))?;
-                    continue;
-                }
-                Found::Sealed(pack) => Arc::new(pack),
-                Found::Unsealed { pack, entries, end } => {
-                    let pack = Arc::new(pack);
-                    self.unsealed.push(Open { pack: pack.clone(), end, entries });
-                    pack
-                }
-            };
-            // What is about to be indexed may still be in the cache of a system that goes on after a crash of ours.
-            if let Some(len) = pack.settle()? {
-                self.rows.push((number, PackState::Whole(len)));
-            }
-            self.packs.insert(number, pack.clone());
-            self.unknown.push(pack);
-        }
-        Ok(known.is_empty())
-    }
-
-    /// Tells the index of the packs it does not know.
-    fn tell(&mut self, index: &Index, empty: bool) -> Result<(), OpenError> {
-        let mut entries: Vec<(u32, Entries<'_>)> = Vec::new();
-        for pack in &self.unknown {
-            let sorted = match pack.entries()? {
-                Some(entries) => entries,
-                None => {
-                    let open = self.unsealed.iter().find(|open| open.pack.number == pack.number);
-                    let mut entries = open.map(|open| open.entries.clone()).unwrap_or_default();
-                    entries.sort_unstable_by_key(Entry::order);
-                    Box::new(entries.into_iter().map(Ok))
-                }
-            };
-            entries.push((pack.number, sorted));
-        }
-        if empty {
-            index.fill(entries, &mem::take(&mut self.rows))?;
-            return Ok(());
-        }
-        for (number, entries) in entries {
-            index.add_pack(number, entries)?;
-        }
-        if index.pending() >= index::MAX_PENDING && index.commit(&index.take_pending(), &self.rows).is_ok() {
-            self.rows.clear();
-        }
-        Ok(())
-    }
-}
-
 fn rebuilding(dir: &Path, reason: &str) -> String {
     let path = dir.join(index::FILE_NAME);
     format!("the index {} could not be used ({reason}): it was made again from the packs", path.display())
@@ -698,14 +612,6 @@ fn in_groups<'a, 'b>(mut chunks: &'a [&'b Chunk]) -> impl Iterator<Item = &'a [&
 
 fn check_length(len: usize) -> Result<(), StoreError> {
     if (1..=MAX_CHUNK_BYTES).contains(&len) { Ok(()) } else { Err(StoreError::BadLength { len }) }
-}
-
-fn pack_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u32>, FileError> {
-    let names = disk.list(dir).map_err(FileError::at("list", dir))?;
-    let mut numbers: Vec<u32> =
-        names.iter().filter_map(|name| pack::parse_file_name(name.to_str()?)).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 #[cfg(test)]

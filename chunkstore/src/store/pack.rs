@@ -138,15 +138,21 @@ impl Pack {
     }
 
     /// The bytes of the record at `offset` as they lie in the file, or fewer where no record begins there, given to `look`.
-    pub(super) fn with_record<T>(&self, offset: u64, look: impl FnOnce(&[u8]) -> T) -> Result<T, FileError> {
+    pub(super) fn with_record<T>(
+        &self,
+        offset: u64,
+        look: impl FnOnce(&[u8]) -> io::Result<T>,
+    ) -> Result<T, FileError> {
         let failed = || FileError::at("read", &self.path);
         let file = self.reader()?;
         let mut head = [0; record::MAX_HEAD_BYTES];
         file.read_at(offset, &mut head).map_err(failed())?;
-        let Some(len) = Head::parse(&head).map(|head| head.record_bytes()) else { return Ok(look(&head)) };
+        let Some(len) = Head::parse(&head).map(|head| head.record_bytes()) else {
+            return look(&head).map_err(failed());
+        };
         let mut record = vec![0; len];
         file.read_at(offset, &mut record).map_err(failed())?;
-        Ok(look(&record))
+        look(&record).map_err(failed())
     }
 
     /// Writes at the end of the pack; a failure leaves the pack as it was before, as far as the disk lets it.

@@ -341,6 +341,16 @@ impl<'a> Record<'a> {
         Encoded { codec, plain_len, bytes: Bytes::copy_from_slice(self.payload) }
     }
 
+    /// As [`decode`](Record::decode); an error when it has not decayed and cannot be decoded all the same.
+    pub(super) fn decode_intact(&self) -> io::Result<Option<Bytes>> {
+        match self.decode() {
+            None if self.is_intact() => Err(io::Error::other(
+                "a record that is whole cannot be decompressed: is there enough memory?",
+            )),
+            decoded => Ok(decoded),
+        }
+    }
+
     /// The plain bytes of all its chunks; `None` when it has decayed.
     pub(super) fn decode(&self) -> Option<Bytes> {
         decode(self.head.codec, self.head.plain_len, self.payload, MAX_GROUP_BYTES).ok().map(Bytes::from)

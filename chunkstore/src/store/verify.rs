@@ -136,7 +136,10 @@ impl Store {
         for record in chunks.chunk_by(|(_, a), (_, b)| a.record() == b.record()) {
             let Some((_, first)) = record.first() else { continue };
             let Some(pack) = read(&self.packs).get(&first.pack).cloned() else { continue };
-            let plain = match pack.with_record(first.offset, |bytes| Record::parse(bytes)?.decode()) {
+            let decoded = pack.with_record(first.offset, |bytes| {
+                Record::parse(bytes).map_or(Ok(None), |record| record.decode_intact())
+            });
+            let plain = match decoded {
                 Ok(plain) => plain.unwrap_or_default(),
                 // A collection has moved what is needed of it, and removed the pack.
                 Err(error) if error.is_absent() && !read(&self.packs).contains_key(&first.pack) => continue,
