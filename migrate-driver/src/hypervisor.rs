@@ -31,8 +31,13 @@ pub enum GuestStatus {
     PreSwitchover,
     /// Its memory went to a destination and its disks are given up; `resume` or `rollback` take both back.
     PostMigrate,
-    /// What the hypervisor calls any other state, for example `io-error` or `shutdown`.
+    /// What the hypervisor calls any other state, for example `shutdown`.
     Other(String),
+    /// Paused by its hypervisor: the host could not read or write one of its disks, for example for want of space. `resume`
+    /// repeats the request and lets it go on.
+    DiskError,
+    /// Its process exists and does not answer.
+    Unresponsive,
 }
 
 impl fmt::Display for GuestStatus {
@@ -45,6 +50,8 @@ impl fmt::Display for GuestStatus {
             GuestStatus::PreSwitchover => "pre-switchover",
             GuestStatus::PostMigrate => "postmigrate",
             GuestStatus::Other(state) => state,
+            GuestStatus::DiskError => "paused by a disk error",
+            GuestStatus::Unresponsive => "unresponsive",
         })
     }
 }
@@ -115,6 +122,17 @@ pub enum TapKind {
     },
 }
 
+/// A tap that [`Hypervisor::tap_all`] is to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// The disk's name in its definition.
+    pub disk: String,
+    /// The name of the NBD export.
+    pub export: String,
+    /// What is to arrive there.
+    pub kind: TapKind,
+}
+
 /// A hypervisor, as one host sees its VMs.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {
@@ -156,7 +174,11 @@ pub trait Hypervisor: Send + Sync {
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
     /// Ends the VM's process and waits until it is gone. Nothing to do when it is.
     async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError>;
-    /// Starts to push from a disk into an NBD export on a unix socket.
+    /// Starts to push from disks into the NBD exports on one unix socket: from all of them, or, on an error, from none. All
+    /// [`TapKind::CopyBefore`] and [`TapKind::Dirty`] of one call show their disks at one moment. A tap that an earlier owner
+    /// left on one of these disks is removed first.
+    async fn tap_all(&self, vm: &VmName, nbd_socket: &Path, taps: &[Tap]) -> Result<(), DriverError>;
+    /// [`Hypervisor::tap_all`] of one disk.
     async fn tap(
         &self,
         vm: &VmName,
@@ -164,12 +186,20 @@ pub trait Hypervisor: Send + Sync {
         nbd_socket: &Path,
         export: &str,
         kind: TapKind,
-    ) -> Result<(), DriverError>;
+    ) -> Result<(), DriverError> {
+        let tap = Tap { disk: disk.into(), export: export.into(), kind };
+        self.tap_all(vm, nbd_socket, &[tap]).await
+    }
     /// Ends a [`TapKind::Mirror`] or [`TapKind::Copy`] when every write so far has arrived; with the guest paused, that is all of them.
     /// An error means that writes are missing.
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
-    /// Waits until a [`TapKind::Dirty`] has delivered everything, then ends it.
-    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
+    /// Waits until the [`TapKind::Dirty`] of all these disks have delivered everything, then ends them. The bits of all of
+    /// them are cleared, or of none.
+    async fn finish_dirty_all(&self, vm: &VmName, disks: &[&str]) -> Result<(), DriverError>;
+    /// [`Hypervisor::finish_dirty_all`] of one disk.
+    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
+        self.finish_dirty_all(vm, &[disk]).await
+    }
     /// Abandons any tap of the disk, or ends a [`TapKind::CopyBefore`]. Idempotent.
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError>;
     /// Whether the bitmap exists, records, and is free for use.
@@ -292,6 +322,74 @@ pub enum DriverError {
         disk: String,
         /// What happened.
         reason: String,
+    },
+    /// Another tool has put the guest's device on another node.
+    #[error(
+        "cannot copy disk '{disk}' of VM '{vm}': its device is on node '{node}' ({file}), made by another tool; commit that \
+         or pivot back to node '{disk}', then retry"
+    )]
+    ForeignGraph {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+        /// Where its device is.
+        node: String,
+        /// What that node stores its data in.
+        file: String,
+    },
+    /// The hypervisor's process does not answer.
+    #[error(
+        "cannot {doing} for VM '{vm}': its QEMU did not answer within {} ms and may hang on its storage; retry, or end it \
+         with `longhaul vm stop {vm} --kill`", after.as_millis()
+    )]
+    Unresponsive {
+        /// The VM.
+        vm: VmName,
+        /// What was to be done, as a verb.
+        doing: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The process was killed and is still there.
+    #[error(
+        "cannot end VM '{vm}': its process {pid} is still there {} s after it was killed (state {state}{}); retry once its \
+         storage is back, or restart the host", after.as_secs(),
+        if *state == 'D' { ": it waits in the kernel, for its storage, where no signal reaches it" } else { "" }
+    )]
+    NotEnding {
+        /// The VM.
+        vm: VmName,
+        /// Its process.
+        pid: u32,
+        /// The kernel's letter for its state.
+        state: char,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The guest dirties its memory faster than it can be sent.
+    #[error(
+        "cannot move VM '{vm}' while it runs: it dirties its memory as fast as the connection takes it. After {passes} passes \
+         in {} s its pause would be {:.1} s ({} MiB at {:.1} MiB/s) where {:.1} s are allowed, and the last passes did not \
+         shorten it; allow that pause with `--max-downtime {}s`, or move it with `--cold`",
+        after.as_secs(), expected.as_secs_f64(), remaining_bytes >> 20, *bytes_s as f64 / f64::from(1 << 20),
+        allowed.as_secs_f64(), expected.as_secs() * 2 + 2
+    )]
+    NotConverging {
+        /// The VM.
+        vm: VmName,
+        /// How often QEMU has gone over the memory.
+        passes: u64,
+        /// For how long it was sent.
+        after: Duration,
+        /// What is left to be sent, in bytes.
+        remaining_bytes: u64,
+        /// How fast it goes, in bytes per second.
+        bytes_s: u64,
+        /// How long the guest would stand still.
+        expected: Duration,
+        /// How long it may.
+        allowed: Duration,
     },
     /// The VM has no disk of this name.
     #[error("VM {vm} has no disk {disk:?}")]

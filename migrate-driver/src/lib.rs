@@ -35,7 +35,7 @@ pub use definition::{
     NicDefinition, QemuDefinition, VmDefinition, VmName, XenDefinition,
 };
 pub use hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap, TapKind,
 };
 pub use qemu::Qemu;
 pub use xen::{Xen, XenSettings};

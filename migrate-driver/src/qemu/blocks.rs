@@ -4,13 +4,16 @@
 //! Touches no node or job of anybody else.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::session::Session;
+use super::command::{device_id, file_node};
+use super::session::{DISK_TIMEOUT, Session};
 use crate::hypervisor::DriverError;
 use crate::qmp::{Events, QmpError};
 
@@ -21,11 +24,17 @@ pub(crate) const NEXT_BITMAP: &str = "longhaul-next";
 /// A cancelled job drains its requests in flight; a node is busy for the moment after its job.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host's disk may take to write back before the graph is changed all the same.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
+/// A path that leads to a FIFO by now must not hold us.
+const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 
 /// Names of ours for one disk. A disk's name has no dot, so no two disks share one.
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
     pub(crate) disk: String,
+    /// The node under a disk of a VM that we have started.
+    pub(crate) file: String,
     /// The NBD client, and the job that writes to it.
     pub(crate) target: String,
     /// The copy-before-write filter.
@@ -38,6 +47,7 @@ impl Names {
     pub(crate) fn of(disk: &str) -> Names {
         Names {
             disk: disk.into(),
+            file: file_node(disk),
             target: format!("{PREFIX}{disk}"),
             filter: format!("{PREFIX}{disk}.cbw"),
             snapshot: format!("{PREFIX}{disk}.snap"),
@@ -62,9 +72,43 @@ impl Nodes {
         self.names().any(|node| node == name)
     }
 
+    fn node(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|node| text(node, "node-name") == Some(name))
+    }
+
+    /// Whether the disk is a raw one over a file node of its own, so that a filter can be put between the two.
+    pub(crate) fn has_file_node(&self, names: &Names) -> bool {
+        let is_raw = self.node(&names.disk).is_some_and(|node| text(node, "drv") == Some("raw"));
+        is_raw && self.has(&names.file)
+    }
+
+    /// The options with which such a disk is opened again over another node: all else stays as it is.
+    pub(crate) fn reopened(&self, names: &Names, over: &str) -> Value {
+        let flag = |path: &str| self.node(&names.disk).and_then(|node| node.pointer(path)?.as_bool());
+        json!({
+            "driver": "raw",
+            "node-name": names.disk,
+            "file": over,
+            "read-only": flag("/ro").unwrap_or(false),
+            "cache": {
+                "direct": flag("/cache/direct").unwrap_or(false),
+                "no-flush": flag("/cache/no-flush").unwrap_or(false),
+            },
+            // As on the command line.
+            "discard": "unmap",
+        })
+    }
+
+    /// The file under a disk, by QEMU's name for it.
+    fn file_name(&self, names: &Names) -> Option<&str> {
+        text(self.node(&names.file)?, "file")
+    }
+
     fn bitmaps(&self, node: &str) -> &[Value] {
-        let node = self.0.iter().find(|value| text(value, "node-name") == Some(node));
-        node.and_then(|node| node.get("dirty-bitmaps")?.as_array()).map(Vec::as_slice).unwrap_or_default()
+        self.node(node)
+            .and_then(|node| node.get("dirty-bitmaps")?.as_array())
+            .map(Vec::as_slice)
+            .unwrap_or_default()
     }
 
     /// The names of a node's bitmaps.
@@ -90,16 +134,6 @@ impl Nodes {
 
 fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
     value.get(field).and_then(Value::as_str)
-}
-
-/// Fails unless the VM has this disk and no tap is on it.
-pub(crate) async fn check_free(s: &Session, names: &Names) -> Result<Nodes, DriverError> {
-    let nodes = Nodes::query(s).await?;
-    check_disk(s, &nodes, &names.disk)?;
-    if nodes.tapped_disks().contains(&names.disk) {
-        return Err(s.tap_error(&names.disk, "it is tapped already; untap it first"));
-    }
-    Ok(nodes)
 }
 
 /// Fails unless the VM has this disk.
@@ -273,9 +307,7 @@ pub(crate) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverE
         delete_node(s, &names.snapshot).await?;
     }
     if nodes.has(&names.filter) {
-        // The guest's device back onto its disk; harmless when it is there. While the snapshot node holds the filter,
-        // QEMU refuses this.
-        set_device_node(s, names, &names.disk).await?;
+        bypass_filter(s, &nodes, names).await?;
         delete_node(s, &names.filter).await?;
     }
     if nodes.has(&names.target) {
@@ -287,33 +319,91 @@ pub(crate) async fn remove_tap(s: &Session, names: &Names) -> Result<(), DriverE
     Ok(())
 }
 
+/// The guest's devices, as `query-block` lists them.
+struct Devices(Vec<Value>);
+
+impl Devices {
+    async fn query(s: &Session) -> Result<Devices, DriverError> {
+        Ok(Devices(s.query("query-block").await?.as_array().cloned().unwrap_or_default()))
+    }
+
+    /// A disk's device: the one that our command line made for it, or else the one that sits on its node.
+    fn of(&self, names: &Names) -> Option<&Value> {
+        let made = format!("/{}/", device_id(&names.disk));
+        let made = |device: &&Value| text(device, "qdev").is_some_and(|path| path.contains(&made));
+        let sits =
+            |device: &&Value| node_of(device).is_some_and(|node| node == names.disk || node == names.filter);
+        self.0.iter().find(made).or_else(|| self.0.iter().find(sits))
+    }
+}
+
+/// The node that a device sits on.
+fn node_of(device: &Value) -> Option<&str> {
+    device.get("inserted").and_then(|inserted| text(inserted, "node-name"))
+}
+
+/// Fails when another tool has put a device of these disks on another node: what the guest writes would pass us by.
+pub(crate) async fn check_devices(
+    s: &Session,
+    disks: impl Iterator<Item = &Names>,
+) -> Result<(), DriverError> {
+    let devices = Devices::query(s).await?;
+    for names in disks {
+        let Some(device) = devices.of(names) else { continue };
+        let Some(node) = node_of(device).filter(|&node| node != names.disk && node != names.filter) else {
+            continue;
+        };
+        let file = device.get("inserted").and_then(|inserted| text(inserted, "file")).unwrap_or("no file");
+        return Err(DriverError::ForeignGraph {
+            vm: s.vm.name.clone(),
+            disk: names.disk.clone(),
+            node: node.into(),
+            file: file.into(),
+        });
+    }
+    Ok(())
+}
+
+/// Writes back what the page cache holds of these disks, as well as it can: what is not written when QEMU changes the graph,
+/// the guest waits for.
+pub(crate) async fn sync_files(nodes: &Nodes, disks: impl Iterator<Item = &Names>) {
+    let paths: Vec<String> = disks.filter_map(|names| nodes.file_name(names)).map(str::to_owned).collect();
+    let synced = tokio::task::spawn_blocking(move || {
+        for path in paths {
+            let file = fs::OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path);
+            if let Err(error) = file.and_then(|file| file.sync_data()) {
+                tracing::debug!(path, %error, "not synced");
+            }
+        }
+    });
+    let _ = timeout(SYNC_TIMEOUT, synced).await;
+}
+
 /// Changes the node a guest's device works on; QEMU finishes the guest's requests first.
 pub(crate) async fn set_device_node(s: &Session, names: &Names, node: &str) -> Result<(), DriverError> {
-    let blocks = s.query("query-block").await?;
-    let ours = |block: &&Value| {
-        let name = block.get("inserted").and_then(|inserted| text(inserted, "node-name"));
-        name.is_some_and(|name| name == names.disk || name == names.filter)
+    let devices = Devices::query(s).await?;
+    let Some(device) = devices.of(names).and_then(|device| text(device, "qdev")) else {
+        return Err(s.tap_error(&names.disk, "no device of the guest uses it"));
     };
-    let device = blocks.as_array().into_iter().flatten().find(ours).and_then(|block| text(block, "qdev"));
-    let Some(device) = device else { return Err(s.tap_error(&names.disk, "no device of the guest uses it")) };
-    s.run("qom-set", json!({"path": device, "property": "drive", "value": node})).await.map(drop)
+    let arguments = json!({"path": device, "property": "drive", "value": node});
+    s.within(DISK_TIMEOUT).run("qom-set", arguments).await.map(drop)
+}
+
+/// Takes the filter out of the way of the guest's writes, wherever it is.
+async fn bypass_filter(s: &Session, nodes: &Nodes, names: &Names) -> Result<(), DriverError> {
+    let device = Devices::query(s).await?;
+    if device.of(names).and_then(node_of) == Some(&names.filter) {
+        set_device_node(s, names, &names.disk).await?;
+    }
+    if nodes.has_file_node(names) {
+        sync_files(nodes, std::iter::once(names)).await;
+        let options = json!({"options": [nodes.reopened(names, &names.file)]});
+        s.within(DISK_TIMEOUT).run("blockdev-reopen", options).await?;
+    }
+    Ok(())
 }
 
 /// Removes a bitmap that exists.
 pub(crate) async fn remove_bitmap(s: &Session, node: &str, name: &str) -> Result<(), DriverError> {
     s.run("block-dirty-bitmap-remove", json!({"node": node, "name": name})).await.map(drop)
-}
-
-/// Passes a result on; after a failure removes what was begun. The error that counts is the first one.
-pub(crate) async fn undo_on_error(
-    s: &Session,
-    names: &Names,
-    result: Result<(), DriverError>,
-) -> Result<(), DriverError> {
-    if result.is_err()
-        && let Err(error) = remove_tap(s, names).await
-    {
-        tracing::warn!(vm = %s.vm.name, disk = names.disk, %error, "cannot clean up after a tap that failed");
-    }
-    result
 }

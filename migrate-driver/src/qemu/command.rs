@@ -27,7 +27,7 @@ pub(crate) fn file_node(disk: &str) -> String {
 }
 
 /// The guest's device for a disk.
-fn device_id(disk: &str) -> String {
+pub(crate) fn device_id(disk: &str) -> String {
     format!("{disk}-dev")
 }
 

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use super::session::Session;
+use super::convergence::{Convergence, Figures, Verdict};
+use super::session::{DISK_TIMEOUT, Outgoing, Session, Vm};
 use crate::hypervisor::{DriverError, GuestStatus, MemoryParams, MemoryProgress, Mode};
-use crate::process::io_error;
-use crate::qmp::Event;
+use crate::process::{SocketId, io_error};
 
 /// QEMU connects to our socket at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,6 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long QEMU may take to let go of the disks, or to notice that nobody takes the rest.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long QEMU may be busy with the rest of the memory, besides a multiple of the time that the guest may stand still.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// The run state follows the migration's state within microseconds.
 const RUN_STATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// QEMU's default is 128 MiB/s; our relay is the bound, not a number.
@@ -34,6 +36,7 @@ pub(crate) async fn status(s: &Session) -> Result<GuestStatus, DriverError> {
     let run_state = run_state(s).await?;
     Ok(match run_state.as_str() {
         "running" => GuestStatus::Running,
+        "io-error" => GuestStatus::DiskError,
         "paused" | "prelaunch" => GuestStatus::Paused,
         "inmigrate" => GuestStatus::Incoming,
         "postmigrate" => GuestStatus::PostMigrate,
@@ -49,42 +52,38 @@ async fn run_state(s: &Session) -> Result<String, DriverError> {
 
 /// The migration's state, "none" before the first, and QEMU's reason for a failure.
 async fn migration(s: &Session) -> Result<(String, String), DriverError> {
-    let answer = s.query("query-migrate").await?;
+    Ok(state_and_reason(&s.query("query-migrate").await?))
+}
+
+fn state_and_reason(answer: &Value) -> (String, String) {
     let text = |field| answer.get(field).and_then(Value::as_str);
-    Ok((
+    (
         text("status").unwrap_or("none").into(),
         text("error-desc").unwrap_or("no reason given").replace('\n', " "),
-    ))
+    )
+}
+
+/// Whether a `query-migrate` says that the migration is in one of `targets`; an error when it has ended in any other state.
+fn is_over(s: &Session, answer: &Value, targets: &[&str]) -> Result<bool, DriverError> {
+    let (status, reason) = state_and_reason(answer);
+    if targets.contains(&status.as_str()) {
+        return Ok(true);
+    }
+    if ["none", "failed", "cancelled", "completed"].contains(&status.as_str()) {
+        return Err(DriverError::Migration { vm: s.vm.name.clone(), status, reason });
+    }
+    Ok(false)
 }
 
 /// Waits until the migration is in one of `targets`; fails when it ends in any other state.
 async fn reaches(s: &Session, targets: &[&str]) -> Result<String, DriverError> {
-    reaches_hearing(s, targets, |_| {}).await
-}
-
-/// The same; `heard` gets every event meanwhile.
-async fn reaches_hearing(
-    s: &Session,
-    targets: &[&str],
-    mut heard: impl FnMut(&Event) + Send,
-) -> Result<String, DriverError> {
     let mut events = s.events();
-    let mut state = migration(s).await?.0;
     loop {
-        if targets.contains(&state.as_str()) {
-            return Ok(state);
+        let answer = s.query("query-migrate").await?;
+        if is_over(s, &answer, targets)? {
+            return Ok(state_and_reason(&answer).0);
         }
-        if ["none", "failed", "cancelled", "completed"].contains(&state.as_str()) {
-            let reason = migration(s).await?.1;
-            return Err(DriverError::Migration { vm: s.vm.name.clone(), status: state, reason });
-        }
-        let event = s.next(&mut events).await?;
-        event.iter().for_each(&mut heard);
-        state = match event {
-            Some(event) if event.name == "MIGRATION" => event.text("status").into(),
-            Some(_) => state,
-            None => migration(s).await?.0,
-        };
+        while s.next(&mut events).await?.is_some_and(|event| event.name != "MIGRATION") {}
     }
 }
 
@@ -130,7 +129,8 @@ pub(crate) async fn send_memory(s: &Session, params: &MemoryParams) -> Result<Un
     if params.mode == Mode::Cold {
         pause(s).await?;
     }
-    *lock(s) = (params.mode == Mode::Cold).then(Instant::now);
+    let stopped = (params.mode == Mode::Cold).then(Instant::now);
+    *outgoing(s) = Outgoing { stopped, max_downtime: params.max_downtime, stream: None };
     let path = s.vm.paths.memory();
     remove_socket(&path);
     let listener = UnixListener::bind(&path).map_err(io_error(&s.vm.name, "listen on", &path))?;
@@ -142,14 +142,17 @@ pub(crate) async fn send_memory(s: &Session, params: &MemoryParams) -> Result<Un
     };
     remove_socket(&path);
     match accepted {
-        Ok(Ok((stream, _))) => Ok(stream),
+        Ok(Ok((stream, _))) => {
+            outgoing(s).stream = Some(SocketId::of(&stream).map_err(io_error(&s.vm.name, "look at", &path))?);
+            Ok(stream)
+        }
         Ok(Err(error)) => Err(io_error(&s.vm.name, "accept QEMU on", &path)(error)),
         Err(_) => Err(no_connection(s)),
     }
 }
 
-fn lock(s: &Session) -> std::sync::MutexGuard<'_, Option<Instant>> {
-    s.vm.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+fn outgoing(s: &Session) -> std::sync::MutexGuard<'_, Outgoing> {
+    s.vm.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_connection(s: &Session) -> DriverError {
@@ -158,15 +161,63 @@ fn no_connection(s: &Session) -> DriverError {
 
 /// Waits until the guest is stopped at `pre-switchover`.
 pub(crate) async fn wait_paused(s: &Session) -> Result<Instant, DriverError> {
-    let mut stopped = *lock(s);
-    reaches_hearing(s, &["pre-switchover"], |event| {
-        if event.name == "STOP" {
-            stopped = Some(Instant::now());
+    // QEMU flushes the disks before it says that the guest is stopped.
+    let s = &s.within(DISK_TIMEOUT);
+    let (mut stopped, begun) = (outgoing(s).stopped, Instant::now());
+    let mut convergence = Convergence::default();
+    let mut events = s.events();
+    loop {
+        let answer = s.query("query-migrate").await?;
+        if is_over(s, &answer, &["pre-switchover"])? {
+            return Ok(stopped.unwrap_or_else(Instant::now));
         }
-    })
-    .await?;
-    // QEMU flushes the disks in between.
-    Ok(stopped.unwrap_or_else(Instant::now))
+        let figures = figures(&answer, begun.elapsed());
+        if stopped.is_none() {
+            reject(s, convergence.judge(figures), figures)?;
+        } else if let verdict @ Verdict::Stalled(_) = convergence.judge(figures) {
+            reject(s, verdict, figures)?;
+        }
+        loop {
+            match s.next(&mut events).await? {
+                Some(event) if event.name == "STOP" => stopped = Some(Instant::now()),
+                Some(event) if event.name == "MIGRATION" || event.name == "MIGRATION_PASS" => break,
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+}
+
+/// The figures of a `query-migrate`.
+fn figures(answer: &Value, at: Duration) -> Figures {
+    let number = |field: &str| answer.pointer(field).and_then(Value::as_u64).unwrap_or(0);
+    Figures {
+        at,
+        passes: number("/ram/dirty-sync-count"),
+        remaining_bytes: number("/ram/remaining"),
+        sent_bytes: number("/ram/transferred"),
+    }
+}
+
+/// The error for a migration that does not come to an end.
+fn reject(s: &Session, verdict: Verdict, figures: Figures) -> Result<(), DriverError> {
+    match verdict {
+        Verdict::GoOn => Ok(()),
+        Verdict::Stalled(after) => Err(s.too_long(
+            "the wait for the memory stream to move on",
+            after,
+            "see whether the connection to the destination and its disk work, then retry",
+        )),
+        Verdict::NotConverging { bytes_s, expected } => Err(DriverError::NotConverging {
+            vm: s.vm.name.clone(),
+            passes: figures.passes,
+            after: figures.at,
+            remaining_bytes: figures.remaining_bytes,
+            bytes_s,
+            expected,
+            allowed: outgoing(s).max_downtime,
+        }),
+    }
 }
 
 /// How far the memory is.
@@ -184,6 +235,8 @@ pub(crate) async fn progress(s: &Session) -> Result<MemoryProgress, DriverError>
 
 /// Goes on from `pre-switchover` to the end.
 pub(crate) async fn finish_memory(s: &Session) -> Result<(), DriverError> {
+    // QEMU answers nothing while it sends the rest, for as long as the guest may stand still.
+    let s = &s.within(FINISH_TIMEOUT + outgoing(s).max_downtime * 4);
     s.run("migrate-continue", json!({"state": "pre-switchover"})).await?;
     reaches(s, &["completed"]).await?;
     settled(s).await
@@ -205,6 +258,15 @@ pub(crate) async fn cancel(s: &Session) -> Result<(), DriverError> {
         tracing::info!(vm = %s.vm.name, state, "outgoing migration ended");
     }
     settled(s).await
+}
+
+/// Ends the memory stream. QEMU sends the rest of the memory with its main loop locked: while nobody reads the stream it
+/// answers no command, `migrate_cancel` neither.
+pub(crate) fn sever(vm: &Vm) {
+    let stream = vm.outgoing.lock().unwrap_or_else(PoisonError::into_inner).stream.take();
+    if let Some(Err(error)) = stream.map(SocketId::sever) {
+        tracing::warn!(vm = %vm.name, %error, "cannot end the memory stream");
+    }
 }
 
 /// Waits until the run state has followed the end of an outgoing migration. QEMU's migration thread announces the end,
@@ -231,8 +293,8 @@ pub(crate) async fn resume(s: &Session) -> Result<(), DriverError> {
         }
         // `cont` here would run the guest while its migration goes on.
         status @ GuestStatus::PreSwitchover => return Err(s.wrong_state(status, "roll back")),
-        GuestStatus::Other(state) if state != "io-error" => {
-            return Err(s.wrong_state(GuestStatus::Other(state), "stop it and start it again"));
+        status @ GuestStatus::Other(_) => {
+            return Err(s.wrong_state(status, "stop it and start it again"));
         }
         _ => cont(s).await?,
     }
@@ -249,6 +311,7 @@ pub(crate) async fn resume(s: &Session) -> Result<(), DriverError> {
 /// comes after, and may have to compete with an emulated CPU for the machine.
 async fn cont(s: &Session) -> Result<(), DriverError> {
     let mut events = s.events();
+    let s = &s.within(DISK_TIMEOUT);
     let answer = s.query("cont");
     tokio::pin!(answer);
     loop {
@@ -270,7 +333,7 @@ async fn cont(s: &Session) -> Result<(), DriverError> {
 /// Stops the guest's CPUs.
 pub(crate) async fn pause(s: &Session) -> Result<(), DriverError> {
     match status(s).await? {
-        GuestStatus::Running => s.query("stop").await.map(drop),
+        GuestStatus::Running => s.within(DISK_TIMEOUT).query("stop").await.map(drop),
         _ => Ok(()),
     }
 }

@@ -4,14 +4,13 @@
 //! QEMU acknowledges the guest's write before it mirrors it (`copy-mode=background`): the guest neither waits for us
 //! nor sees our errors. What it gains for that is ours to lose: only [`drain`] says that everything has arrived.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::blocks::{self, Job, Names};
-use super::session::Session;
+use super::session::{DISK_TIMEOUT, Session};
 use crate::hypervisor::DriverError;
 use crate::qmp::QmpError;
 
@@ -20,27 +19,8 @@ const GRANULARITY_BYTES: u32 = 4096;
 /// With nothing to copy at first, a mirror is ready at once.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Starts the mirror; returns when every write from now on is tracked and, if it is to be `whole`, all that the disk holds
-/// has been copied once. That takes its time; the caller may drop this, and untap.
-pub(crate) async fn start(
-    s: &Session,
-    disk: &str,
-    socket: &Path,
-    export: &str,
-    whole: bool,
-) -> Result<(), DriverError> {
-    let names = Names::of(disk);
-    blocks::check_free(s, &names).await?;
-    let result = async {
-        blocks::add_target(s, &names, socket, export).await?;
-        launch(s, &names, whole).await
-    }
-    .await;
-    blocks::undo_on_error(s, &names, result).await
-}
-
-async fn launch(s: &Session, names: &Names, whole: bool) -> Result<(), DriverError> {
-    let mut events = s.events();
+/// Starts the mirror; `whole`: all that the disk holds is copied once, too.
+pub(super) async fn launch(s: &Session, names: &Names, whole: bool) -> Result<(), DriverError> {
     let job = json!({
         "job-id": names.target,
         "device": names.disk,
@@ -52,8 +32,19 @@ async fn launch(s: &Session, names: &Names, whole: bool) -> Result<(), DriverErr
         "on-target-error": "report",
         "auto-dismiss": false,
     });
-    s.run("blockdev-mirror", job).await?;
-    let ready = blocks::wait_job(s, &mut events, &names.target, true);
+    s.within(DISK_TIMEOUT).run("blockdev-mirror", job).await.map(drop)
+}
+
+/// Waits until every write from now on is tracked and, if the mirror is `whole`, the disk has been copied once. That takes
+/// its time; the caller may drop this, and untap.
+pub(super) async fn wait_ready(s: &Session, names: &Names, whole: bool) -> Result<(), DriverError> {
+    let mut events = s.events();
+    let ready = async {
+        match Job::query(s, &names.target).await? {
+            Job::Active => blocks::wait_job(s, &mut events, &names.target, true).await,
+            job => Ok(job),
+        }
+    };
     match if whole { Ok(ready.await) } else { timeout(READY_TIMEOUT, ready).await } {
         Ok(Ok(Job::Ready)) => Ok(()),
         Ok(Ok(job)) => Err(s.tap_error(&names.disk, job.describe(&names.target))),

@@ -7,11 +7,13 @@
 
 pub(crate) mod blocks;
 mod command;
+mod convergence;
 mod migration;
 pub(crate) mod mirror;
 pub(crate) mod paths;
 mod process;
 pub(crate) mod session;
+pub(crate) mod tap;
 pub(crate) mod warm;
 
 use std::collections::HashMap;
@@ -20,17 +22,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap,
 };
 use crate::process::{Process, io_error};
 use command::Purpose;
 use paths::VmPaths;
 use session::{Session, Vm};
+use tap::NodeTap;
+
+/// Who asks for the status of many VMs does not wait longer for one of them.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// QEMU on this host.
 #[derive(Debug)]
@@ -92,8 +98,9 @@ async fn roll_back(s: &Session) -> Result<GuestStatus, DriverError> {
     // A tap that cannot be removed is reported, but must not keep the guest down.
     let removed = remove_all_taps(s).await;
     match migration::status(s).await? {
-        GuestStatus::Paused | GuestStatus::PostMigrate | GuestStatus::Running => migration::resume(s).await?,
-        GuestStatus::Other(state) if state == "io-error" => migration::resume(s).await?,
+        GuestStatus::Paused | GuestStatus::PostMigrate | GuestStatus::Running | GuestStatus::DiskError => {
+            migration::resume(s).await?;
+        }
         _ => {}
     }
     removed?;
@@ -110,7 +117,10 @@ async fn remove_all_taps(s: &Session) -> Result<(), DriverError> {
 #[async_trait]
 impl Hypervisor for Qemu {
     async fn start(&self, def: &VmDefinition) -> Result<(), DriverError> {
-        self.launch(def, Purpose::Boot).await
+        match self.status(&def.name).await? {
+            GuestStatus::DiskError => self.resume(&def.name).await,
+            _ => self.launch(def, Purpose::Boot).await,
+        }
     }
 
     async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError> {
@@ -155,6 +165,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
+        migration::sever(&*self.vm(vm)?);
         match self.session(vm, "roll back").await {
             Err(DriverError::NotRunning { .. }) => Ok(GuestStatus::Stopped),
             session => roll_back(&session?).await,
@@ -162,13 +173,23 @@ impl Hypervisor for Qemu {
     }
 
     async fn check_movable(&self, def: &VmDefinition, _: Mode) -> Result<(), DriverError> {
-        match def.xen {
-            None => Ok(()),
-            Some(_) => Err(DriverError::NotMovable {
-                vm: def.name.clone(),
-                why: "it is defined as a Xen domain, and this platform runs QEMU".into(),
-            }),
+        let refuse = |why: String| Err(DriverError::NotMovable { vm: def.name.clone(), why });
+        if def.xen.is_some() {
+            return refuse("it is defined as a Xen domain, and this platform runs QEMU".into());
         }
+        let session = match self.session(&def.name, "look whether it can move").await {
+            Err(DriverError::NotRunning { .. }) => return Ok(()),
+            session => session?,
+        };
+        if migration::status(&session).await? == GuestStatus::DiskError {
+            return refuse(format!(
+                "the host cannot read or write one of its disks (a file system that is full, for example), so it is \
+                 paused; make room, let it run again with `longhaul vm start {}`, then retry",
+                def.name
+            ));
+        }
+        let names: Vec<blocks::Names> = def.disks.iter().map(|disk| blocks::Names::of(&disk.name)).collect();
+        blocks::check_devices(&session, names.iter()).await
     }
 
     async fn discover(&self, _: &VmName) -> Result<Option<VmDefinition>, DriverError> {
@@ -176,14 +197,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
-        let session = match self.session(vm, "ask for its status").await {
-            Err(DriverError::NotRunning { .. }) => return Ok(GuestStatus::Stopped),
-            session => session?,
-        };
-        match migration::status(&session).await {
-            // It ended while we asked.
-            Err(DriverError::Died { .. }) => Ok(GuestStatus::Stopped),
-            status => status,
+        let asked = async { migration::status(&self.session(vm, "ask for its status").await?).await };
+        match timeout(STATUS_TIMEOUT, asked).await {
+            // It ended while we asked, or before.
+            Ok(Err(DriverError::Died { .. } | DriverError::NotRunning { .. })) => Ok(GuestStatus::Stopped),
+            Ok(Err(DriverError::Unresponsive { .. })) | Err(_) => Ok(GuestStatus::Unresponsive),
+            Ok(status) => status,
         }
     }
 
@@ -191,17 +210,14 @@ impl Hypervisor for Qemu {
         let vm = self.vm(vm)?;
         let _lifecycle = vm.lifecycle.lock().await;
         let pid = vm.paths.pid();
-        if let Some(process) = Process::find(&vm.name, &pid, &pid)? {
+        if let Some(process) = Process::find(&vm.name, &pid, &pid).await? {
             match how {
                 StopHow::Kill => process.kill(&vm.name, &pid).await?,
                 StopHow::Powerdown(bound) => power_down(&vm, &process, bound).await?,
             }
-        } else if process::is_listening(&vm.paths).await {
-            // No pid file any more, but a monitor: end it the other way.
-            quit(&vm).await?;
         } else {
-            // A daemon that died has just started it, and it has not come to its pid file, far less to its guest.
-            while let Some(process) = process::starting(&vm.name, &vm.paths)? {
+            // Its pid file is lost, or not written yet: a daemon that died has just started it.
+            while let Some(process) = process::starting(&vm.name, &vm.paths).await? {
                 process.kill(&vm.name, &pid).await?;
             }
         }
@@ -210,24 +226,19 @@ impl Hypervisor for Qemu {
         Ok(())
     }
 
-    async fn tap(
-        &self,
-        vm: &VmName,
-        disk: &str,
-        nbd_socket: &Path,
-        export: &str,
-        kind: TapKind,
-    ) -> Result<(), DriverError> {
-        let s = self.session(vm, "tap a disk").await?;
-        start_tap(&s, disk, nbd_socket, export, &kind).await
+    async fn tap_all(&self, vm: &VmName, nbd_socket: &Path, taps: &[Tap]) -> Result<(), DriverError> {
+        let s = self.session(vm, "tap its disks").await?;
+        let taps: Vec<NodeTap> = taps.iter().map(|tap| NodeTap::new(&tap.disk, tap)).collect();
+        tap::start_all(&s, nbd_socket, &taps, false).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
         mirror::drain(&self.session(vm, "drain a disk's mirror").await?, disk).await
     }
 
-    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        warm::finish_dirty(&self.session(vm, "copy a disk's dirty blocks").await?, disk).await
+    async fn finish_dirty_all(&self, vm: &VmName, disks: &[&str]) -> Result<(), DriverError> {
+        let names: Vec<blocks::Names> = disks.iter().map(|disk| blocks::Names::of(disk)).collect();
+        warm::finish_dirty(&self.session(vm, "copy its disks' dirty blocks").await?, &names).await
     }
 
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
@@ -243,49 +254,20 @@ impl Hypervisor for Qemu {
     }
 }
 
-/// Starts a tap on a disk's node, whoever has started its QEMU.
-pub(crate) async fn start_tap(
-    s: &Session,
-    disk: &str,
-    nbd_socket: &Path,
-    export: &str,
-    kind: &TapKind,
-) -> Result<(), DriverError> {
-    match kind {
-        TapKind::Mirror => mirror::start(s, disk, nbd_socket, export, false).await,
-        TapKind::Copy => mirror::start(s, disk, nbd_socket, export, true).await,
-        TapKind::CopyBefore { bitmap } => {
-            warm::start_copy_before(s, disk, nbd_socket, export, bitmap.as_deref()).await
-        }
-        TapKind::Dirty { bitmap } => warm::start_dirty(s, disk, nbd_socket, export, bitmap).await,
-    }
-}
-
 /// Presses the power button and waits for the process to end.
 async fn power_down(vm: &Arc<Vm>, process: &Process, bound: Duration) -> Result<(), DriverError> {
     let session = match vm.session("power it down").await {
         Err(DriverError::NotRunning { .. }) => return Ok(()),
         session => session?,
     };
+    if migration::status(&session).await? == GuestStatus::DiskError {
+        let hint =
+            "make room on its disk and let it run again with `longhaul vm start`, or end it with --kill";
+        return Err(session.wrong_state(GuestStatus::DiskError, hint));
+    }
     session.query("system_powerdown").await?;
     if process.ended(bound).await {
         return Ok(());
     }
     Err(session.too_long("the guest's shutdown", bound, "the guest may ignore its power button; kill it"))
-}
-
-/// Asks QEMU to end and waits for its monitor to close.
-async fn quit(vm: &Arc<Vm>) -> Result<(), DriverError> {
-    let session = match vm.session("end it").await {
-        // It ended while we looked.
-        Err(DriverError::NotRunning { .. }) => return Ok(()),
-        session => session?,
-    };
-    let mut events = session.events();
-    match session.run("quit", Value::Null).await {
-        Ok(_) | Err(DriverError::Died { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    while session.next(&mut events).await.is_ok() {}
-    Ok(())
 }

@@ -30,15 +30,15 @@ pub(crate) async fn is_listening(paths: &VmPaths) -> bool {
 }
 
 /// A process that was started for the VM, be it that it has neither pid file nor monitor yet.
-pub(crate) fn starting(vm: &VmName, paths: &VmPaths) -> Result<Option<Process>, DriverError> {
-    Process::with_option(vm, PID_OPTION, &paths.pid())
+pub(crate) async fn starting(vm: &VmName, paths: &VmPaths) -> Result<Option<Process>, DriverError> {
+    Process::with_option(vm, PID_OPTION, &paths.pid()).await
 }
 
 /// Starts QEMU and returns when its monitor listens.
 pub(crate) async fn start(def: &VmDefinition, paths: &VmPaths, purpose: Purpose) -> Result<(), DriverError> {
     let vm = &def.name;
     paths.check(vm)?;
-    if is_listening(paths).await || starting(vm, paths)?.is_some() {
+    if is_listening(paths).await || starting(vm, paths).await?.is_some() {
         return Err(DriverError::AlreadyRunning { vm: vm.clone() });
     }
     prepare(vm, paths, purpose)?;
@@ -58,8 +58,12 @@ pub(crate) async fn start(def: &VmDefinition, paths: &VmPaths, purpose: Purpose)
     let status = match timeout(START_TIMEOUT, child.wait()).await {
         Ok(status) => status.map_err(|error| failed(error.to_string()))?,
         Err(_) => {
-            // Not daemonized yet, so this is the process itself or its waiting parent.
+            // Not daemonized yet, so this is the process itself or its waiting parent; a child of its has its arguments.
             let _ = child.kill().await;
+            while let Some(process) = starting(vm, paths).await? {
+                process.kill(vm, &paths.pid()).await?;
+            }
+            clear(paths);
             return Err(failed(format!("not ready after {} s", START_TIMEOUT.as_secs())));
         }
     };

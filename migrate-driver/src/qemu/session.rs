@@ -13,13 +13,16 @@ use super::paths::VmPaths;
 use super::process::log_tail;
 use crate::definition::VmName;
 use crate::hypervisor::{DriverError, GuestStatus};
+use crate::process::SocketId;
 use crate::qmp::{Event, Events, Heard, Qmp, QmpError};
 
 /// A daemon that was killed a moment ago still counts as QEMU's client until QEMU notices.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// QEMU's main loop may wait for the disk (a flush) before it answers.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a wait for an event goes without asking for the state. Events are reliable; this is the belt.
+/// For commands for which QEMU waits neither for the disk nor for the guest.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// For those for which it flushes or drains the disks.
+pub(crate) const DISK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a wait for an event goes before the state is queried again: a safety net, events are reliable.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// What is kept about one VM.
@@ -30,8 +33,19 @@ pub(crate) struct Vm {
     connection: Mutex<Option<Arc<Qmp>>>,
     /// Held while the process is started or ended.
     pub(crate) lifecycle: Arc<Mutex<()>>,
-    /// When the guest was stopped for a cold migration.
-    pub(crate) stopped: std::sync::Mutex<Option<Instant>>,
+    /// The outgoing migration that this process has started last.
+    pub(crate) outgoing: std::sync::Mutex<Outgoing>,
+}
+
+/// What is kept about an outgoing migration.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    /// When the guest was stopped for a cold one.
+    pub(crate) stopped: Option<Instant>,
+    /// How long the guest may stand still.
+    pub(crate) max_downtime: Duration,
+    /// The socket that its memory stream is read from.
+    pub(crate) stream: Option<SocketId>,
 }
 
 impl Vm {
@@ -41,7 +55,7 @@ impl Vm {
             paths,
             connection: Mutex::default(),
             lifecycle: Arc::default(),
-            stopped: Default::default(),
+            outgoing: Default::default(),
         }
     }
 
@@ -77,8 +91,11 @@ impl Vm {
     /// Begins an operation; `doing` is a verb phrase for its errors.
     pub(crate) async fn session(self: &Arc<Vm>, doing: &'static str) -> Result<Session, DriverError> {
         match self.connect().await {
-            Ok(qmp) => Ok(Session { vm: self.clone(), qmp, doing }),
+            Ok(qmp) => Ok(Session { vm: self.clone(), qmp, doing, bound: COMMAND_TIMEOUT }),
             Err(QmpError::NotListening { .. }) => Err(DriverError::NotRunning { vm: self.name.clone() }),
+            Err(QmpError::NoGreeting { after, .. } | QmpError::Timeout { after, .. }) => {
+                Err(DriverError::Unresponsive { vm: self.name.clone(), doing, after })
+            }
             Err(source) => Err(DriverError::Qmp { vm: self.name.clone(), doing, source }),
         }
     }
@@ -90,13 +107,20 @@ pub(crate) struct Session {
     pub(crate) vm: Arc<Vm>,
     qmp: Arc<Qmp>,
     doing: &'static str,
+    /// How long QEMU may take for each answer.
+    bound: Duration,
 }
 
 impl Session {
+    /// The same, for a time in which QEMU may be busy with the disks or the rest of the memory.
+    pub(crate) fn within(&self, bound: Duration) -> Session {
+        Session { bound, ..self.clone() }
+    }
+
     /// Runs a command, keeping QEMU's refusals apart so that the caller can judge them.
     pub(crate) async fn try_run(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let arguments = if arguments.is_null() { None } else { Some(arguments) };
-        self.qmp.execute(command, arguments).await
+        self.qmp.execute_within(self.bound, command, arguments).await
     }
 
     /// Runs a command; any refusal is an error.
@@ -128,6 +152,7 @@ impl Session {
         let (vm, doing) = (self.vm.name.clone(), self.doing);
         match source {
             QmpError::Closed => DriverError::Died { vm, doing, log: log_tail(&self.vm.paths) },
+            QmpError::Timeout { after, .. } => DriverError::Unresponsive { vm, doing, after },
             source => DriverError::Qmp { vm, doing, source },
         }
     }

@@ -174,17 +174,28 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs one command and waits for its answer. Dropping the future does not take the command back.
+    /// Runs one command and waits for its answer as long as commands usually may take. Dropping the future does not take the
+    /// command back.
     pub async fn execute(&self, name: &str, arguments: Option<Value>) -> Result<Value, QmpError> {
+        self.execute_within(self.command_timeout, name, arguments).await
+    }
+
+    /// [`Qmp::execute`] with another bound.
+    pub async fn execute_within(
+        &self,
+        bound: Duration,
+        name: &str,
+        arguments: Option<Value>,
+    ) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
         let command = Command { name: name.into(), arguments, reply };
         let run = async {
             self.commands.send(command).await.map_err(|_| QmpError::Closed)?;
             answer.await.unwrap_or(Err(QmpError::Closed))
         };
-        match timeout(self.command_timeout, run).await {
+        match timeout(bound, run).await {
             Ok(result) => result,
-            Err(_) => Err(QmpError::Timeout { command: name.into(), after: self.command_timeout }),
+            Err(_) => Err(QmpError::Timeout { command: name.into(), after: bound }),
         }
     }
 

@@ -184,7 +184,7 @@ impl Move {
     /// there is none. xl does it itself as long as it lives.
     pub(super) async fn take_back(&self) -> Result<(), DriverError> {
         self.ask(Request::Undo, Some(ANSWER_TIMEOUT)).await?;
-        if let Some(xl) = self.process()?
+        if let Some(xl) = self.process().await?
             && !xl.ended(UNDO_TIMEOUT).await
         {
             tracing::warn!(vm = %self.vm, "xl does not take its domain back; it is ended");
@@ -214,7 +214,7 @@ impl Move {
 
     /// Ends xl and the keeper at once, whatever they do. What becomes of the domain is the caller's to see.
     pub(super) async fn end_processes(&self) -> Result<(), DriverError> {
-        if let Some(process) = self.process()? {
+        if let Some(process) = self.process().await? {
             // A receiver destroys its copy itself when it is told that it will not run.
             let receiver = self.paths.incoming_mark().exists();
             let told = receiver && self.ask(Request::Undo, Some(ANSWER_TIMEOUT)).await?.is_some();
@@ -296,8 +296,8 @@ impl Move {
         Ok(child)
     }
 
-    fn process(&self) -> Result<Option<Process>, DriverError> {
-        Process::find(&self.vm, &self.pid(), &self.mark())
+    async fn process(&self) -> Result<Option<Process>, DriverError> {
+        Process::find(&self.vm, &self.pid(), &self.mark()).await
     }
 
     /// The id of the process that we started: xl at the source of a live migration, else the keeper.

@@ -32,12 +32,13 @@ use tokio::time::sleep;
 
 use crate::definition::{DiskFormat, VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, TapKind,
+    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap, TapKind,
 };
 use crate::process::io_error;
 use crate::qemu::paths::VmPaths;
 use crate::qemu::session::{Session, Vm};
-use crate::qemu::{blocks, mirror, start_tap, warm};
+use crate::qemu::tap::{self, NodeTap};
+use crate::qemu::{blocks, mirror, warm};
 use configuration::Rules;
 use keeper::KeeperPaths;
 use migration::Move;
@@ -399,16 +400,24 @@ impl Hypervisor for Xen {
         moving.clear_marks()
     }
 
-    async fn tap(
-        &self,
-        vm: &VmName,
-        disk: &str,
-        nbd_socket: &Path,
-        export: &str,
-        kind: TapKind,
-    ) -> Result<(), DriverError> {
-        let (monitor, node) = self.disk(vm, disk, "tap a disk", false).await?;
-        start_tap(&monitor, &node, nbd_socket, export, &kind).await
+    async fn tap_all(&self, vm: &VmName, nbd_socket: &Path, taps: &[Tap]) -> Result<(), DriverError> {
+        let mut nodes = Vec::new();
+        for tap in taps {
+            nodes.push(NodeTap::new(&self.disk(vm, &tap.disk, "tap its disks", false).await?.1, tap));
+        }
+        let monitor = self.monitor(vm, "tap its disks", true).await?;
+        // xl's QEMU puts one filter in after the other: the domain stands still meanwhile, so that they show one moment.
+        let is_warm = |tap: &Tap| !matches!(tap.kind, TapKind::Mirror | TapKind::Copy);
+        let held =
+            taps.len() > 1 && taps.iter().any(is_warm) && self.status(vm).await? == GuestStatus::Running;
+        if held {
+            xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await?;
+        }
+        let tapped = tap::start_all(&monitor, nbd_socket, &nodes, true).await;
+        if held {
+            xl::xl(vm, "let the guest run", &["unpause", vm.as_str()]).await?;
+        }
+        tapped
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
@@ -416,9 +425,13 @@ impl Hypervisor for Xen {
         mirror::drain(&monitor, &node).await
     }
 
-    async fn finish_dirty(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {
-        let (monitor, node) = self.disk(vm, disk, "copy a disk's dirty blocks", false).await?;
-        warm::finish_dirty(&monitor, &node).await
+    async fn finish_dirty_all(&self, vm: &VmName, disks: &[&str]) -> Result<(), DriverError> {
+        let doing = "copy its disks' dirty blocks";
+        let mut names = Vec::new();
+        for disk in disks {
+            names.push(blocks::Names::of(&self.disk(vm, disk, doing, false).await?.1));
+        }
+        warm::finish_dirty(&self.monitor(vm, doing, true).await?, &names).await
     }
 
     async fn untap(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {

@@ -70,12 +70,43 @@ const CODE: [u8; 173] = [
 ];
 const PACE_AT: usize = 0x99;
 
+/// In place of the write above, for a guest that writes each page to its first disk and then to its second one:
+/// ```text
+///       call both; 9 nops
+/// 7cad both:
+///       mov si,dap; mov dl,[drive]; mov ax,0x4300; int 0x13; jc out
+///       mov si,dap; mov dl,[drive]; inc dl; mov ax,0x4300; int 0x13
+/// out:  ret
+/// ```
+const CALL_BOTH: [u8; 12] = [0xe8, 0x6e, 0x00, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
+const BOTH: [u8; 29] = [
+    0xbe, 0x9d, 0x7c, 0x8a, 0x16, 0x94, 0x7c, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0x72, 0x0e, 0xbe, 0x9d, 0x7c,
+    0x8a, 0x16, 0x94, 0x7c, 0xfe, 0xc2, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0xc3,
+];
+const WRITE_AT: usize = 60;
+
 /// A new disk that boots the guest.
 pub(crate) fn create_disk(path: &Path, pace: Pace) {
-    let file = fs::File::create_new(path).unwrap();
-    file.set_len(DISK_BYTES).unwrap();
+    fs::File::create_new(path).unwrap().set_len(DISK_BYTES).unwrap();
+    write_boot_sector(path, pace, false);
+}
+
+/// Two new disks; the guest boots from the first one, and writes each page there and then to the second one.
+pub(crate) fn create_two_disks(first: &Path, second: &Path, pace: Pace) {
+    create_disk(first, pace);
+    write_boot_sector(first, pace, true);
+    fs::File::create_new(second).unwrap().set_len(DISK_BYTES).unwrap();
+}
+
+/// Makes an image or block device boot the guest.
+pub(crate) fn write_boot_sector(path: &Path, pace: Pace, two_disks: bool) {
+    let file = fs::File::options().write(true).open(path).unwrap();
     let mut sector = [0; 512];
     sector[..CODE.len()].copy_from_slice(&CODE);
+    if two_disks {
+        sector[WRITE_AT..WRITE_AT + CALL_BOTH.len()].copy_from_slice(&CALL_BOTH);
+        sector[CODE.len()..CODE.len() + BOTH.len()].copy_from_slice(&BOTH);
+    }
     let pace: u32 = match pace {
         Pace::Full => 0,
         Pace::Steady => 2000,

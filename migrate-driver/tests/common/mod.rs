@@ -25,6 +25,8 @@ use guest::{Heard, Pace};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The disk's name in every test.
 pub(crate) const DISK: &str = "root";
+/// The second disk's, where there is one.
+pub(crate) const SECOND: &str = "data";
 
 /// One host: a run directory, an image, a driver. Dropping it kills its VM.
 pub(crate) struct Host {
@@ -59,6 +61,18 @@ impl Host {
         let mut host = Host::new();
         host.add_monitor();
         guest::create_disk(&host.image_path(), pace);
+        host.driver.start(&host.def).await.unwrap();
+        host.wait_for_writes(3).await;
+        host
+    }
+
+    /// A host whose guest writes each page to both its disks, in their order.
+    pub(crate) async fn with_two_disks() -> Host {
+        let mut host = Host::new();
+        host.add_monitor();
+        let path = host.path().join("data.raw");
+        guest::create_two_disks(&host.image_path(), &path, Pace::Full);
+        host.def.disks.push(DiskDefinition { name: SECOND.into(), path, format: DiskFormat::Raw });
         host.driver.start(&host.def).await.unwrap();
         host.wait_for_writes(3).await;
         host

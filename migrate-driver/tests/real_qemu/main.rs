@@ -8,6 +8,7 @@ mod common;
 
 mod basics;
 mod crash;
+mod disks;
 mod migration;
 mod mirror;
 mod warm;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use migrate_driver::nbd::{NbdServer, Overlay};
-use migrate_driver::{DriverError, Hypervisor, Mode, TapKind, VmDefinition};
+use migrate_driver::{DriverError, Hypervisor, Mode, Tap as DiskTap, TapKind, VmDefinition};
 use tokio::net::UnixStream;
 
 use crate::{Answer, Call, KILL, Site, memory_params};
@@ -80,7 +80,10 @@ impl Local {
                 driver.check_movable(definition, if live { Mode::Live } else { Mode::Cold }).await?;
             }
             Call::Tap => match self.overlay() {
-                Ok(socket) => driver.tap(vm, self.disk(), &socket, EXPORT, TapKind::Mirror).await?,
+                Ok(socket) => {
+                    let (disk, export) = (self.disk().into(), EXPORT.into());
+                    driver.tap_all(vm, &socket, &[DiskTap { disk, export, kind: TapKind::Mirror }]).await?;
+                }
                 Err(error) => return Ok(Answer::Failed(format!("an overlay: {error:#}"))),
             },
             Call::Drain => driver.drain(vm, self.disk()).await?,

@@ -36,6 +36,7 @@ pub struct Suite<'a> {
 pub async fn run(suite: &Suite<'_>) -> Result<()> {
     let Suite { a, b, .. } = *suite;
     case("a guest is begun once, and stands and runs as it is told", suite.lifecycle()).await?;
+    case("a tap that another driver left is no obstacle", suite.left_tap()).await?;
     case("one that waits for its memory cannot run, and ends when it is told", suite.waiting()).await?;
     case("a stream that is none is an error, and nothing runs of it", suite.garbage()).await?;
     case("a stream that breaks off leaves the guest at the source", suite.broken_stream()).await?;
@@ -109,6 +110,17 @@ impl Suite<'_> {
         }
         self.is_still()?;
         done(a, Call::Resume).await?;
+        self.lives()
+    }
+
+    /// The overlay of the first tap is gone when the second one is put in its place.
+    async fn left_tap(&self) -> Result<()> {
+        let a = self.a;
+        done(a, Call::Tap).await?;
+        done(a, Call::Restart).await?;
+        done(a, Call::Tap).await?;
+        self.lives()?;
+        done(a, Call::Untap).await?;
         self.lives()
     }
 
