@@ -5,7 +5,9 @@
 //! [`Hypervisor::start`] and, for a guest this host had before, [`Hypervisor::rollback`].
 
 use std::fmt;
+use std::fs;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-use crate::definition::{VmDefinition, VmName};
+use crate::definition::{DiskFormat, VmDefinition, VmName};
+pub use crate::facts::{FeatureWord, GuestFacts};
 use crate::qmp::QmpError;
 
 /// Where a guest stands.
@@ -122,6 +125,60 @@ pub enum TapKind {
     },
 }
 
+/// Which file or block device it is, whatever its path: equal for equal ones, on one host and at one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFile {
+    /// The file system.
+    pub dev: u64,
+    /// The inode.
+    pub ino: u64,
+    /// A block device's number.
+    pub rdev: Option<u64>,
+}
+
+impl DiskFile {
+    /// That of the file a path leads to. Blocks while the path's file system hangs.
+    pub fn at(path: &Path) -> io::Result<DiskFile> {
+        Ok(DiskFile::of(&fs::metadata(path)?))
+    }
+
+    /// That of an open file.
+    pub fn of(meta: &fs::Metadata) -> DiskFile {
+        let rdev = meta.file_type().is_block_device().then(|| meta.rdev());
+        DiskFile { dev: meta.dev(), ino: meta.ino(), rdev }
+    }
+}
+
+/// A disk of a guest that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// Its name in the definition.
+    pub name: String,
+    /// The file that the hypervisor has open.
+    pub file: DiskFile,
+    /// Opens that file again, also where its path leads to another one by now: `/proc/PID/fd/N`. See [`GuestDisk::open`].
+    pub descriptor: PathBuf,
+    /// Its path as the hypervisor has it.
+    pub path: PathBuf,
+    /// The path leads to another file by now, or to none.
+    pub is_replaced: bool,
+    /// Its size as the guest sees it, in bytes. A device that was grown under the guest has more.
+    pub size_bytes: u64,
+    /// What is in the file.
+    pub format: DiskFormat,
+}
+
+impl GuestDisk {
+    /// Opens the very file that the hypervisor has open, for reading. Blocks while its file system hangs.
+    pub fn open(&self) -> io::Result<fs::File> {
+        let file = fs::File::open(&self.descriptor)?;
+        if DiskFile::of(&file.metadata()?) == self.file {
+            return Ok(file);
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, "the guest's process has ended or closed the file"))
+    }
+}
+
 /// A tap that [`Hypervisor::tap_all`] is to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tap {
@@ -174,6 +231,23 @@ pub trait Hypervisor: Send + Sync {
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError>;
     /// Ends the VM's process and waits until it is gone. Nothing to do when it is.
     async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError>;
+    /// The disks of a guest that runs, as its hypervisor has them. An error when another tool has put one elsewhere.
+    async fn disks(&self, def: &VmDefinition) -> Result<Vec<GuestDisk>, DriverError>;
+    /// What a destination must offer for a guest that runs here; empty where the hypervisor does not tell.
+    async fn facts(&self, _vm: &VmName) -> Result<GuestFacts, DriverError> {
+        Ok(GuestFacts::default())
+    }
+    /// Tries whether a guest could come in here: starts its hypervisor's process as [`Hypervisor::start_incoming`] would, with
+    /// empty disks of these sizes, compares what it offers with the guest's facts, and ends it. Bounded in time; leaves
+    /// nothing behind. An error says what is missing, in the hypervisor's words where it has them.
+    async fn probe(
+        &self,
+        _def: &VmDefinition,
+        _disk_sizes: &[u64],
+        _facts: Option<&GuestFacts>,
+    ) -> Result<(), DriverError> {
+        Ok(())
+    }
     /// Starts to push from disks into the NBD exports on one unix socket: from all of them, or, on an error, from none. All
     /// [`TapKind::CopyBefore`] and [`TapKind::Dirty`] of one call show their disks at one moment. A tap that an earlier owner
     /// left on one of these disks is removed first.
@@ -337,6 +411,39 @@ pub enum DriverError {
         node: String,
         /// What that node stores its data in.
         file: String,
+    },
+    /// The file of a disk is not among those that its QEMU has open.
+    #[error(
+        "cannot copy disk '{disk}' of VM '{vm}': its QEMU has another file open than the one at {}; put that file back, or \
+         stop the VM", path.display()
+    )]
+    LostFile {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        disk: String,
+        /// The path that QEMU was given.
+        path: PathBuf,
+    },
+    /// A guest cannot come in here.
+    #[error("cannot run VM '{vm}' here: QEMU says: {message}; provide what it misses, then retry")]
+    CannotRunHere {
+        /// The VM.
+        vm: VmName,
+        /// What QEMU said.
+        message: String,
+    },
+    /// The processor here offers less than the one that the guest has.
+    #[error(
+        "cannot move VM '{vm}' here: the guest uses a processor with {}, which QEMU does not offer it on this host; give the VM \
+         a CPU model that both hosts have (qemu.cpu) and restart it, or move it with another destination",
+        missing.join(", ")
+    )]
+    LesserCpu {
+        /// The VM.
+        vm: VmName,
+        /// What is missing, in QEMU's words where it is known.
+        missing: Vec<String>,
     },
     /// The hypervisor's process does not answer.
     #[error(

@@ -10,6 +10,7 @@
 //! (the hand-off does), and never ends a guest unless it is told to: guests outlive the daemon.
 
 pub mod definition;
+mod facts;
 pub mod hypervisor;
 pub mod nbd;
 mod process;
@@ -35,7 +36,8 @@ pub use definition::{
     NicDefinition, QemuDefinition, VmDefinition, VmName, XenDefinition,
 };
 pub use hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap, TapKind,
+    DiskFile, DriverError, FeatureWord, GuestDisk, GuestFacts, GuestStatus, Hypervisor, MemoryParams,
+    MemoryProgress, Mode, StopHow, Tap, TapKind,
 };
 pub use qemu::Qemu;
 pub use xen::{Xen, XenSettings};

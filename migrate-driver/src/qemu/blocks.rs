@@ -100,8 +100,13 @@ impl Nodes {
     }
 
     /// The file under a disk, by QEMU's name for it.
-    fn file_name(&self, names: &Names) -> Option<&str> {
+    pub(crate) fn file_name(&self, names: &Names) -> Option<&str> {
         text(self.node(&names.file)?, "file")
+    }
+
+    /// A disk's size in bytes, as its guest sees it.
+    pub(crate) fn size(&self, names: &Names) -> Option<u64> {
+        self.node(&names.disk)?.pointer("/image/virtual-size")?.as_u64()
     }
 
     fn bitmaps(&self, node: &str) -> &[Value] {

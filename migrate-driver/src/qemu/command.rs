@@ -14,11 +14,13 @@ use crate::definition::{CacheMode, DiskDefinition, NetworkDefinition, VmDefiniti
 
 /// What the process is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum Purpose<'a> {
     /// Boot the guest.
     Boot,
     /// Wait for a migration, and for `cont` after it.
     Incoming,
+    /// See whether it starts: as for a migration, over empty disks of these sizes, a child of ours.
+    Probe(&'a [u64]),
 }
 
 /// The node the guest's disk sits on.
@@ -38,7 +40,7 @@ pub(crate) const PID_OPTION: &str = "-pidfile";
 pub(crate) fn arguments(
     def: &VmDefinition,
     paths: &VmPaths,
-    purpose: Purpose,
+    purpose: Purpose<'_>,
     is_device: impl Fn(&Path) -> bool,
 ) -> Vec<OsString> {
     let qemu = &def.qemu;
@@ -57,7 +59,13 @@ pub(crate) fn arguments(
     args.pair("-chardev", with_path("socket,id=qmp0,path=", &paths.qmp(), ",server=on,wait=off"));
     args.pair("-mon", "chardev=qmp0,mode=control");
     for (index, disk) in def.disks.iter().enumerate() {
-        disk_arguments(&mut args, disk, index, qemu.cache, is_device(&disk.path));
+        match purpose {
+            Purpose::Probe(sizes) => empty_disk(&mut args, disk, sizes.get(index).copied()),
+            _ => disk_backend(&mut args, disk, qemu.cache, is_device(&disk.path)),
+        }
+        // Index 0 is taken by the loader of a `kernel`, where there is one.
+        let (name, boot) = (&disk.name, index + 1);
+        args.pair("-device", format!("virtio-blk-pci,drive={name},id={},bootindex={boot}", device_id(name)));
     }
     if let Some(kernel) = &qemu.kernel {
         args.pair("-kernel", kernel);
@@ -70,13 +78,21 @@ pub(crate) fn arguments(
     }
     if let Some(network) = &def.network {
         let NetworkDefinition { interface, mac, .. } = network;
-        args.pair("-netdev", format!("tap,id=home,ifname={interface},script=no,downscript=no"));
+        args.pair(
+            "-netdev",
+            match purpose {
+                // Another VM may have the interface by now.
+                Purpose::Probe(_) => "hubport,id=home,hubid=0".into(),
+                _ => format!("tap,id=home,ifname={interface},script=no,downscript=no"),
+            },
+        );
         args.pair("-device", format!("virtio-net-pci,netdev=home,mac={mac}"));
     }
-    for arg in &qemu.args {
-        args.one(arg);
+    match purpose {
+        Purpose::Probe(_) => args.0.extend(harmless(&qemu.args).map(OsString::from)),
+        _ => args.0.extend(qemu.args.iter().map(OsString::from)),
     }
-    if purpose == Purpose::Incoming {
+    if purpose != Purpose::Boot {
         args.pair("-incoming", "defer");
         args.one("-S");
     }
@@ -85,7 +101,9 @@ pub(crate) fn arguments(
     args.pair("-d", "strace");
     args.pair("-D", paths.log());
     args.pair("-msg", "timestamp=on");
-    args.one("-daemonize");
+    if !matches!(purpose, Purpose::Probe(_)) {
+        args.one("-daemonize");
+    }
     args.pair(PID_OPTION, paths.pid());
     args.0
 }
@@ -101,7 +119,39 @@ fn memory(def: &VmDefinition) -> String {
     format!("{}k", u64::from(def.memory_mib) * 1024 + extra_kib)
 }
 
-fn disk_arguments(args: &mut Args, disk: &DiskDefinition, index: usize, cache: CacheMode, is_device: bool) {
+/// Further arguments for a probe, without what would take the place of a socket, a port or memory that is in use: monitors,
+/// consoles and displays go, character devices go nowhere, memory is not allocated beforehand.
+fn harmless(args: &[String]) -> impl Iterator<Item = String> {
+    const ENDPOINTS: [&str; 8] = ["qmp", "qmp-pretty", "mon", "vnc", "spice", "gdb", "serial", "parallel"];
+    let mut kept = Vec::new();
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        // QEMU takes one dash or two.
+        let option = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).unwrap_or("");
+        match option {
+            "mem-prealloc" => {}
+            option if ENDPOINTS.contains(&option) => drop(rest.next()),
+            "chardev" => {
+                let id =
+                    rest.next().and_then(|value| value.split(',').find_map(|part| part.strip_prefix("id=")));
+                kept.extend(
+                    id.map(|id| ["-chardev".to_owned(), format!("null,id={id}")]).into_iter().flatten(),
+                );
+            }
+            _ => kept.push(arg.replace("prealloc=on", "prealloc=off")),
+        }
+    }
+    kept.into_iter()
+}
+
+/// A disk that reads as zeroes. What its image would hold, the incoming memory knows.
+fn empty_disk(args: &mut Args, disk: &DiskDefinition, size: Option<u64>) {
+    let (name, file, size) = (&disk.name, file_node(&disk.name), size.unwrap_or(1 << 20));
+    args.pair("-blockdev", format!("driver=null-co,node-name={file},size={size},read-zeroes=on"));
+    args.pair("-blockdev", format!("driver=raw,node-name={name},file={file}"));
+}
+
+fn disk_backend(args: &mut Args, disk: &DiskDefinition, cache: CacheMode, is_device: bool) {
     let name = &disk.name;
     let driver = if is_device { "host_device" } else { "file" };
     let direct = if cache == CacheMode::None { "on" } else { "off" };
@@ -114,9 +164,6 @@ fn disk_arguments(args: &mut Args, disk: &DiskDefinition, index: usize, cache: C
     );
     let format = disk.format.as_str();
     args.pair("-blockdev", format!("driver={format},node-name={name},file={file}{options}"));
-    // Index 0 is taken by the loader of a `kernel`, where there is one.
-    let boot = index + 1;
-    args.pair("-device", format!("virtio-blk-pci,drive={name},id={},bootindex={boot}", device_id(name)));
 }
 
 struct Args(Vec<OsString>);

@@ -10,7 +10,7 @@ fn definition(disk: &str) -> VmDefinition {
     VmDefinition::parse(&text, Path::new("t")).unwrap()
 }
 
-fn line(def: &VmDefinition, dir: &str, purpose: Purpose) -> Vec<String> {
+fn line(def: &VmDefinition, dir: &str, purpose: Purpose<'_>) -> Vec<String> {
     let paths = VmPaths::within(dir.into());
     let is_device = |path: &Path| path.starts_with("/dev");
     arguments(def, &paths, purpose, is_device).into_iter().map(|arg| arg.into_string().unwrap()).collect()
@@ -81,4 +81,48 @@ fn the_network_that_moves_with_the_machine() {
     let expected = "-netdev tap,id=home,ifname=tap-web,script=no,downscript=no \
                     -device virtio-net-pci,netdev=home,mac=52:54:00:12:34:56";
     assert!(got.contains(expected), "{got}");
+}
+
+#[test]
+fn a_probe_takes_nothing_that_is_in_use() {
+    let mut def = definition("/dev/vg/a");
+    def.qemu.args = [
+        "-qmp",
+        "unix:/run/other,server=on",
+        "--vnc",
+        ":1",
+        "-chardev",
+        "socket,id=c1,path=/run/c1,server=on",
+        "-mon",
+        "chardev=c1,mode=control",
+        "-mem-prealloc",
+        "-object",
+        "memory-backend-ram,id=m,size=96M,prealloc=on",
+        "-drive",
+        "file=/iso/x.iso,if=none,id=cd",
+    ]
+    .map(String::from)
+    .into();
+    let got = line(&def, "/run/.probe", Purpose::Probe(&[4096])).join(" ");
+    for gone in [
+        "/dev/vg/a",
+        "/run/other",
+        ":1 ",
+        "/run/c1",
+        "chardev=c1",
+        "prealloc=on",
+        "-mem-prealloc",
+        "-daemonize",
+    ] {
+        assert!(!got.contains(gone), "{gone} in {got}");
+    }
+    for kept in [
+        "null-co,node-name=root-file,size=4096",
+        "-chardev null,id=c1",
+        "/iso/x.iso",
+        "drive=root",
+        "-incoming",
+    ] {
+        assert!(got.contains(kept), "{kept} is not in {got}");
+    }
 }

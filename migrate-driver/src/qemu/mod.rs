@@ -8,9 +8,11 @@
 pub(crate) mod blocks;
 mod command;
 mod convergence;
+mod files;
 mod migration;
 pub(crate) mod mirror;
 pub(crate) mod paths;
+mod probe;
 mod process;
 pub(crate) mod session;
 pub(crate) mod tap;
@@ -27,7 +29,8 @@ use tokio::time::timeout;
 
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap,
+    DriverError, GuestDisk, GuestFacts, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow,
+    Tap,
 };
 use crate::process::{Process, io_error};
 use command::Purpose;
@@ -73,7 +76,7 @@ impl Qemu {
 
     /// A start that is broken off goes on, and who stops the VM waits for it: else there would be a process that nobody has
     /// found.
-    async fn launch(&self, def: &VmDefinition, purpose: Purpose) -> Result<(), DriverError> {
+    async fn launch(&self, def: &VmDefinition, purpose: Purpose<'static>) -> Result<(), DriverError> {
         let (vm, def) = (self.vm(&def.name)?, def.clone());
         let lifecycle = vm.lifecycle.clone().lock_owned().await;
         let name = vm.name.clone();
@@ -230,6 +233,23 @@ impl Hypervisor for Qemu {
         let s = self.session(vm, "tap its disks").await?;
         let taps: Vec<NodeTap> = taps.iter().map(|tap| NodeTap::new(&tap.disk, tap)).collect();
         tap::start_all(&s, nbd_socket, &taps, false).await
+    }
+
+    async fn facts(&self, vm: &VmName) -> Result<GuestFacts, DriverError> {
+        probe::facts(&self.session(vm, "look at its machine").await?).await
+    }
+
+    async fn probe(
+        &self,
+        def: &VmDefinition,
+        disk_sizes: &[u64],
+        facts: Option<&GuestFacts>,
+    ) -> Result<(), DriverError> {
+        probe::probe(&self.run_dir, def, disk_sizes, facts).await
+    }
+
+    async fn disks(&self, def: &VmDefinition) -> Result<Vec<GuestDisk>, DriverError> {
+        files::disks(&self.session(&def.name, "look at its disks").await?, def).await
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {

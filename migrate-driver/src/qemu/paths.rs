@@ -49,6 +49,11 @@ impl VmPaths {
         self.dir.join("pid")
     }
 
+    /// Which files the disks are in, see `files`.
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.dir.join("disks.json")
+    }
+
     /// What the guest says on its serial port.
     pub(crate) fn serial(&self) -> PathBuf {
         self.dir.join("serial.log")

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::command::{PID_OPTION, Purpose, arguments};
+use super::files;
 use super::paths::VmPaths;
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::DriverError;
@@ -35,7 +36,11 @@ pub(crate) async fn starting(vm: &VmName, paths: &VmPaths) -> Result<Option<Proc
 }
 
 /// Starts QEMU and returns when its monitor listens.
-pub(crate) async fn start(def: &VmDefinition, paths: &VmPaths, purpose: Purpose) -> Result<(), DriverError> {
+pub(crate) async fn start(
+    def: &VmDefinition,
+    paths: &VmPaths,
+    purpose: Purpose<'_>,
+) -> Result<(), DriverError> {
     let vm = &def.name;
     paths.check(vm)?;
     if is_listening(paths).await || starting(vm, paths).await?.is_some() {
@@ -72,10 +77,10 @@ pub(crate) async fn start(def: &VmDefinition, paths: &VmPaths, purpose: Purpose)
         clear(paths);
         return Err(failed(tail));
     }
-    Ok(())
+    files::remember(&def, paths)
 }
 
-fn prepare(vm: &VmName, paths: &VmPaths, purpose: Purpose) -> Result<(), DriverError> {
+fn prepare(vm: &VmName, paths: &VmPaths, purpose: Purpose<'_>) -> Result<(), DriverError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -91,7 +96,7 @@ fn prepare(vm: &VmName, paths: &VmPaths, purpose: Purpose) -> Result<(), DriverE
 
 /// Removes what a process that is gone left behind, but not its logs.
 fn clear(paths: &VmPaths) {
-    for path in [paths.qmp(), paths.memory(), paths.pid(), paths.incoming_mark()] {
+    for path in [paths.qmp(), paths.memory(), paths.pid(), paths.disks(), paths.incoming_mark()] {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -100,7 +105,7 @@ fn clear(paths: &VmPaths) {
     }
 }
 
-fn with_absolute_paths(def: &VmDefinition) -> Result<VmDefinition, DriverError> {
+pub(super) fn with_absolute_paths(def: &VmDefinition) -> Result<VmDefinition, DriverError> {
     let mut def = def.clone();
     let name = def.name.clone();
     let disks = def.disks.iter_mut().map(|disk| &mut disk.path);
@@ -110,7 +115,7 @@ fn with_absolute_paths(def: &VmDefinition) -> Result<VmDefinition, DriverError> 
     Ok(def)
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub(super) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 

@@ -18,6 +18,8 @@ use crate::qmp::{Event, Events, Heard, Qmp, QmpError};
 
 /// A daemon that was killed a moment ago still counts as QEMU's client until QEMU notices.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A socket tells of no event when there is room in its queue again.
+const RECONNECT: Duration = Duration::from_millis(10);
 /// For commands for which QEMU waits neither for the disk nor for the guest.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// For those for which it flushes or drains the disks.
@@ -75,8 +77,10 @@ impl Vm {
                     return Ok(qmp);
                 }
                 // The listen queue is full for a moment, or QEMU is just ending.
-                Err(QmpError::Connect { .. } | QmpError::Closed) if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(2)).await;
+                Err(QmpError::Connect { .. } | QmpError::NoGreeting { .. } | QmpError::Closed)
+                    if Instant::now() < deadline =>
+                {
+                    sleep(RECONNECT).await;
                 }
                 Err(error) => return Err(error),
             }

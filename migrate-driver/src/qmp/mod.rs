@@ -152,6 +152,8 @@ impl Qmp {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 QmpError::NotListening { path: path.into() }
             }
+            // Nobody has taken the connections before ours.
+            io::ErrorKind::WouldBlock => QmpError::NoGreeting { path: path.into(), after: greeting_timeout },
             _ => QmpError::Connect { path: path.into(), message: error.to_string() },
         })?;
         let no_greeting = || QmpError::NoGreeting { path: path.into(), after: greeting_timeout };

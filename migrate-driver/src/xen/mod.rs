@@ -32,7 +32,8 @@ use tokio::time::sleep;
 
 use crate::definition::{DiskFormat, VmDefinition, VmName};
 use crate::hypervisor::{
-    DriverError, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow, Tap, TapKind,
+    DiskFile, DriverError, GuestDisk, GuestStatus, Hypervisor, MemoryParams, MemoryProgress, Mode, StopHow,
+    Tap, TapKind,
 };
 use crate::process::io_error;
 use crate::qemu::paths::VmPaths;
@@ -418,6 +419,26 @@ impl Hypervisor for Xen {
             xl::xl(vm, "let the guest run", &["unpause", vm.as_str()]).await?;
         }
         tapped
+    }
+
+    /// By their paths: the disks' QEMU is not a child of ours, and xl names no file but by its path.
+    async fn disks(&self, def: &VmDefinition) -> Result<Vec<GuestDisk>, DriverError> {
+        let mut disks = Vec::new();
+        for disk in &def.disks {
+            let (monitor, node) = self.disk(&def.name, &disk.name, "look at its disks", false).await?;
+            let size = blocks::Nodes::query(&monitor).await?.size(&blocks::Names::of(&node)).unwrap_or(0);
+            let file = DiskFile::at(&disk.path).map_err(io_error(&def.name, "look at", &disk.path))?;
+            disks.push(GuestDisk {
+                name: disk.name.clone(),
+                file,
+                descriptor: disk.path.clone(),
+                path: disk.path.clone(),
+                is_replaced: false,
+                size_bytes: size,
+                format: disk.format,
+            });
+        }
+        Ok(disks)
     }
 
     async fn drain(&self, vm: &VmName, disk: &str) -> Result<(), DriverError> {

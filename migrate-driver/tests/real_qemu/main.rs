@@ -8,7 +8,10 @@ mod common;
 
 mod basics;
 mod crash;
+mod destination;
 mod disks;
+mod files;
 mod migration;
 mod mirror;
+mod stuck;
 mod warm;
