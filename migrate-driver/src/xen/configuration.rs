@@ -1,14 +1,14 @@
 //! A domain's configuration: the file that `xl create` takes, the JSON that xl keeps and sends, and how that is adapted
 //! to the host it comes to. Pure.
 //!
-//! What comes from another host names files and programs of this one. Only what a definition may name as well gets
-//! through; everything else is refused.
+//! What comes from another host names files and programs of this one: see [`incoming`].
 
+mod incoming;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,19 +17,20 @@ use crate::definition::{
     DiskDefinition, DiskFormat, DomainType, NicDefinition, VmDefinition, VmName, XenDefinition,
 };
 
-/// What a configuration must not name: programs that xl would run, files that it would load, devices of the host.
-const REFUSED: [(&str, &[&str]); 3] = [
-    ("b_info", &["device_model", "bootloader", "bootloader_args", "device_tree", "acpi_firmware"]),
-    ("c_info", &["driver_domain", "pool_name"]),
-    ("", &["pcidevs", "usbdevs", "usbctrls", "vtpms", "vfbs", "rdms", "dtdevs", "p9s", "pvcallsifs"]),
-];
-
 /// The name of Xen's script that connects an interface to a bridge, and of our short form of it.
 pub(crate) const VIF_BRIDGE: &str = "vif-bridge";
 
 /// How an incoming domain's configuration is adapted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rules {
+    /// The VM's name.
+    pub(crate) name: String,
+    /// The kernel of its definition here.
+    #[serde(default)]
+    pub(crate) kernel: Option<PathBuf>,
+    /// And its initial RAM disk.
+    #[serde(default)]
+    pub(crate) ramdisk: Option<PathBuf>,
     /// Each disk's image here, by the name of the guest's device.
     pub(crate) disks: BTreeMap<String, PathBuf>,
     /// Bridges of other hosts, and which of ours stands for them.
@@ -42,74 +43,22 @@ impl Rules {
     /// For a domain whose definition is already the one of this host.
     pub(crate) fn of(def: &VmDefinition, bridges: &BTreeMap<String, String>, script: PathBuf) -> Rules {
         let disks = def.disks.iter().map(|disk| (disk.name.clone(), disk.path.clone()));
-        Rules { disks: disks.collect(), bridges: bridges.clone(), script }
+        let boot =
+            |file: fn(&XenDefinition) -> &Option<PathBuf>| def.xen.as_ref().and_then(|xen| file(xen).clone());
+        Rules {
+            name: def.name.to_string(),
+            kernel: boot(|xen| &xen.kernel),
+            ramdisk: boot(|xen| &xen.ramdisk),
+            disks: disks.collect(),
+            bridges: bridges.clone(),
+            script,
+        }
     }
 
     /// The bridge here that stands for another host's.
     pub(crate) fn bridge<'a>(&'a self, theirs: &'a str) -> &'a str {
         self.bridges.get(theirs).map_or(theirs, String::as_str)
     }
-
-    /// The configuration as it is to be on this host, or why it cannot be taken.
-    pub(crate) fn adapt(&self, text: &str) -> Result<String, String> {
-        let mut configuration: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        for (part, names) in REFUSED {
-            let object = if part.is_empty() { Some(&configuration) } else { configuration.get(part) };
-            if let Some(name) = names
-                .iter()
-                .find(|name| object.is_some_and(|object| object.get(name).is_some_and(is_something)))
-            {
-                return Err(format!("it has {name:?}, which another host may not decide here"));
-            }
-        }
-        let no_disks = Value::Array(Vec::new());
-        if configuration.get("disks").unwrap_or(&no_disks).as_array().map_or(0, Vec::len) != self.disks.len()
-        {
-            return Err(format!("it has not the {} disks of the definition", self.disks.len()));
-        }
-        for disk in items(&mut configuration, "disks") {
-            self.adapt_disk(disk)?;
-        }
-        for nic in items(&mut configuration, "nics") {
-            if !nic.is_object() {
-                return Err(format!("a network interface is {nic}"));
-            }
-            let theirs = nic.get("bridge").and_then(Value::as_str).unwrap_or_default().to_owned();
-            nic["bridge"] = self.bridge(&theirs).into();
-            let script = nic.get("script").and_then(Value::as_str).unwrap_or_default();
-            // Ours has the same name, wherever the other host keeps it.
-            if !script.is_empty() && Path::new(script).file_name() != Some(VIF_BRIDGE.as_ref()) {
-                return Err(format!(
-                    "a network interface wants the script {script:?}; only a vif-bridge is run here"
-                ));
-            }
-            nic["script"] =
-                self.script.to_str().ok_or("the path of this host's vif_script is not UTF-8")?.into();
-        }
-        Ok(configuration.to_string())
-    }
-
-    fn adapt_disk(&self, disk: &mut Value) -> Result<(), String> {
-        let vdev = disk.get("vdev").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let path =
-            self.disks.get(&vdev).ok_or_else(|| format!("it has a disk {vdev:?} that was not announced"))?;
-        disk["pdev_path"] = path.to_str().ok_or("a path here is not UTF-8")?.into();
-        disk["backend"] = "qdisk".into();
-        // The images that come here are raw, whatever the source's are.
-        disk["format"] = "raw".into();
-        if disk.get("script").is_some_and(is_something) {
-            return Err(format!("the disk {vdev:?} wants a script of its own"));
-        }
-        Ok(())
-    }
-}
-
-fn is_something(value: &Value) -> bool {
-    !matches!(value, Value::Null) && value != "" && value.as_array().is_none_or(|list| !list.is_empty())
-}
-
-fn items<'a>(configuration: &'a mut Value, name: &str) -> impl Iterator<Item = &'a mut Value> {
-    configuration.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 /// The file that `xl create` takes.

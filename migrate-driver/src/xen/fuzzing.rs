@@ -16,6 +16,9 @@ const SCRIPT: &str = "/srv/vif-bridge";
 fn rules() -> Rules {
     let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
     Rules {
+        name: "u1".into(),
+        kernel: None,
+        ramdisk: None,
         disks: [("xvda".to_owned(), PathBuf::from(DISK))].into(),
         bridges: [pair("xenbr0", "br-vms")].into(),
         script: SCRIPT.into(),
