@@ -13,16 +13,17 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 /// The unit of writes and of dirt.
 pub const BLOCK_BYTES: u64 = 4096;
-/// Largest disk: ext4's largest file.
-const MAX_SIZE_BYTES: u64 = 16 << 40;
+/// Largest disk: the largest image of the store. The scratch directory's file system may have a lower limit for a file (ext4:
+/// 16 TiB).
+const MAX_SIZE_BYTES: u64 = 64 << 40;
 
 /// One disk's overlay. All methods may be called from any thread.
 #[derive(Debug)]
@@ -46,7 +47,13 @@ impl Overlay {
         }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let scratch = File::from(rustix::fs::open(scratch_dir, flags, Mode::RUSR | Mode::WUSR)?);
-        scratch.set_len(size)?;
+        scratch.set_len(size).map_err(|error| {
+            let dir = scratch_dir.display();
+            io::Error::new(
+                error.kind(),
+                format!("{dir} cannot hold a sparse file of {size} bytes: {error}; use XFS"),
+            )
+        })?;
         let blocks = size.div_ceil(BLOCK_BYTES);
         Ok(Overlay {
             size,
@@ -109,7 +116,8 @@ impl Overlay {
         }
     }
 
-    /// What `take_dirty` would give, in bytes, counted in blocks. A counter: cheap, and exact when nobody writes.
+    /// What `take_dirty` would give, in bytes, counted in blocks. A counter: cheap, exact when nobody writes, and a few blocks
+    /// high after two writes of the same blocks at once.
     pub fn dirty_bytes(&self) -> u64 {
         (self.dirty_blocks.load(Ordering::Relaxed) * BLOCK_BYTES).min(self.size)
     }
@@ -236,62 +244,128 @@ impl Overlay {
     }
 }
 
-/// An atomic bitmap with one summary bit for every 64 words, so that a few set bits in a large one are found fast.
+/// Words of one chunk: with 4 KiB blocks, a chunk stands for 64 MiB of the disk.
+const CHUNK_WORDS: usize = 256;
+const CHUNK_BITS: u64 = 64 * CHUNK_WORDS as u64;
+
+/// An atomic bitmap in chunks, which are there once a part of them was set: it costs memory by what is written, not by the
+/// disk's size.
 #[derive(Debug)]
-struct Bits {
-    words: Vec<AtomicU64>,
-    summary: Vec<AtomicU64>,
+struct Bits(Vec<Slot>);
+
+/// A chunk's place.
+#[derive(Debug, Default)]
+struct Slot {
+    /// All of its bits are set, whatever the chunk says.
+    full: AtomicBool,
+    chunk: OnceLock<Box<Chunk>>,
+}
+
+/// Some words, with one summary bit for each, so that a few set bits are found fast.
+#[derive(Debug)]
+struct Chunk {
+    words: [AtomicU64; CHUNK_WORDS],
+    summary: [AtomicU64; CHUNK_WORDS / 64],
+}
+
+impl Chunk {
+    fn new() -> Box<Chunk> {
+        let words = [const { AtomicU64::new(0) }; CHUNK_WORDS];
+        Box::new(Chunk { words, summary: [const { AtomicU64::new(0) }; CHUNK_WORDS / 64] })
+    }
+
+    fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
+    }
+
+    fn set(&self, at: usize, mask: u64) -> u64 {
+        let before = self.words[at].fetch_or(mask, Ordering::AcqRel);
+        // Word before summary: a taker that misses the summary bit leaves it to the next taker.
+        self.summary[at / 64].fetch_or(1 << (at % 64), Ordering::AcqRel);
+        u64::from((mask & !before).count_ones())
+    }
+
+    /// Clears all words, calling `each` with those that had bits.
+    fn take(&self, mut each: impl FnMut(usize, u64)) {
+        for (group, summary) in self.summary.iter().enumerate() {
+            if summary.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            let mut left = summary.swap(0, Ordering::AcqRel);
+            while left != 0 {
+                let at = group * 64 + left.trailing_zeros() as usize;
+                left &= left - 1;
+                each(at, self.words[at].swap(0, Ordering::AcqRel));
+            }
+        }
+    }
 }
 
 impl Bits {
     fn new(bits: u64) -> Bits {
-        let words = bits.div_ceil(64) as usize;
-        let zeroes = |count: usize| std::iter::repeat_with(|| AtomicU64::new(0)).take(count).collect();
-        Bits { words: zeroes(words), summary: zeroes(words.div_ceil(64)) }
+        Bits(std::iter::repeat_with(Slot::default).take(bits.div_ceil(CHUNK_BITS) as usize).collect())
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        let slot = &self.0[index / CHUNK_WORDS];
+        if slot.full.load(Ordering::Acquire) {
+            return u64::MAX;
+        }
+        slot.chunk.get().map_or(0, |chunk| chunk.words[index % CHUNK_WORDS].load(Ordering::Acquire))
     }
 
     /// Sets a range; how many bits were new.
     fn set(&self, range: Range<u64>) -> u64 {
         let mut newly = 0;
-        for (index, mask) in masks(range) {
-            let before = self.words[index].fetch_or(mask, Ordering::AcqRel);
-            newly += u64::from((mask & !before).count_ones());
-            // Word before summary: a taker that misses the summary bit leaves it to the next taker.
-            self.summary[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
+        let mut start = range.start;
+        while start < range.end {
+            let number = start / CHUNK_BITS;
+            let end = range.end.min((number + 1) * CHUNK_BITS);
+            let slot = &self.0[number as usize];
+            if end - start == CHUNK_BITS {
+                if !slot.full.swap(true, Ordering::AcqRel) {
+                    newly += CHUNK_BITS - slot.chunk.get().map_or(0, |chunk| chunk.count());
+                }
+            } else if !slot.full.load(Ordering::Acquire) {
+                let chunk = slot.chunk.get_or_init(Chunk::new);
+                newly +=
+                    masks(start..end).map(|(index, mask)| chunk.set(index % CHUNK_WORDS, mask)).sum::<u64>();
+            }
+            start = end;
         }
         newly
     }
 
     fn any(&self, range: Range<u64>) -> bool {
-        masks(range).any(|(index, mask)| self.words[index].load(Ordering::Acquire) & mask != 0)
+        masks(range).any(|(index, mask)| self.word(index) & mask != 0)
     }
 
     fn all(&self, range: Range<u64>) -> bool {
-        masks(range).all(|(index, mask)| self.words[index].load(Ordering::Acquire) & mask == mask)
+        masks(range).all(|(index, mask)| self.word(index) & mask == mask)
     }
 
     /// Calls `each` with the runs of set bits within a range, not joined across words.
     fn runs(&self, range: Range<u64>, mut each: impl FnMut(Range<u64>) -> io::Result<()>) -> io::Result<()> {
         for (index, mask) in masks(range) {
-            let word = self.words[index].load(Ordering::Acquire) & mask;
-            word_runs(index, word).try_for_each(&mut each)?;
+            word_runs(index, self.word(index) & mask).try_for_each(&mut each)?;
         }
         Ok(())
     }
 
     /// Clears everything, calling `each` with the runs that were set, in order, not joined across words.
     fn take(&self, mut each: impl FnMut(Range<u64>)) {
-        for (at, summary) in self.summary.iter().enumerate() {
-            if summary.load(Ordering::Acquire) == 0 {
-                continue;
+        for (number, slot) in self.0.iter().enumerate() {
+            let is_full = slot.full.load(Ordering::Acquire) && slot.full.swap(false, Ordering::AcqRel);
+            if is_full {
+                // What the chunk knows besides is within this: whoever reads it after this call finds its data.
+                each(number as u64 * CHUNK_BITS..(number as u64 + 1) * CHUNK_BITS);
             }
-            let mut groups = summary.swap(0, Ordering::AcqRel);
-            while groups != 0 {
-                let index = at * 64 + groups.trailing_zeros() as usize;
-                groups &= groups - 1;
-                let word = self.words[index].swap(0, Ordering::AcqRel);
-                word_runs(index, word).for_each(&mut each);
-            }
+            let Some(chunk) = slot.chunk.get() else { continue };
+            chunk.take(|at, word| {
+                if !is_full {
+                    word_runs(number * CHUNK_WORDS + at, word).for_each(&mut each);
+                }
+            });
         }
     }
 }

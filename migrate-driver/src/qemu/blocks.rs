@@ -24,6 +24,7 @@ pub(crate) const NEXT_BITMAP: &str = "longhaul-next";
 /// A cancelled job drains its requests in flight; a node is busy for the moment after its job.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 /// How long the host's disk may take to write back before the graph is changed all the same.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(20);
 /// A path that leads to a FIFO by now must not hold us.
@@ -283,6 +284,8 @@ async fn cancel_job(s: &Session, id: &str) -> Result<(), DriverError> {
 /// Removes a node. It may be in use for a moment after the job that used it.
 pub(crate) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverError> {
     let deadline = Instant::now() + DELETE_TIMEOUT;
+    // QEMU tells of no event when a node is free.
+    let mut pause = Duration::from_millis(1);
     loop {
         match s.try_run("blockdev-del", json!({"node-name": node})).await {
             Ok(_) => return Ok(()),
@@ -291,7 +294,8 @@ pub(crate) async fn delete_node(s: &Session, node: &str) -> Result<(), DriverErr
                     return Ok(());
                 }
                 tracing::debug!(vm = %s.vm.name, node, message, "node not deletable yet");
-                sleep(Duration::from_millis(2)).await;
+                sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
             }
             Err(error) => return Err(s.error(error)),
         }

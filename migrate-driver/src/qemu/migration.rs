@@ -26,6 +26,7 @@ const DEVICE_TIMEOUT: Duration = Duration::from_secs(5);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// The run state follows the migration's state within microseconds.
 const RUN_STATE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 /// QEMU's default is 128 MiB/s; our relay is the bound, not a number.
 const UNLIMITED_BYTES_S: u64 = 1 << 40;
 /// QEMU's own limit for `downtime-limit`.
@@ -274,11 +275,14 @@ pub(crate) fn sever(vm: &Vm) {
 /// `cont` is only right after that.
 async fn settled(s: &Session) -> Result<(), DriverError> {
     let deadline = Instant::now() + RUN_STATE_TIMEOUT;
+    // RESUME tells of the way back to `running`; of the one to `postmigrate` no event does.
+    let mut pause = Duration::from_millis(1);
     while run_state(s).await? == "finish-migrate" {
         if Instant::now() > deadline {
             return Err(s.too_long("the end of the migration", RUN_STATE_TIMEOUT, "stop the VM"));
         }
-        sleep(Duration::from_millis(1)).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
     }
     Ok(())
 }

@@ -29,8 +29,8 @@ pub const MAX_FRAME_BYTES: usize = 4 << 20;
 /// The longest plan in an offer.
 pub const MAX_PLAN_BYTES: usize = 256 << 10;
 
-/// The most disks a VM on its way may have.
-pub const MAX_DISKS: usize = 256;
+/// The most disks a VM on its way may have: as many as a definition may.
+pub const MAX_DISKS: usize = 16;
 
 /// The longest name of a VM, a disk, an image or a platform.
 pub const MAX_NAME_BYTES: usize = 255;
