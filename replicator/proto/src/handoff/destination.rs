@@ -11,6 +11,10 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How often the source is told that the images are still being prepared, at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
+/// How long the images may be prepared without progress. A source waits as long; but one that has given up may have said so
+/// before its offer came.
+const PREPARING_STALL: Duration = Duration::from_secs(60);
+
 /// What the destination's service does. Each ends in the input of the same name, or in [`DestinationInput::Failed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DestinationAction {
@@ -187,11 +191,15 @@ impl Destination {
                     plan: self.plan.clone(),
                 }));
                 self.state = State::Preparing { tell_at: now };
+                self.deadline = Some(now + PREPARING_STALL);
                 self.act(DestinationAction::PrepareDisks);
             }
-            (DestinationInput::Preparing, State::Preparing { tell_at }) if now >= tell_at => {
-                self.state = State::Preparing { tell_at: now + TELL_EVERY };
-                self.transmit(Message::Preparing);
+            (DestinationInput::Preparing, State::Preparing { tell_at }) => {
+                self.deadline = Some(now + PREPARING_STALL);
+                if now >= tell_at {
+                    self.state = State::Preparing { tell_at: now + TELL_EVERY };
+                    self.transmit(Message::Preparing);
+                }
             }
             (DestinationInput::Message(message), _) => self.handle_message(now, message),
             (DestinationInput::LinkLost, State::Ready) => self.ask(now),
@@ -206,6 +214,7 @@ impl Destination {
             (DestinationInput::Tick, _) => self.tick(now),
             (DestinationInput::Failed { reason }, _) => self.failed(now, reason),
             (DestinationInput::DisksPrepared, State::Preparing { .. }) => {
+                self.deadline = None;
                 self.enter(Phase::Bulk);
                 self.state = State::Receiving { incoming: false, seal: Seal::Open, loaded: false };
                 self.transmit(Message::Accepted);
@@ -343,6 +352,10 @@ impl Destination {
         }
         self.deadline = None;
         match self.state {
+            State::Preparing { .. } => {
+                let seconds = PREPARING_STALL.as_secs();
+                self.discard(format!("the images were prepared without progress for {seconds} s"), true);
+            }
             State::Ready => self.ask(now),
             State::Resuming => self.act(DestinationAction::Resume),
             State::Running { rebound: false } => self.act(DestinationAction::Rebind),

@@ -21,7 +21,7 @@ pub trait Machine: Sized + Send + 'static {
 
     /// The hand-off as a journal tells it. `None` when the records are not of this side. Only a source has `limits`.
     fn recover(records: &[Record], limits: Limits) -> Option<Self>;
-    /// After [`Machine::recover`]: go on from there. Does nothing for a hand-off that has ended.
+    /// After [`Machine::recover`]: go on from there. A hand-off that has ended says at most how.
     fn restart(&mut self, now: Duration);
     /// One mutation; drain [`Machine::poll`] afterwards.
     fn input(&mut self, now: Duration, input: Self::Input);

@@ -40,7 +40,8 @@
 //!   any more, be it a thread, a stream, a queue or a child process, and be it of an earlier life of the machine. They
 //!   are cancelled and waited for. What such an action still reports is not fed.
 //! * The same holds before a machine that was recovered in a living process is restarted: everything of the job has ended, and
-//!   no outcome of an action that an earlier life began is fed to it. So an outcome needs no name of its life.
+//!   no outcome of an action that an earlier life began is fed to it. So an outcome needs no name of its life. Messages that
+//!   come meanwhile may be dropped.
 //! * A job gives its hold of the VM back only when all its work has ended, and so only one job at a time works on a VM here.
 //! * Every action ends: whatever it waits for, a stream or a hypervisor's answer, has a bound on its silence. `PrepareDisks`
 //!   and `SendMemory` may take long; [`DestinationInput::Preparing`] and [`SourceInput::MemoryProgress`] say that they

@@ -196,11 +196,13 @@ impl Source {
         Some(source)
     }
 
-    /// After [`Source::recover`]: go on from there. Does nothing for a hand-off that has ended.
+    /// After [`Source::recover`]: go on from there. A hand-off that was rolled back says so once more, in case its owner
+    /// was lost while it answered.
     pub fn restart(&mut self, now: Duration) {
         match self.state.clone() {
             State::Released { epoch } => self.release(now, epoch),
-            State::Retired { .. } | State::RolledBack { .. } => {}
+            State::Retired { .. } => {}
+            State::RolledBack { reason } => self.transmit(Message::Abort { reason }),
             _ => self.roll_back("the daemon was restarted before the VM was released".to_owned()),
         }
     }

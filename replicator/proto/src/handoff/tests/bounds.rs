@@ -86,6 +86,18 @@ fn a_destination_tells_of_progress_at_most_once_a_second_and_only_while_it_prepa
 }
 
 #[test]
+fn a_destination_that_gets_nowhere_with_its_disks_gives_up_by_itself() {
+    let mut destination = Destination::new("web".into(), "a".into(), Epoch::FIRST, Vec::new());
+    destination.handle_input(ms(0), DestinationInput::Start);
+    destination.handle_input(ms(50_000), DestinationInput::Preparing);
+    assert_eq!(destination.deadline(), Some(ms(110_000)));
+    destination.handle_input(ms(110_000), DestinationInput::Tick);
+    assert!(destination.failure().unwrap().contains("without progress"), "{:?}", destination.failure());
+    let outputs: Vec<_> = std::iter::from_fn(|| destination.poll_output()).collect();
+    assert!(outputs.contains(&Output::Action(DestinationAction::Discard)));
+}
+
+#[test]
 fn memory_that_does_not_get_across_is_given_up() {
     let mut source = source_after(ms(0), &to_memory());
     // Disk rounds go on; they say nothing of the memory.

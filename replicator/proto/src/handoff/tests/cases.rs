@@ -129,6 +129,15 @@ fn a_loss_that_only_the_destination_saw_is_told() {
 }
 
 #[test]
+fn a_source_that_was_rolled_back_says_so_again_when_its_owner_was_lost() {
+    // The lost owner may have been about to answer a destination that waits for this and asks no more.
+    let mut source = source(&[Record::RolledBack { reason: "because".into() }]);
+    source.restart(NOW);
+    assert_eq!(told(std::iter::from_fn(|| source.poll_output())), [abort()]);
+    assert!(source.is_ended() && source.deadline().is_none());
+}
+
+#[test]
 fn a_released_vm_is_never_taken_back() {
     let inputs = [
         SourceInput::LinkLost,
