@@ -1,179 +1,163 @@
-//! The simulation: two nodes, their services, and a queue of events on virtual time.
+//! The simulation: platforms, their daemons and hosts, the connections between them, and a queue of events on virtual
+//! time.
 
+mod drive;
 mod faults;
+mod judge;
+mod links;
+mod operator;
+mod work;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use super::node::{LIMITS, Node, Running, Side, Simulated};
+use super::hosts::{BLOCKS, Domain, Guest, Host, Incoming, Store};
+use super::node::{Claim, LIMITS, Node, Side, Simulated};
 use super::rng::Rng;
-use super::services::{DestinationVm, Services, SourceVm};
-use crate::handoff::{Destination, DestinationInput, Message, Output, Record, Source, SourceInput};
+use super::scenario::{Fault, Flaw, Operation, Scenario};
+use crate::handoff::{Destination, DestinationInput, Limits, Message, Source, SourceInput};
 use crate::ids::Epoch;
-
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    Crash(Side),
-    Cut,
-    HypervisorDeath,
-    Cancel,
-    /// A record cannot be written, and certainly is not: the service goes on from those that are.
-    JournalFails,
-}
-
-/// Where in an output a fault strikes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
-    Before,
-    /// A record is written in part; other outputs as `Before`.
-    Within,
-    After,
-}
-
-/// Everything that goes wrong in one run.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Faults {
-    /// At a node's output of this number.
-    pub(super) at_output: Vec<(Side, usize, Moment, Fault)>,
-    /// At a time, in milliseconds.
-    pub(super) at_ms: Vec<(u64, Fault)>,
-    /// Of a hundred actions so many fail.
-    pub(super) failing_percent: u64,
-    /// Of a hundred messages so many arrive twice.
-    pub(super) twice_percent: u64,
-    /// Of a hundred messages in flight when the connection is cut so many arrive.
-    pub(super) escape_percent: u64,
-    /// Of a hundred transfers so many lose a block without a word.
-    pub(super) losing_percent: u64,
-}
+use links::Link;
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     Deliver {
-        to: Side,
+        from: usize,
+        to: usize,
+        job: usize,
         message: Message,
         generation: u64,
     },
-    Done {
+    Step {
+        at: usize,
+        life: u32,
         side: Side,
+        job: usize,
         id: u64,
-        fails: bool,
+    },
+    Recovered {
+        at: usize,
+        side: Side,
+        job: usize,
+        life: u32,
     },
     SourceInput {
+        at: usize,
+        job: usize,
         life: u32,
         input: SourceInput,
     },
     DestinationInput {
+        at: usize,
+        job: usize,
         life: u32,
         input: DestinationInput,
     },
-    Tick(Side),
-    Restart(Side),
-    NoticeLoss {
+    Tick {
+        at: usize,
         side: Side,
-        generation: u64,
+        job: usize,
     },
-    /// A loss told after the next connection stands.
-    LateLoss(Side),
-    Connect,
+    WriteBlock {
+        at: usize,
+        life: u32,
+        job: usize,
+    },
     MemoryArrives {
+        job: usize,
         generation: u64,
         memory: u64,
     },
-    Write,
+    NoticeLoss {
+        at: usize,
+        peer: usize,
+        generation: u64,
+    },
+    LateLoss {
+        at: usize,
+        peer: usize,
+    },
+    Connect {
+        a: usize,
+        b: usize,
+    },
+    GuestWrites {
+        vm: usize,
+    },
+    Restart {
+        at: usize,
+    },
+    Operate(Operation),
+    /// The operator looks for daemons that wait to be restarted.
+    LookAround,
     Fault(Fault),
 }
 
-#[derive(Debug)]
-struct Link {
-    generation: u64,
-    up: bool,
-    /// Which sides take it to be up: source, destination.
-    held: [bool; 2],
-    connecting: bool,
+/// One migration, as those who draw it up know it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) vm: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Platform {
+    pub(super) up: bool,
+    /// Of the daemon's process.
+    pub(super) life: u32,
+    pub(super) hosts: Vec<Host>,
+    pub(super) files: Store,
+    pub(super) sources: BTreeMap<usize, Node<Source>>,
+    pub(super) destinations: BTreeMap<usize, Node<Destination>>,
+    /// Which job works on a VM.
+    pub(super) holds: BTreeMap<usize, usize>,
+    pub(super) incoming: BTreeMap<usize, Incoming>,
+    /// What the journal files say of each VM, whatever the daemon knows of it.
+    pub(super) truth: Vec<Option<Claim>>,
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Outcome {
+    /// Whether VM 0 ended on another platform than 0.
     pub(super) moved: bool,
-    /// Outputs of source and destination.
+    /// How often VMs changed platforms, and how often one was to.
+    pub(super) moves: usize,
+    pub(super) jobs: usize,
+    /// Outputs of sources and of destinations.
     pub(super) outputs: [usize; 2],
 }
 
 pub(super) struct World {
-    now: Duration,
-    sequence: u64,
+    pub(super) now: Duration,
+    pub(super) rng: Rng,
+    pub(super) scenario: Scenario,
+    pub(super) platforms: Vec<Platform>,
+    pub(super) guests: Vec<Guest>,
+    pub(super) jobs: Vec<Job>,
+    links: BTreeMap<(usize, usize), Link>,
     queue: BTreeMap<(Duration, u64), Event>,
-    rng: Rng,
-    faults: Faults,
-    link: Link,
-    source: Node<Source>,
-    destination: Node<Destination>,
-    lives: [u32; 2],
-    services: Services,
+    sequence: u64,
+    outputs: [usize; 2],
+    /// The job that faults concern.
+    current: usize,
+    retries: u32,
+    misuse: Option<&'static str>,
     steps: u32,
     trace: Option<Vec<String>>,
 }
 
-/// Access to the node of a machine.
-pub(super) trait Hosted: Simulated {
-    fn node(world: &mut World) -> &mut Node<Self>;
-    fn event(life: u32, input: Self::Input) -> Event;
-}
+const END: Duration = Duration::from_secs(200);
+const MAX_STEPS: u32 = 100_000;
 
-impl Hosted for Source {
-    fn node(world: &mut World) -> &mut Node<Self> {
-        &mut world.source
-    }
-    fn event(life: u32, input: SourceInput) -> Event {
-        Event::SourceInput { life, input }
-    }
-}
-
-impl Hosted for Destination {
-    fn node(world: &mut World) -> &mut Node<Self> {
-        &mut world.destination
-    }
-    fn event(life: u32, input: DestinationInput) -> Event {
-        Event::DestinationInput { life, input }
-    }
-}
-
-/// Faults strike until then, and the guest writes.
-pub(super) const UNQUIET: Duration = Duration::from_secs(8);
-const END: Duration = Duration::from_secs(120);
-
-type Step = Result<(), String>;
+type Res = Result<(), String>;
 
 impl World {
-    /// Runs one hand-off to its end. `Err` says which promise was broken; with `trace` it says how.
-    pub(super) fn run(seed: u64, faults: Faults, trace: bool) -> Result<Outcome, String> {
-        let plan = seed.to_le_bytes().to_vec();
-        let source = Source::new("web".into(), "b".into(), Epoch::FIRST, plan, LIMITS);
-        let mut world = World {
-            now: Duration::ZERO,
-            sequence: 0,
-            queue: BTreeMap::new(),
-            rng: Rng(seed),
-            link: Link { generation: 1, up: true, held: [true; 2], connecting: false },
-            source: Node::new(Some(source)),
-            destination: Node::new(None),
-            lives: [0; 2],
-            services: Services::new(),
-            steps: 0,
-            trace: trace.then(Vec::new),
-            faults,
-        };
-        for (at, fault) in world.faults.at_ms.clone() {
-            world.after_us(at * 1000, Event::Fault(fault));
-        }
-        world.after_us(0, Event::Write);
-        world.services.losing_percent = world.faults.losing_percent;
-        let start = world.rng.between(3_000, 1_000_000);
-        world.after_us(start, Event::SourceInput { life: 0, input: SourceInput::Start });
+    /// Runs a scenario to its end. `Err` says which promise was broken; with `trace` it says how.
+    pub(super) fn run(seed: u64, scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
+        let mut world = World::new(seed, scenario.clone(), trace);
         let ended = world.work().and_then(|()| world.judge());
         ended.map_err(|error| match world.trace {
             Some(trace) => format!("{error}\n{}", trace.join("\n")),
@@ -181,14 +165,62 @@ impl World {
         })
     }
 
-    fn work(&mut self) -> Step {
+    fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {
+        let platform = |_| {
+            let hosts = (0..scenario.vms).map(|_| Host::default()).collect();
+            Platform { up: true, hosts, truth: vec![None; scenario.vms], ..Platform::default() }
+        };
+        let pairs = (0..scenario.platforms).flat_map(|b| (0..b).map(move |a| (a, b)));
+        let mut world = World {
+            now: Duration::ZERO,
+            rng: Rng(seed),
+            platforms: (0..scenario.platforms).map(platform).collect(),
+            guests: (0..scenario.vms).map(|_| Guest::default()).collect(),
+            jobs: Vec::new(),
+            links: pairs.map(|pair| (pair, Link::new())).collect(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            outputs: [0; 2],
+            current: 0,
+            retries: 0,
+            misuse: None,
+            steps: 0,
+            trace: trace.then(Vec::new),
+            scenario,
+        };
+        for vm in 0..world.scenario.vms {
+            // Each VM is at home somewhere, VM 0 on platform 0.
+            let home = &mut world.platforms[vm % world.scenario.platforms];
+            home.files.push([0; BLOCKS]);
+            let image = home.files.len() - 1;
+            let host = &mut home.hosts[vm];
+            (host.image, host.open, host.defined) = (Some(image), image, true);
+            host.domain = Domain::Running;
+            home.truth[vm] = Some(Claim::Ours(Epoch::FIRST));
+            world.after_us(0, Event::GuestWrites { vm });
+        }
+        for (at, operation) in world.scenario.operations.clone() {
+            world.at(at, Event::Operate(operation));
+        }
+        for (at, fault) in world.scenario.at.clone() {
+            world.at(at, Event::Fault(fault));
+        }
+        world
+    }
+
+    fn work(&mut self) -> Res {
         while let Some(((at, _), event)) = self.queue.pop_first() {
+            if let Event::Tick { at: place, side, job } = event
+                && !self.is_due(place, side, job, at)
+            {
+                continue;
+            }
             self.now = at;
             self.steps += 1;
-            if at > END || self.steps > 20_000 {
+            if at > END || self.steps > MAX_STEPS {
                 return Err(format!("no end after {at:?} and {} steps", self.steps));
             }
-            if !matches!(event, Event::Write) {
+            if !matches!(event, Event::GuestWrites { .. } | Event::WriteBlock { .. } | Event::Step { .. }) {
                 self.note(|| format!("  {event:?}"));
             }
             self.handle(event)?;
@@ -197,297 +229,109 @@ impl World {
         Ok(())
     }
 
-    fn handle(&mut self, event: Event) -> Step {
+    /// Whether a timer still stands as it was set.
+    fn is_due(&self, at: usize, side: Side, job: usize, now: Duration) -> bool {
+        let platform = &self.platforms[at];
+        let timer = match side {
+            Side::Source => platform.sources.get(&job).and_then(|node| node.timer),
+            Side::Destination => platform.destinations.get(&job).and_then(|node| node.timer),
+        };
+        timer.is_some_and(|due| due <= now)
+    }
+
+    fn handle(&mut self, event: Event) -> Res {
         match event {
-            Event::Deliver { to: Side::Source, message, generation } => {
-                self.deliver::<Source>(message, generation, |_| None)
+            Event::Deliver { from, to, job, message, generation } => {
+                self.deliver(from, to, job, message, generation)
             }
-            Event::Deliver { to: Side::Destination, message, generation } => {
-                self.deliver::<Destination>(message, generation, |message| match message {
-                    Message::Offer { vm, epoch, plan } => {
-                        Some(Destination::new(vm.clone(), "a".into(), *epoch, plan.clone()))
-                    }
-                    _ => None,
-                })
+            Event::Step { at, life, side, job, id } if life == self.platforms[at].life => match side {
+                Side::Source => self.step::<Source>(at, job, id),
+                Side::Destination => self.step::<Destination>(at, job, id),
+            },
+            Event::Recovered { at, side: Side::Source, job, life } => self.recovered::<Source>(at, job, life),
+            Event::Recovered { at, side: Side::Destination, job, life } => {
+                self.recovered::<Destination>(at, job, life)
             }
-            Event::Done { side: Side::Source, id, fails } => self.done::<Source>(id, fails),
-            Event::Done { side: Side::Destination, id, fails } => self.done::<Destination>(id, fails),
-            Event::SourceInput { life, input } if life == self.lives[0] => self.feed::<Source>(input),
-            Event::DestinationInput { life, input } if life == self.lives[1] => {
-                self.feed::<Destination>(input)
+            Event::SourceInput { at, job, life, input } => self.late::<Source>(at, job, life, input),
+            Event::DestinationInput { at, job, life, input } => {
+                self.late::<Destination>(at, job, life, input)
             }
-            Event::SourceInput { .. } | Event::DestinationInput { .. } => Ok(()),
-            Event::Tick(Side::Source) => self.tick::<Source>(),
-            Event::Tick(Side::Destination) => self.tick::<Destination>(),
-            Event::Restart(Side::Source) => self.restart::<Source>(),
-            Event::Restart(Side::Destination) => self.restart::<Destination>(),
-            Event::NoticeLoss { side, generation } => {
-                if generation == self.link.generation && std::mem::take(&mut self.link.held[side as usize]) {
-                    self.tell_loss(side)?;
-                    self.connect_later();
+            Event::Tick { at, side: Side::Source, job } => self.tick::<Source>(at, job),
+            Event::Tick { at, side: Side::Destination, job } => self.tick::<Destination>(at, job),
+            Event::WriteBlock { at, life, job } if life == self.platforms[at].life => {
+                self.write_block(at, job)
+            }
+            Event::Step { .. } | Event::WriteBlock { .. } => Ok(()),
+            Event::MemoryArrives { job, generation, memory } => self.memory_arrives(job, generation, memory),
+            Event::NoticeLoss { at, peer, generation } => self.notice_loss(at, peer, generation),
+            Event::LateLoss { at, peer } => self.tell_loss(at, peer),
+            Event::Connect { a, b } => self.connect(a, b),
+            Event::GuestWrites { vm } => {
+                self.guest_writes(vm);
+                if self.now < self.scenario.quiet_at {
+                    let pause = self.rng.between(3_000, 40_000);
+                    self.after_us(pause, Event::GuestWrites { vm });
                 }
                 Ok(())
             }
-            Event::LateLoss(side) => self.tell_loss(side),
-            Event::Connect => self.connect(),
-            Event::MemoryArrives { generation, memory } => {
-                let waits = self.services.destination == DestinationVm::Incoming(None);
-                if waits && self.link.up && generation == self.link.generation {
-                    self.services.destination = DestinationVm::Incoming(Some(memory));
-                    return self.feed::<Destination>(DestinationInput::MemoryLoaded);
-                }
-                Ok(())
-            }
-            Event::Write => {
-                if self.now < UNQUIET {
-                    self.services.write();
-                    let pause = self.rng.between(3_000, 30_000);
-                    self.after_us(pause, Event::Write);
-                }
-                Ok(())
-            }
-            Event::Fault(fault) => self.strike(fault),
+            Event::Restart { at } => self.restart(at),
+            Event::Operate(operation) => self.operate(operation),
+            Event::LookAround => self.look_around(),
+            Event::Fault(fault) => self.strike(fault, self.current),
         }
     }
 
-    // The machines.
-
-    fn deliver<M: Hosted>(
-        &mut self,
-        message: Message,
-        generation: u64,
-        offered: impl Fn(&Message) -> Option<M>,
-    ) -> Step {
-        let held = self.link.held[M::END as usize] && generation == self.link.generation;
-        let arrives = self.link.up || self.rng.percent(self.faults.escape_percent);
-        if !(held && arrives && M::node(self).up) {
-            return Ok(());
-        }
-        if M::node(self).machine.is_none() {
-            M::node(self).machine = M::node(self).recovered()?;
-        }
-        if M::node(self).machine.is_some() {
-            return self.feed::<M>(M::message(message));
-        }
-        match offered(&message) {
-            Some(machine) => {
-                M::node(self).machine = Some(machine);
-                self.feed::<Destination>(DestinationInput::Start)
-            }
-            None => {
-                if let Some(answer) = message.answer_for_unknown_job() {
-                    self.transmit(M::END, answer);
-                }
-                Ok(())
-            }
-        }
+    pub(super) fn has(&self, flaw: Flaw) -> bool {
+        self.scenario.flaw == Some(flaw)
     }
 
-    fn feed<M: Hosted>(&mut self, input: M::Input) -> Step {
+    pub(super) fn limits(&self) -> Limits {
+        let mut limits = LIMITS;
+        if self.has(Flaw::NoMemoryLimit) {
+            limits.memory_stall = Duration::from_secs(86_400);
+        }
+        if self.has(Flaw::NoSwitchoverLimit) {
+            limits.switchover_timeout = Duration::from_secs(86_400);
+        }
+        limits
+    }
+
+    /// What no service should ever have been asked for.
+    pub(super) fn misuse(&mut self, text: Option<&'static str>) {
+        self.misuse = self.misuse.or(text);
+    }
+
+    pub(super) fn set_domain(&mut self, at: usize, vm: usize, domain: Domain) {
         let now = self.now;
-        if let Some(machine) = &mut M::node(self).machine {
-            machine.input(now, input);
-        }
-        self.drain::<M>()
+        let host = &mut self.platforms[at].hosts[vm];
+        host.domain = domain;
+        host.paused_since = match domain {
+            Domain::Paused | Domain::PostMigrate => host.paused_since.or(Some(now)),
+            _ => None,
+        };
     }
 
-    /// Carries out everything the machine wants; a fault may end that anywhere.
-    fn drain<M: Hosted>(&mut self) -> Step {
-        while let Some(output) = M::node(self).machine.as_mut().and_then(M::poll) {
-            let number = M::node(self).outputs;
-            M::node(self).outputs += 1;
-            self.note(|| format!("{:?} {number}: {output:?}", M::END));
-            self.strike_at(M::END, number, Moment::Before)?;
-            if M::node(self).up {
-                if let (Output::Journal(record), Some(Fault::Crash(side))) =
-                    (&output, self.fault_at(M::END, number, Moment::Within))
-                    && side == M::END
-                {
-                    let mut rng = self.rng.clone();
-                    M::node(self).append_torn(record, &mut rng);
+    /// The running guest writes once.
+    fn guest_writes(&mut self, vm: usize) {
+        let block = self.rng.below(BLOCKS as u64) as usize;
+        let guest = &mut self.guests[vm];
+        for platform in &mut self.platforms {
+            let host = &mut platform.hosts[vm];
+            if host.domain == Domain::Running {
+                guest.writes += 1;
+                guest.truth[block] = guest.writes;
+                platform.files[host.open][block] = guest.writes;
+                if let Some(tap) = &mut host.tap {
+                    tap.pending.push((block, guest.writes));
                 }
-                self.strike_at(M::END, number, Moment::Within)?;
-            }
-            if !M::node(self).up {
-                return Ok(());
-            }
-            match output {
-                Output::Journal(_)
-                    if self.fault_at(M::END, number, Moment::Within) == Some(Fault::JournalFails) =>
-                {
-                    self.journal_failed::<M>()?;
-                    continue;
-                }
-                Output::Journal(record) => M::node(self).append(record),
-                Output::Transmit(message) => self.transmit(M::END, message),
-                Output::Action(action) => self.begin::<M>(action),
-                Output::Event(_) => {}
-            }
-            self.check()?;
-            self.strike_at(M::END, number, Moment::After)?;
-        }
-        let due = M::node(self).machine.as_ref().and_then(M::due);
-        if due != M::node(self).timer {
-            M::node(self).timer = due;
-            if let Some(due) = due {
-                self.at(due, Event::Tick(M::END));
+                return;
             }
         }
-        // The daemon forgets an ended job sooner or later; its records stay.
-        let forgets = self.rng.percent(50);
-        let node = M::node(self);
-        if forgets && node.running.is_empty() && node.machine.as_ref().is_some_and(M::ended) {
-            node.machine = None;
-        }
-        Ok(())
     }
 
-    fn journal_failed<M: Hosted>(&mut self) -> Step {
-        let now = self.now;
-        let machine = M::node(self).recovered()?;
-        if machine.is_none() && M::END == Side::Destination {
-            self.transmit(M::END, Message::Abort { reason: "the journal failed".into() });
-        }
-        M::node(self).machine = machine;
-        if let Some(machine) = &mut M::node(self).machine {
-            machine.restart(now);
-        }
-        Ok(())
-    }
-
-    fn tick<M: Hosted>(&mut self) -> Step {
-        let now = self.now;
-        if M::node(self).timer.is_some_and(|due| due <= now) {
-            M::node(self).timer = None;
-            return self.feed::<M>(M::tick());
-        }
-        Ok(())
-    }
-
-    fn begin<M: Hosted>(&mut self, action: M::Action) {
-        if M::node(self).running.iter().any(|running| running.action == action) {
-            return;
-        }
-        if M::sweeps(&action) {
-            self.sweep::<M>();
-        }
-        M::begin(&mut self.services, &action, &mut self.rng);
-        if M::brings_memory(&action) && self.link.up {
-            // Before or after the source hears that it is done.
-            let (delay, generation) = (self.rng.between(500, 300_000), self.link.generation);
-            self.after_us(delay, Event::MemoryArrives { generation, memory: self.services.acked });
-        }
-        let (id, began) = (self.sequence, self.now);
-        let generation = self.link.up.then_some(self.link.generation);
-        M::node(self).running.push(Running { id, action, began, generation });
-        let fails = self.now < UNQUIET && self.rng.percent(self.faults.failing_percent);
-        let took = if self.rng.percent(90) {
-            self.rng.between(500, 150_000)
-        } else {
-            self.rng.between(500, 1_500_000)
-        };
-        self.after_us(took, Event::Done { side: M::END, id, fails });
-    }
-
-    /// Ends what runs. Some of it has just ended, well or badly, and says so later.
-    fn sweep<M: Hosted>(&mut self) {
-        for running in std::mem::take(&mut M::node(self).running) {
-            let input = match self.rng.below(3) {
-                0 => M::failed(&running.action, "ended".into()),
-                1 => match self.finish::<M>(&running) {
-                    Ok(input) => input,
-                    Err(reason) => M::failed(&running.action, reason),
-                },
-                _ => continue,
-            };
-            let (delay, life) = (self.rng.below(50_000), self.lives[M::END as usize]);
-            self.after_us(delay, M::event(life, input));
-        }
-    }
-
-    fn finish<M: Hosted>(&mut self, running: &Running<M::Action>) -> Result<M::Input, String> {
-        let linked = self.link.up && running.generation == Some(self.link.generation);
-        let took = self.now - running.began;
-        M::finish(&mut self.services, &running.action, linked, took, &mut self.rng)
-    }
-
-    fn done<M: Hosted>(&mut self, id: u64, fails: bool) -> Step {
-        let Some(index) = M::node(self).running.iter().position(|running| running.id == id) else {
-            return Ok(());
-        };
-        let running = M::node(self).running.remove(index);
-        // What failed may have happened all the same.
-        let happens = !fails || self.rng.percent(50);
-        let outcome = if happens { self.finish::<M>(&running) } else { Err(String::new()) };
-        let input = match outcome {
-            Ok(input) if !fails => input,
-            Ok(_) => M::failed(&running.action, format!("{:?} failed at its end", running.action)),
-            Err(reason) => M::failed(&running.action, format!("{:?} failed: {reason}", running.action)),
-        };
-        self.note(|| format!("{:?}: {input:?}", M::END));
-        self.feed::<M>(input)
-    }
-
-    fn restart<M: Hosted>(&mut self) -> Step {
-        let now = self.now;
-        M::node(self).up = true;
-        M::node(self).reload()?;
-        if let Some(mut machine) = M::node(self).recovered()?
-            && !machine.ended()
-        {
-            machine.restart(now);
-            M::node(self).machine = Some(machine);
-        }
-        self.connect_later();
-        if M::END == Side::Destination && self.services.destination == DestinationVm::Dead {
-            self.tell_death();
-        }
-        self.drain::<M>()
-    }
-
-    // The promises.
-
-    fn check(&self) -> Step {
-        let released = self.source.records().iter().any(|record| matches!(record, Record::Released { .. }));
-        let owned = self.destination.records().iter().any(|record| matches!(record, Record::Owned { .. }));
-        if owned && !released {
-            return Err("the destination owns what was never released".into());
-        }
-        let source = self.source.machine.as_ref().is_some_and(Source::owns);
-        let destination = self.destination.machine.as_ref().is_some_and(Destination::owns);
-        if source && destination {
-            return Err("both own the VM".into());
-        }
-        self.services.check(released, owned)
-    }
-
-    /// After the last event.
-    fn judge(&mut self) -> Result<Outcome, String> {
-        self.services.write();
-        self.check()?;
-        let ended = |ended: Option<bool>, side: &str| match ended {
-            Some(false) => Err(format!("the {side} has not ended")),
-            _ => Ok(()),
-        };
-        ended(self.source.machine.as_ref().map(Source::is_ended), "source")?;
-        ended(self.destination.machine.as_ref().map(Destination::is_ended), "destination")?;
-        let (ours, theirs) = (self.source.records().last(), self.destination.records().last());
-        let services = (self.services.source, self.services.destination);
-        let outputs = [self.source.outputs, self.destination.outputs];
-        match (ours, theirs, services) {
-            (Some(Record::Retired), Some(Record::Rebound), (SourceVm::Gone, destination))
-                if destination == DestinationVm::Running
-                    || (destination == DestinationVm::Dead && self.services.died_running) =>
-            {
-                Ok(Outcome { moved: true, outputs })
-            }
-            (
-                None | Some(Record::RolledBack { .. }),
-                None | Some(Record::Discarded { .. }),
-                (SourceVm::Running, DestinationVm::None),
-            ) if !self.services.leftovers() => Ok(Outcome { moved: false, outputs }),
-            other => Err(format!("it ended as {other:?}")),
-        }
+    /// What a job's machine there is, with all around it.
+    fn node<M: Simulated>(&mut self, at: usize, job: usize) -> Option<&mut Node<M>> {
+        M::nodes(self, at).get_mut(&job)
     }
 
     fn at(&mut self, at: Duration, event: Event) {
@@ -495,7 +339,7 @@ impl World {
         self.queue.insert((at.max(self.now), self.sequence), event);
     }
 
-    fn after_us(&mut self, delay_us: u64, event: Event) {
+    pub(super) fn after_us(&mut self, delay_us: u64, event: Event) {
         self.at(self.now + Duration::from_micros(delay_us), event);
     }
 
