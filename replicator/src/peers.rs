@@ -24,18 +24,30 @@ pub struct Peer {
 pub struct Peers {
     path: PathBuf,
     peers: RwLock<BTreeMap<String, Peer>>,
+    /// Entries that cannot be read and why, or the whole file under its own name. Nobody of them is trusted.
+    damaged: RwLock<BTreeMap<String, String>>,
 }
 
 impl Peers {
-    /// The peers in `dir/peers.toml`; none when there is no file.
+    /// The peers in `dir/peers.toml`; none when there is no file. An entry that cannot be read is left out.
     pub fn load(dir: &Path) -> Result<Self, PeersError> {
         let path = dir.join("peers.toml");
-        let peers = match std::fs::read_to_string(&path) {
-            Ok(text) => parse(&text, &path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(source) => return Err(PeersError::Io { path, source }),
+        let (peers, damaged) = match std::fs::read(&path) {
+            Ok(bytes) => read_entries(&String::from_utf8_lossy(&bytes), &path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Default::default(),
+            Err(error) => {
+                (BTreeMap::new(), BTreeMap::from([(path.display().to_string(), error.to_string())]))
+            }
         };
-        Ok(Peers { path, peers: RwLock::new(peers) })
+        for (entry, why) in &damaged {
+            tracing::error!("{}: peer '{entry}' is left out and not trusted: {why}", path.display());
+        }
+        Ok(Peers { path, peers: RwLock::new(peers), damaged: RwLock::new(damaged) })
+    }
+
+    /// What was left out, and why.
+    pub fn damaged(&self) -> BTreeMap<String, String> {
+        self.damaged.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Trusts a platform, or changes what is known of it.
@@ -94,17 +106,35 @@ impl Peers {
         let mut changed = peers.clone();
         change(&mut changed)?;
         let text = toml::to_string(&changed).map_err(|error| PeersError::Name(error.to_string()))?;
-        files::write_atomic(&self.path, text.as_bytes())
-            .map_err(|source| PeersError::Io { path: self.path.clone(), source })?;
+        let io = |source| PeersError::Io { path: self.path.clone(), source };
+        let mut damaged = self.damaged.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !damaged.is_empty() {
+            // A person may still find in it what was left out.
+            let kept = self.path.with_extension(format!("toml.damaged-{}", crate::jobs::unix_ms()));
+            std::fs::rename(&self.path, kept).map_err(io)?;
+        }
+        files::write_atomic(&self.path, text.as_bytes()).map_err(io)?;
+        damaged.clear();
         *peers = changed;
         Ok(())
     }
 }
 
-/// The peers that this text lists; `path` is only for the error message.
-pub(crate) fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Peer>, PeersError> {
-    toml::from_str(text)
-        .map_err(|source| PeersError::Parse { path: path.to_owned(), source: Box::new(source) })
+/// The peers that this text lists, and what of it cannot be read.
+pub(crate) fn read_entries(text: &str, path: &Path) -> (BTreeMap<String, Peer>, BTreeMap<String, String>) {
+    let (mut peers, mut damaged) = (BTreeMap::new(), BTreeMap::new());
+    match text.parse::<toml::Table>() {
+        Ok(entries) => {
+            for (name, entry) in entries {
+                match entry.try_into::<Peer>() {
+                    Ok(peer) => drop(peers.insert(name, peer)),
+                    Err(error) => drop(damaged.insert(name, error.to_string())),
+                }
+            }
+        }
+        Err(error) => drop(damaged.insert(path.display().to_string(), error.to_string())),
+    }
+    (peers, damaged)
 }
 
 fn names(peers: &BTreeMap<String, Peer>) -> String {
@@ -124,14 +154,6 @@ pub enum PeersError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
-    },
-    /// The file is no list of peers.
-    #[error("the list of peers {path}: {source}")]
-    Parse {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: Box<toml::de::Error>,
     },
     /// A name that cannot be one.
     #[error("{0}")]
@@ -178,5 +200,30 @@ mod tests {
         assert_eq!(again.name_of(peer.fingerprint).as_deref(), Some("b"));
         let message = again.get("x").unwrap_err().to_string();
         assert!(message.contains("known: b") && message.contains("peer add x"), "{message}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out_told_and_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("peers.toml");
+        let peer = Peer { address: "127.0.0.1:1".into(), fingerprint: "ab".repeat(32).parse().unwrap() };
+        let whole = toml::to_string(&BTreeMap::from([("b", &peer)])).unwrap();
+        let half = format!("{whole}\n[c]\naddress = \"127.0.0.1:2\"\n");
+        for (text, known) in [(&half[..], 1), ("[b\n", 0), ("", 0)] {
+            std::fs::write(&path, text).unwrap();
+            let peers = Peers::load(dir.path()).unwrap();
+            assert_eq!(
+                (peers.list().len(), peers.damaged().len()),
+                (known, usize::from(!text.is_empty())),
+                "{text}"
+            );
+        }
+        std::fs::write(&path, &half).unwrap();
+        let peers = Peers::load(dir.path()).unwrap();
+        peers.remove("b").unwrap();
+        assert!(peers.damaged().is_empty());
+        let aside = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
+        let aside: Vec<_> = aside.filter(|path| path.to_string_lossy().contains("damaged")).collect();
+        assert_eq!(std::fs::read_to_string(&aside[0]).unwrap(), half);
     }
 }
