@@ -4,6 +4,9 @@
 //! (`migrate_driver`), where it is reached (`mobility`). What two platforms say to each other, and who may run a VM
 //! when, is decided in the pure crate `longhaul_proto`; this crate has the sockets, the files and the clock.
 
+// A print macro panics where its line cannot be written; `output` does not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod address;
 pub mod bases;
 pub mod cli;
@@ -27,6 +30,7 @@ pub mod migrate;
 pub mod mobile_node;
 pub mod net;
 pub mod outgoing;
+pub mod output;
 pub mod peers;
 pub mod platform;
 mod random;

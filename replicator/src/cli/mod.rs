@@ -18,6 +18,7 @@ use crate::config::{Config, Layout};
 use crate::control;
 use crate::daemon;
 use crate::identity::Identity;
+use crate::output::Log;
 use client::{Client, ClientError};
 
 /// Moves running virtual machines between sites that share no storage, and keeps warm copies of their disks.
@@ -87,8 +88,8 @@ enum Command {
     Replica(ReplicaCommand),
     /// Move a running VM to a peer
     Migrate(MigrateArgs),
-    /// Decide about a VM whose source will never answer again. Only when you know what became of it there: two
-    /// platforms that both keep it both run it
+    /// Decide who owns a VM where no platform can: its source or owner is gone for good, or this platform's records are
+    /// old or damaged. Only when you know what became of it there: two platforms that both keep it both run it
     Resolve {
         /// The VM
         vm: String,
@@ -233,6 +234,14 @@ enum VmCommand {
         #[arg(long)]
         kill: bool,
     },
+    /// Forget a stopped VM; its images stay
+    Remove {
+        /// The VM
+        name: String,
+        /// Delete those of its images that lie in this platform's own directory of images
+        #[arg(long)]
+        disks: bool,
+    },
 }
 
 #[derive(Args)]
@@ -256,10 +265,12 @@ struct MigrateArgs {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Verdict {
-    /// It is ours: it is started here, with everything it was promised
+    /// It is ours: one that was on its way here is started, one whose owner is gone can be started again. Refused while a
+    /// peer answers that it owns it
     #[arg(long)]
     keep: bool,
-    /// It stays with the source: what has come here is discarded
+    /// It is the other platform's: what was on its way here is discarded, and what this platform owns is given up to the
+    /// peer that answers that it owns it
     #[arg(long)]
     give_up: bool,
 }
@@ -371,7 +382,10 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("longhaul: {error:#}");
+            crate::complain!("longhaul: {error:#}");
+            if error.downcast_ref::<UsageError>().is_some() {
+                return ExitCode::from(EXIT_USAGE);
+            }
             ExitCode::from(match error.downcast_ref::<ClientError>() {
                 Some(ClientError::NoDaemon { .. }) => EXIT_NO_DAEMON,
                 Some(ClientError::Refused { status: STATUS_BUSY, .. }) => EXIT_BUSY,
@@ -387,9 +401,10 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
     match cli.command {
         command @ (Command::Daemon | Command::HomeAgent) => {
-            log();
-            daemon::run(layout, matches!(command, Command::HomeAgent))?;
-            Ok(EXIT_DONE)
+            let log = log()?;
+            let ended = daemon::run(layout, matches!(command, Command::HomeAgent));
+            log.flush();
+            ended.map(|()| EXIT_DONE)
         }
         Command::Identity => {
             let config = Config::load(&layout.config())?;
@@ -402,7 +417,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::XlSave { dir } => Ok(keeper(Role::Save, &dir)),
         Command::XlReceive { dir } => Ok(keeper(Role::Receive, &dir)),
         Command::ExampleConfig => {
-            print!("{}", crate::config::EXAMPLE);
+            crate::output::text(format_args!("{}", crate::config::EXAMPLE));
             Ok(EXIT_DONE)
         }
         command => {
@@ -413,9 +428,10 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
                     return Ok(if done { EXIT_DONE } else { EXIT_FAILED });
                 }
                 if let Command::MobileNode(node) = command {
-                    log();
-                    mobile_node::run(node, &layout.config(), json).await?;
-                    return Ok(EXIT_DONE);
+                    let log = log()?;
+                    let ended = mobile_node::run(node, &layout.config(), json).await;
+                    log.flush();
+                    return ended.map(|()| EXIT_DONE);
                 }
                 let mut client = Client::connect(&layout.control_socket()).await?;
                 talk(&mut client, command, json).await
@@ -425,10 +441,16 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
 }
 
 /// To standard error; how much of it, LONGHAUL_LOG says.
-fn log() {
+fn log() -> anyhow::Result<Log> {
+    let log = Log::start(std::io::stderr())?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("LONGHAUL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    subscriber.log_internal_errors(false).init();
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic}\n{}", std::backtrace::Backtrace::capture());
+    }));
+    Ok(log)
 }
 
 /// xl and the daemon hear from a keeper by its streams and its socket; its exit code only says whether all went well.
@@ -436,7 +458,7 @@ fn keeper(role: Role, dir: &Path) -> u8 {
     match migrate_driver::xen::keeper::run(role, dir) {
         Ok(()) => EXIT_DONE,
         Err(error) => {
-            eprintln!("longhaul: {error}");
+            crate::complain!("longhaul: {error}");
             EXIT_FAILED
         }
     }
@@ -508,6 +530,16 @@ enum Request {
     Report(String),
 }
 
+/// A command line that is wrong in a way its grammar does not show.
+#[derive(Debug, thiserror::Error)]
+enum UsageError {
+    #[error(
+        "cannot use the path {}: it is not UTF-8, which the daemon's interface needs; rename it or name it by a link",
+        .0.display()
+    )]
+    NotUtf8(PathBuf),
+}
+
 /// A resource's path. Its name must not change what the path says.
 fn at(collection: &str, name: &str, rest: &str) -> anyhow::Result<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._:@+-".contains(c);
@@ -520,7 +552,10 @@ fn at(collection: &str, name: &str, rest: &str) -> anyhow::Result<String> {
 
 fn request(command: Command) -> anyhow::Result<Request> {
     use Request::{Delete, Get, Job, Pass, Post, Report, Watch};
-    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| path.display().to_string());
+    let absolute = |path: PathBuf| -> anyhow::Result<String> {
+        let absolute = std::path::absolute(&path).with_context(|| path.display().to_string())?;
+        absolute.into_os_string().into_string().map_err(|_| UsageError::NotUtf8(path).into())
+    };
     Ok(match command {
         Command::Peer(PeerCommand::Add { name, address, fingerprint }) => {
             Post("/v1/peers".into(), json!({ "name": name, "address": address, "fingerprint": fingerprint }))
@@ -543,18 +578,25 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Base(BaseCommand::Remove { name }) => Delete(at("/v1/bases", &name, "")?),
         Command::Image(ImageCommand::Send { image, target }) => {
             let image = absolute(image)?;
-            let stem = image.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image").to_lowercase();
+            let stem = Path::new(&image)
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .unwrap_or("image")
+                .to_lowercase();
             let (peer, name) = target.split_once(':').unwrap_or((&target, &stem));
             Job("/v1/images/send".into(), json!({ "image": image, "peer": peer, "name": name }))
         }
         Command::Vm(VmCommand::Define { file }) => {
-            Post("/v1/vms".into(), control::definition_request(&absolute(file)?)?)
+            Post("/v1/vms".into(), control::definition_request(absolute(file)?.as_ref())?)
         }
         Command::Vm(VmCommand::Adopt { name }) => Post(at("/v1/vms", &name, "/adopt")?, json!({})),
         Command::Vm(VmCommand::List) => Get("/v1/vms".into()),
         Command::Vm(VmCommand::Start { name }) => Post(at("/v1/vms", &name, "/start")?, json!({})),
         Command::Vm(VmCommand::Stop { name, kill }) => {
             Post(at("/v1/vms", &name, "/stop")?, json!({ "kill": kill }))
+        }
+        Command::Vm(VmCommand::Remove { name, disks }) => {
+            Delete(at("/v1/vms", &name, if disks { "?disks=true" } else { "" })?)
         }
         Command::Replicate { vm, to } => Pass(at("/v1/vms", &vm, "/replicate")?, json!({ "to": to })),
         Command::Migrate(MigrateArgs { vm, to, max_downtime, cold, dry_run }) => {

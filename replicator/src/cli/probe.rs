@@ -129,7 +129,7 @@ fn tell<T: Serialize>(report: &T, json: bool, text: impl Fn(&T) -> String) -> an
     if json {
         show::value(&serde_json::to_value(report)?, true);
     } else {
-        print!("{}", text(report));
+        crate::output::text(format_args!("{}", text(report)));
     }
     Ok(())
 }

@@ -20,18 +20,18 @@ const PAPER: [(&str, f64); 6] = [
 /// Shows an answer.
 pub(super) fn value(value: &Value, json: bool) {
     if json {
-        println!("{value}");
+        crate::say!("{value}");
         return;
     }
     match value {
-        Value::Array(rows) if rows.is_empty() => println!("none"),
+        Value::Array(rows) if rows.is_empty() => crate::say!("none"),
         Value::Array(rows) => table(rows),
         Value::Object(fields) => {
             for (name, field) in fields {
-                println!("{:<22} {}", name.replace('_', " "), cell(field));
+                crate::say!("{:<22} {}", name.replace('_', " "), cell(field));
             }
         }
-        other => println!("{}", cell(other)),
+        other => crate::say!("{}", cell(other)),
     }
 }
 
@@ -42,8 +42,12 @@ fn table(rows: &[Value]) {
             let wanted = ["job", "kind", "subject", "peer", "state", "error"];
             first.keys().filter(|name| wanted.contains(&name.as_str())).collect()
         }
-        Some(Value::Object(first)) => first.keys().collect(),
-        _ => return rows.iter().for_each(|row| println!("{}", cell(row))),
+        // Most have nothing to say there.
+        Some(Value::Object(first)) => {
+            let silent = |name: &str| name == "error" && rows.iter().all(|row| row[name].is_null());
+            first.keys().filter(|name| !silent(name)).collect()
+        }
+        _ => return rows.iter().for_each(|row| crate::say!("{}", cell(row))),
     };
     let cells: Vec<Vec<String>> = std::iter::once(names.iter().map(|name| name.to_uppercase()).collect())
         .chain(rows.iter().map(|row| names.iter().map(|name| cell(&row[name.as_str()])).collect()))
@@ -54,7 +58,7 @@ fn table(rows: &[Value]) {
     for row in cells {
         let line: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", line.join("  ").trim_end());
+        crate::say!("{}", line.join("  ").trim_end());
     }
 }
 
@@ -91,13 +95,16 @@ impl Progress {
         if self.terminal {
             let phase = report.phases.last().map_or("", |phase| &phase.name);
             let percent = (100 * report.scanned_bytes).checked_div(report.image_bytes).unwrap_or(0).min(100);
-            eprint!("\r\x1b[K{} {phase}: {percent} % looked at, {sent:.1} MiB sent", report.subject);
+            crate::output::error_text(format_args!(
+                "\r\x1b[K{} {phase}: {percent} % looked at, {sent:.1} MiB sent",
+                report.subject
+            ));
             let _ = std::io::stderr().flush();
             return;
         }
         let lines = if self.plain { &report.phases[..] } else { &[] };
         for phase in lines.iter().skip(self.phase) {
-            eprintln!("{} {}: {sent:.1} MiB sent so far", report.subject, phase.name);
+            crate::complain!("{} {}: {sent:.1} MiB sent so far", report.subject, phase.name);
         }
         self.phase = report.phases.len();
     }
@@ -105,7 +112,7 @@ impl Progress {
     /// Nothing more comes.
     pub(super) fn end(&self) {
         if self.terminal {
-            eprint!("\r\x1b[K");
+            crate::output::error_text(format_args!("\r\x1b[K"));
         }
     }
 }
@@ -113,16 +120,16 @@ impl Progress {
 /// What came of a job, in a line or two.
 pub(super) fn outcome(report: &Report) {
     match (&report.error, &report.summary) {
-        (Some(error), _) => eprintln!("longhaul: failed: {error}"),
-        (None, Some(summary)) => println!(
+        (Some(error), _) => crate::complain!("longhaul: failed: {error}"),
+        (None, Some(summary)) => crate::say!(
             "{summary}; {:.1} s, {:.2} MiB on the wire",
             report.total_ms / 1e3,
             mib(report.wire_bytes_disk + report.wire_bytes_memory)
         ),
-        (None, None) => println!("job {} goes on", report.job),
+        (None, None) => crate::say!("job {} goes on", report.job),
     }
     for note in &report.notes {
-        println!("note: {note}");
+        crate::say!("note: {note}");
     }
 }
 
@@ -133,27 +140,27 @@ pub(super) fn report(report: &Report) {
         JobState::Done => "done",
         JobState::Failed => "failed",
     };
-    println!("job {}: {:?} of '{}', {state}", report.job, report.kind, report.subject);
+    crate::say!("job {}: {:?} of '{}', {state}", report.job, report.kind, report.subject);
     outcome(report);
-    println!();
-    println!("{:<14} {:>12} {:>16}", "phase", "ms", "bytes on wire");
+    crate::say!("");
+    crate::say!("{:<14} {:>12} {:>16}", "phase", "ms", "bytes on wire");
     for phase in &report.phases {
-        println!("{:<14} {:>12.1} {:>16}", phase.name, phase.ms, phase.wire_bytes);
+        crate::say!("{:<14} {:>12.1} {:>16}", phase.name, phase.ms, phase.wire_bytes);
     }
-    println!(
+    crate::say!(
         "{:<14} {:>12.1} {:>16}",
         "in all",
         report.total_ms,
         report.wire_bytes_disk + report.wire_bytes_memory
     );
-    println!();
-    println!("image {:.1} MiB, of it data {:.1} MiB", mib(report.image_bytes), mib(report.data_bytes));
-    println!(
+    crate::say!("");
+    crate::say!("image {:.1} MiB, of it data {:.1} MiB", mib(report.image_bytes), mib(report.data_bytes));
+    crate::say!(
         "not sent because the other side held it {:.1} MiB; taken off by compression {:.1} MiB",
         mib(report.dedup_saved_bytes),
         mib(report.compression_saved_bytes)
     );
-    println!(
+    crate::say!(
         "disk on the wire {:.2} MiB, memory {:.2} MiB, {} rounds",
         mib(report.wire_bytes_disk),
         mib(report.wire_bytes_memory),
@@ -183,10 +190,10 @@ fn paper(report: &Report, downtime_ms: f64) {
         ("running", "the destination's report says it".to_owned()),
         ("still", format!("{:.3} s", downtime_ms / 1e3)),
     ];
-    println!();
-    println!("{:<16} {:>10}   {:<10} this migration", "", "the paper", "the guest");
+    crate::say!("");
+    crate::say!("{:<16} {:>10}   {:<10} this migration", "", "the paper", "the guest");
     for ((part, seconds), (guest, ours)) in PAPER.iter().zip(ours) {
-        println!("{part:<16} {seconds:>8.0} s   {guest:<10} {ours}");
+        crate::say!("{part:<16} {seconds:>8.0} s   {guest:<10} {ours}");
     }
 }
 

@@ -198,3 +198,9 @@ fn what_is_missing_or_too_much_is_a_usage_error() {
         assert!(!parse(line).err().unwrap().use_stderr(), "{line}");
     }
 }
+
+#[test]
+fn a_vm_is_removed_with_or_without_its_images() {
+    assert_eq!(asks("vm remove web"), ("delete", "/v1/vms/web".into(), Value::Null));
+    assert_eq!(asks("vm remove web --disks"), ("delete", "/v1/vms/web?disks=true".into(), Value::Null));
+}
