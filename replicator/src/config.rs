@@ -57,12 +57,18 @@ impl Layout {
         self.var.join("store")
     }
 
+    /// Which peers pushed which bases.
+    pub fn base_origins(&self) -> PathBuf {
+        self.var.join("bases.json")
+    }
+
     /// Images of VMs that came here: `images/VM/DISK.raw`.
     pub fn image(&self, vm: &str, disk: &str) -> PathBuf {
         self.images().join(vm).join(format!("{disk}.raw"))
     }
 
-    fn images(&self) -> PathBuf {
+    /// Images of VMs that came here.
+    pub fn images(&self) -> PathBuf {
         self.var.join("images")
     }
 
@@ -107,7 +113,7 @@ impl Layout {
     }
 
     /// Everything that the platform keeps: directories, with all that is in them, and the configuration.
-    pub fn own(&self) -> [PathBuf; 11] {
+    pub fn own(&self) -> [PathBuf; 12] {
         [
             self.identity(),
             self.store(),
@@ -119,6 +125,7 @@ impl Layout {
             self.images(),
             self.home_agent(),
             self.scripts(),
+            self.base_origins(),
             self.config(),
         ]
     }

@@ -2,6 +2,7 @@
 //! without it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use chunkstore::{Seeds, Store};
@@ -14,6 +15,7 @@ use crate::home_agent::Home;
 use crate::identity::Identity;
 use crate::jobs::Jobs;
 use crate::net::Network;
+use crate::origins::Origins;
 use crate::peers::Peers;
 use crate::platform::Platform;
 use crate::replicas::Replicas;
@@ -21,6 +23,9 @@ use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
 use crate::warm::WarmStates;
 use crate::{address, control, files, migrate, serve};
+
+/// How long each part has to end in order once the daemon is told to.
+const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT. As a home agent only where one is configured.
 pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
@@ -30,10 +35,11 @@ pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
         anyhow::bail!("{} has no [home_agent]; `longhaul example-config` shows one", path.display());
     }
     layout.create()?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve_until_told(layout, config))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve_until_told(layout, config));
+    // A thread that waits for a mount that is gone never ends.
+    runtime.shutdown_timeout(END_WITHIN);
+    ended
 }
 
 async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> {
@@ -50,9 +56,10 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     }
     let identity = Identity::load_or_create(&layout.identity())?;
     let peers = Arc::new(Peers::load(&layout.identity())?);
+    let origins = Origins::load(&layout.base_origins());
     let seeds = Arc::new(Seeds::new());
     let replicas = Replicas::load(&layout.replicas(), seeds.clone()).context("opening the replicas")?;
-    let vms = Arc::new(Vms::load(&layout.vms())?);
+    let vms = Arc::new(Vms::load(&layout.vms(), &layout.journal())?);
     let jobs = Arc::new(Jobs::load(&layout.journal()).context("reading the reports of earlier jobs")?);
     let addresses = match &config.mobility {
         Some(mobility) => {
@@ -91,6 +98,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         identity,
         peers,
         network,
+        origins: Arc::new(origins),
         replicas,
         vms,
         jobs,
@@ -111,13 +119,18 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         _ = terminate.recv() => tracing::info!("told to end"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
     }
-    if let Some(addresses) = &platform.addresses {
-        addresses.end().await;
+    let ending = async {
+        if let Some(addresses) = &platform.addresses {
+            addresses.end().await;
+        }
+        if let Some(home) = &platform.home {
+            home.end().await;
+        }
+        platform.network.close().await;
+    };
+    if tokio::time::timeout(END_WITHIN, ending).await.is_err() {
+        tracing::warn!("not everything has ended in order within {} s", END_WITHIN.as_secs());
     }
-    if let Some(home) = &platform.home {
-        home.end().await;
-    }
-    platform.network.close().await;
     let _ = std::fs::remove_file(platform.layout.control_socket());
     Ok(())
 }

@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod bases;
+pub mod claims;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -29,8 +30,10 @@ pub mod lease;
 pub mod migrate;
 pub mod mobile_node;
 pub mod net;
+pub mod origins;
 pub mod outgoing;
 pub mod output;
+pub mod ownership;
 pub mod peers;
 pub mod platform;
 mod random;

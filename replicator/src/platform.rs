@@ -17,6 +17,7 @@ use crate::identity::Identity;
 use crate::jobs::Jobs;
 use crate::migrate::Handoffs;
 use crate::net::Network;
+use crate::origins::Origins;
 use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::transfer::sink::Holdings;
@@ -37,6 +38,8 @@ pub struct Platform {
     pub network: Network,
     /// Its chunks.
     pub holdings: Holdings,
+    /// Where its base images came from.
+    pub origins: Arc<Origins>,
     /// Its replicas of others' disks.
     pub replicas: Replicas,
     /// Its VMs.

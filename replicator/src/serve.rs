@@ -18,7 +18,7 @@ use crate::migrate::{self, destination};
 use crate::net::{self, Dialled, NetError};
 use crate::platform::Platform;
 use crate::transfer::receiver;
-use crate::transfer::sink::{BaseSink, EstimateSink, Sink};
+use crate::transfer::sink::{EstimateSink, Sink};
 
 /// Serves every connection, from either side, until the endpoint is closed.
 pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
@@ -197,6 +197,7 @@ async fn serve_bi(
             let _ = send.finish();
             let _ = send.stopped().await;
         }
+        Open::Claim { vm } => crate::ownership::answer(platform, send, &vm).await?,
         Open::Fetch { names } => crate::upkeep::serve_fetch(platform, send, names).await?,
         other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),
     }
@@ -216,9 +217,7 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Base { name: base } => {
             name("base image", base)?;
             let status = TargetStatus { generation: 0, root: None };
-            let sink = BaseSink::new(platform.store().clone(), base.clone(), size);
-            let sink = sink.map_err(|error| refusal(RefusalKind::Failed, error.to_string()))?;
-            Ok((status, Box::new(sink)))
+            Ok((status, Box::new(crate::bases::sink(platform, peer, base, size)?)))
         }
         Target::Replica { vm, disk } => {
             name("replica", vm)?;

@@ -225,7 +225,8 @@ pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<Jo
     Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle, lease| async move {
         handle.phase("import");
         handle.update(|report| report.image_bytes = length);
-        let (store, counters) = (platform.store().clone(), handle.counters());
+        let (store, counters, origins) =
+            (platform.store().clone(), handle.counters(), platform.origins.clone());
         stoppable(&lease, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
@@ -233,6 +234,11 @@ pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<Jo
             };
             let report = chunkstore::import(&store, &mut file, replace, &watch)
                 .map_err(|source| UpkeepError::Import { path, source })?;
+            for name in &report.names {
+                let what = "noting where a base comes from".to_owned();
+                let noted = origins.publish(name, None, || Ok(()), |_| Ok(()));
+                noted.map_err(|source: std::io::Error| UpkeepError::Io { what, source })?;
+            }
             Ok((format!("imported {}", report.names.join(", ")), json!(report)))
         })
         .await

@@ -1,15 +1,18 @@
 //! The VMs of this platform: their definitions, who owns them, and which job has hold of one. It starts nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longhaul_proto::handoff::Record;
 use longhaul_proto::{Epoch, JobId};
+use migrate_driver::definition::MAX_DEFINITION_BYTES;
 use migrate_driver::{DefinitionError, VmDefinition};
 
+use crate::claims::Claims;
 use crate::files;
-use crate::journal::{self, Claim};
+use crate::journal::Claim;
 
 /// Something that cannot be done to a VM.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +38,10 @@ pub enum VmError {
         what: &'static str,
     },
     /// It moved away.
-    #[error("VM '{vm}' belongs to peer '{peer}' (epoch {epoch}); move it back with `longhaul migrate` there")]
+    #[error(
+        "VM '{vm}' belongs to peer '{peer}' (epoch {epoch}); move it back with `longhaul migrate {vm}` there. If that \
+         platform is gone for good, take the VM back with `longhaul resolve {vm} --keep`"
+    )]
     Moved {
         /// The VM.
         vm: String,
@@ -64,6 +70,24 @@ pub enum VmError {
         /// Our epoch.
         epoch: Epoch,
     },
+    /// A file that cannot be read may say that it is not ours.
+    #[error(
+        "cannot tell whether VM '{vm}' belongs to this platform: {file} cannot be read; find out where the VM runs, then \
+         decide with `longhaul resolve {vm} --keep` or `--give-up`. `longhaul vm start {vm}` starts it when every peer \
+         answers that it does not own it", file = .file.display()
+    )]
+    InDoubt {
+        /// The VM.
+        vm: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Its definition's file is none.
+    #[error(
+        "cannot read the definition of VM '{}', {}: {}; define it again with `longhaul vm define FILE`",
+        .0.name, .0.path.display(), .0.why
+    )]
+    Damaged(DamagedDefinition),
     /// Its definition.
     #[error(transparent)]
     Definition(#[from] DefinitionError),
@@ -80,10 +104,27 @@ pub enum VmError {
 /// The VMs of a platform.
 pub struct Vms {
     dir: PathBuf,
-    definitions: Mutex<HashMap<String, VmDefinition>>,
-    /// What each job's journal says of its VM; of several the highest epoch counts.
-    claims: Mutex<HashMap<JobId, (String, Claim)>>,
+    definitions: Mutex<Definitions>,
+    claims: Claims,
     busy: Mutex<HashMap<String, (JobId, &'static str)>>,
+}
+
+#[derive(Default)]
+struct Definitions {
+    whole: HashMap<String, VmDefinition>,
+    /// By the file's name without its extension.
+    damaged: BTreeMap<String, DamagedDefinition>,
+}
+
+/// A file among the definitions that is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedDefinition {
+    /// The VM it would define, by the file's name.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// A VM is held by one job at a time; this is the hold.
@@ -99,38 +140,66 @@ impl Drop for Hold {
 }
 
 impl Vms {
-    /// The definitions in `dir`.
-    pub fn load(dir: &Path) -> Result<Self, VmError> {
-        let io = |source| VmError::Io { path: dir.to_owned(), source };
-        let mut definitions = HashMap::new();
-        for entry in std::fs::read_dir(dir).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
-                let definition = read_definition(&path)?;
-                definitions.insert(definition.name.to_string(), definition);
+    /// The definitions in `dir` and the claims in `journal`. A definition that cannot be read is left out, and told by
+    /// [`Vms::damaged`].
+    pub fn load(dir: &Path, journal: &Path) -> Result<Self, VmError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VmError::Io { path, source }
+        };
+        let mut definitions = Definitions::default();
+        for entry in std::fs::read_dir(dir).map_err(io(dir))? {
+            let path = entry.map_err(io(dir))?.path();
+            let Some(name) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else {
+                continue;
+            };
+            // Files that begin with a dot are an editor's.
+            if path.extension().is_none_or(|extension| extension != "toml") || name.starts_with('.') {
+                continue;
+            }
+            // Opening a pipe would wait for a writer.
+            let is_file = std::fs::metadata(&path).and_then(|meta| match meta.is_file() {
+                true => Ok(()),
+                false => Err(std::io::Error::other("it is not a file")),
+            });
+            match is_file.map_err(io(&path)).and_then(|()| read_definition(&path)) {
+                Ok(definition) if definition.name.as_str() == name => {
+                    definitions.whole.insert(name, definition);
+                }
+                wrong => {
+                    let why = match wrong {
+                        Ok(definition) => format!(
+                            "it defines VM '{vm}', which only {vm}.toml does; rename or remove the file",
+                            vm = definition.name
+                        ),
+                        Err(error) => error.to_string(),
+                    };
+                    tracing::error!("{} is left out: {why}", path.display());
+                    definitions.damaged.insert(name.clone(), DamagedDefinition { name, path, why });
+                }
             }
         }
-        let (claims, busy) = Default::default();
-        Ok(Vms { dir: dir.to_owned(), definitions: Mutex::new(definitions), claims, busy })
+        let claims = Claims::load(journal).map_err(io(journal))?;
+        let definitions = Mutex::new(definitions);
+        Ok(Vms { dir: dir.to_owned(), definitions, claims, busy: Mutex::default() })
+    }
+
+    /// What is known of who owns which VM.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     /// Takes note of a job's records as they stand now.
     pub fn note(&self, job: JobId, records: &[Record]) {
-        let mut claims = lock(&self.claims);
-        match journal::claim(records) {
-            Some(claim) => claims.insert(job, claim),
-            None => claims.remove(&job),
-        };
+        self.claims.note(job, records);
     }
 
     /// Who may run `vm`, as the journals and definitions have it; `None` for a VM nobody here knows.
     pub fn ownership(&self, vm: &str) -> Option<Claim> {
-        let claims = lock(&self.claims);
-        let best = claims.values().filter(|(name, _)| name == vm).max_by_key(|(_, claim)| claim.epoch());
-        match best {
-            Some((_, claim)) => Some(claim.clone()),
-            None => lock(&self.definitions).contains_key(vm).then_some(Claim::Ours(Epoch::FIRST)),
-        }
+        let definitions = lock(&self.definitions);
+        let defined = definitions.whole.contains_key(vm) || definitions.damaged.contains_key(vm);
+        drop(definitions);
+        self.claims.of(vm, defined)
     }
 
     /// The epoch at which `vm` is ours, or why it is not.
@@ -140,7 +209,8 @@ impl Vms {
             Some(Claim::Ours(epoch)) => Ok(epoch),
             Some(Claim::Theirs(epoch, peer)) => Err(VmError::Moved { vm, peer, epoch }),
             Some(Claim::Undecided(_, peer)) => Err(VmError::Undecided { vm, peer }),
-            None => Err(self.unknown(&vm)),
+            Some(Claim::Unknown(_, file)) => Err(VmError::InDoubt { vm, file }),
+            Some(Claim::Removed(_)) | None => Err(self.unknown(&vm)),
         }
     }
 
@@ -154,6 +224,11 @@ impl Vms {
         Ok(Hold { vms: self.clone(), vm: vm.to_owned() })
     }
 
+    /// The job that has hold of it.
+    pub fn holder(&self, vm: &str) -> Option<JobId> {
+        lock(&self.busy).get(vm).map(|(job, _)| *job)
+    }
+
     /// Whether a job has hold of it.
     pub fn is_held(&self, vm: &str) -> bool {
         lock(&self.busy).contains_key(vm)
@@ -161,15 +236,25 @@ impl Vms {
 
     /// The definition of `vm`.
     pub fn definition(&self, vm: &str) -> Result<VmDefinition, VmError> {
-        let known = lock(&self.definitions).get(vm).cloned();
-        known.ok_or_else(|| self.unknown(vm))
+        let definitions = lock(&self.definitions);
+        if let Some(definition) = definitions.whole.get(vm) {
+            return Ok(definition.clone());
+        }
+        let damaged = definitions.damaged.get(vm).cloned();
+        drop(definitions);
+        Err(damaged.map_or_else(|| self.unknown(vm), VmError::Damaged))
     }
 
     /// All definitions, by name.
     pub fn list(&self) -> Vec<VmDefinition> {
-        let mut all: Vec<_> = lock(&self.definitions).values().cloned().collect();
+        let mut all: Vec<_> = lock(&self.definitions).whole.values().cloned().collect();
         all.sort_by_key(|definition| definition.name.to_string());
         all
+    }
+
+    /// The files among the definitions that are none, by name.
+    pub fn damaged(&self) -> Vec<DamagedDefinition> {
+        lock(&self.definitions).damaged.values().cloned().collect()
     }
 
     /// Keeps a definition; it replaces one of the same name.
@@ -177,12 +262,31 @@ impl Vms {
         let path = self.dir.join(format!("{}.toml", definition.name));
         files::write_atomic(&path, definition.to_toml()?.as_bytes())
             .map_err(|source| VmError::Io { path, source })?;
-        lock(&self.definitions).insert(definition.name.to_string(), definition);
+        let mut definitions = lock(&self.definitions);
+        definitions.damaged.remove(definition.name.as_str());
+        definitions.whole.insert(definition.name.to_string(), definition);
+        Ok(())
+    }
+
+    /// Forgets a definition. Nothing happens where there is none.
+    pub fn undefine(&self, vm: &str) -> Result<(), VmError> {
+        let known = lock(&self.definitions).damaged.get(vm).map(|damaged| damaged.path.clone());
+        let path = known.unwrap_or_else(|| self.dir.join(format!("{vm}.toml")));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(VmError::Io { path, source: error });
+            }
+            _ => {}
+        }
+        files::sync_dir(&self.dir).map_err(|source| VmError::Io { path: self.dir.clone(), source })?;
+        let mut definitions = lock(&self.definitions);
+        definitions.damaged.remove(vm);
+        definitions.whole.remove(vm);
         Ok(())
     }
 
     fn unknown(&self, name: &str) -> VmError {
-        let mut known: Vec<_> = lock(&self.definitions).keys().cloned().collect();
+        let mut known: Vec<_> = lock(&self.definitions).whole.keys().cloned().collect();
         known.sort();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         VmError::Unknown { name: name.to_owned(), known }
@@ -191,8 +295,10 @@ impl Vms {
 
 /// Reads a definition from a file.
 pub fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| VmError::Io { path: path.to_owned(), source })?;
+    let io = |source| VmError::Io { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    file.take(MAX_DEFINITION_BYTES as u64 + 1).read_to_string(&mut text).map_err(io)?;
     Ok(VmDefinition::parse(&text, path)?)
 }
 

@@ -31,7 +31,7 @@ pub enum JournalError {
     /// A record that was durable is no more what it was.
     #[error(
         "the journal is damaged at byte {0}. It says who may run a VM, so nothing is done on its word: find out where \
-         the VM runs, and only then move the file away"
+         the VM runs, and then decide with `longhaul resolve VM`"
     )]
     Damaged(usize),
     /// The record cannot be written.
@@ -71,6 +71,19 @@ pub fn decode(bytes: &[u8]) -> Result<(Vec<Record>, usize), JournalError> {
         good += PREFIX_BYTES + payload.len();
     }
     if is_torn(good, &bytes[good..]) { Ok((records, good)) } else { Err(JournalError::Damaged(good)) }
+}
+
+/// The whole records that a damaged journal begins with. They tell which VM it is about, and no more: what follows the
+/// damage may say the opposite.
+pub fn decode_before_damage(bytes: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut rest = bytes.strip_prefix(&HEADER).unwrap_or_default();
+    while let Some(payload) = whole_record(rest) {
+        let Ok(record) = wire::from_bytes(payload) else { break };
+        records.push(record);
+        rest = rest.get(PREFIX_BYTES + payload.len()..).unwrap_or_default();
+    }
+    records
 }
 
 /// Length and checksum.

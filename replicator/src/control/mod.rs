@@ -1,6 +1,11 @@
 //! The control API: HTTP and JSON on a unix socket, for the command line and for `curl --unix-socket`. Handlers parse,
-//! call the module that does the work, and answer; long work is begun as a job and answered with its id.
+//! call the module that does the work, and answer; long work is begun as a job and answered with its id. A path that a
+//! caller names is touched off the runtime only, and an answer to it is not waited for without end: it may be on a mount
+//! that is gone.
 
+mod vms;
+
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +17,26 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use longhaul_proto::handoff::Limits;
-use migrate_driver::{GuestStatus, Mode, StopHow, VmDefinition, VmName};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 
 use crate::jobs::{JobState, Report};
-use crate::journal::Claim;
 use crate::migrate::source::MigrateError;
+use crate::ownership::OwnershipError;
 use crate::peers::Peer;
 use crate::platform::Platform;
 use crate::vms::VmError;
 use crate::warm::WarmError;
-use crate::{bases, estimate, files, migrate, restore, upkeep, vms, warm};
+use crate::{bases, files, restore, upkeep, warm};
 
-/// How long a guest has to power down before it is killed.
-const POWERDOWN: Duration = Duration::from_secs(30);
+pub use vms::definition_request;
+
+/// How long a path that a caller names has to answer.
+const PATH_ANSWERS: Duration = Duration::from_secs(10);
+/// How many pieces of work on such paths may be under way: those on a mount that is gone stay for ever.
+const MAX_PATH_WORK: usize = 64;
 /// How often a watcher sees a job's counters move.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
@@ -51,6 +59,8 @@ fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
         if let Some(MigrateError::Vm(vm)) = error.downcast_ref() {
             Some(vm)
         } else if let Some(WarmError::Vm(vm)) = error.downcast_ref() {
+            Some(vm)
+        } else if let Some(OwnershipError::Vm(vm)) = error.downcast_ref() {
             Some(vm)
         } else {
             None
@@ -92,13 +102,14 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/bases/{name}/push", post(push_base))
         .route("/v1/bases/{name}/restore", post(restore_base))
         .route("/v1/images/send", post(send_image))
-        .route("/v1/vms", get(list_vms).post(define_vm))
-        .route("/v1/vms/{name}/adopt", post(adopt_vm))
-        .route("/v1/vms/{name}/start", post(start_vm))
-        .route("/v1/vms/{name}/stop", post(stop_vm))
-        .route("/v1/vms/{name}/migrate", post(migrate_vm))
-        .route("/v1/vms/{name}/resolve", post(resolve_vm))
-        .route("/v1/vms/{name}/replicate", post(replicate_vm))
+        .route("/v1/vms", get(vms::list).post(vms::define))
+        .route("/v1/vms/{name}", delete(vms::remove))
+        .route("/v1/vms/{name}/adopt", post(vms::adopt))
+        .route("/v1/vms/{name}/start", post(vms::start))
+        .route("/v1/vms/{name}/stop", post(vms::stop))
+        .route("/v1/vms/{name}/migrate", post(vms::migrate))
+        .route("/v1/vms/{name}/resolve", post(vms::resolve))
+        .route("/v1/vms/{name}/replicate", post(vms::replicate))
         .route("/v1/addresses", get(list_addresses))
         .route("/v1/addresses/{name}", delete(release_address))
         .route("/v1/replicas", get(list_replicas))
@@ -120,6 +131,40 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     Ok(tokio::task::spawn_blocking(work).await?)
 }
 
+/// Runs work on a path that a caller names. It goes on when its time is over, so it may still take effect.
+async fn on_path<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    static UNDER_WAY: Semaphore = Semaphore::const_new(MAX_PATH_WORK);
+    let stuck = |why: String| ApiError {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        message: format!("cannot open {}: {why}; is its file system reachable?", path.display()),
+    };
+    let permit = UNDER_WAY.try_acquire();
+    let permit = permit.map_err(|_| stuck(format!("{MAX_PATH_WORK} other paths do not answer either")))?;
+    let working = blocking(move || {
+        let _permit = permit;
+        work()
+    });
+    let no_answer = |_| stuck(format!("no answer within {} s", PATH_ANSWERS.as_secs()));
+    tokio::time::timeout(PATH_ANSWERS, working).await.map_err(no_answer)?
+}
+
+/// Refuses what can be no image before it is opened: opening a pipe waits until somebody writes to it.
+fn check_image(path: &Path) -> Result<(), ApiError> {
+    let kind = std::fs::metadata(path).map(|meta| meta.file_type());
+    let what = match kind {
+        Ok(kind) if kind.is_fifo() => "a named pipe",
+        Ok(kind) if kind.is_socket() => "a socket",
+        Ok(kind) if kind.is_char_device() => "a character device",
+        // What is not there, the work itself says better.
+        _ => return Ok(()),
+    };
+    let path = path.display();
+    Err(refused(format!("cannot read {path}: it is {what}; name a raw image file or a block device")))
+}
+
 fn job(id: impl std::fmt::Display) -> Answer {
     Ok(Json(json!({ "job": id.to_string() })))
 }
@@ -136,7 +181,10 @@ async fn list_peers(State(platform): Shared) -> Answer {
     let peers = platform.peers.list().into_iter().map(|(name, Peer { address, fingerprint })| {
         json!({ "name": name, "address": address, "fingerprint": fingerprint })
     });
-    Ok(Json(peers.collect()))
+    let damaged = platform.peers.damaged();
+    let damaged =
+        damaged.into_iter().map(|(name, why)| json!({ "name": name, "address": "-", "fingerprint": why }));
+    Ok(Json(peers.chain(damaged).collect()))
 }
 
 #[derive(Deserialize)]
@@ -148,12 +196,14 @@ struct AddPeer {
 
 async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
     let peer = Peer { address: add.address, fingerprint: add.fingerprint.parse()? };
-    platform.peers.add(&add.name, peer)?;
-    Ok(Json(json!({ "added": add.name })))
+    let name = add.name.clone();
+    blocking(move || platform.peers.add(&add.name, peer)).await??;
+    Ok(Json(json!({ "added": name })))
 }
 
 async fn remove_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    platform.peers.remove(&name)?;
+    let removing = name.clone();
+    blocking(move || platform.peers.remove(&removing)).await??;
     Ok(Json(json!({ "removed": name })))
 }
 
@@ -175,11 +225,17 @@ struct AddBase {
 }
 
 async fn add_base(State(platform): Shared, Json(add): Json<AddBase>) -> Answer {
-    job(blocking(move || bases::add(&platform, &add.name, &add.image)).await??)
+    let image = add.image.clone();
+    let adding = move || {
+        check_image(&add.image)?;
+        Ok::<_, ApiError>(bases::add(&platform, &add.name, &add.image)?)
+    };
+    job(on_path(&image, adding).await??)
 }
 
 async fn remove_base(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    platform.store().remove(&name)?;
+    let removing = name.clone();
+    blocking(move || bases::remove(&platform, &removing)).await??;
     Ok(Json(json!({ "removed": name })))
 }
 
@@ -193,7 +249,7 @@ async fn push_base(
     UrlPath(name): UrlPath<String>,
     Json(push): Json<PushBase>,
 ) -> Answer {
-    job(bases::push(&platform, &name, push.peers)?)
+    job(blocking(move || bases::push(&platform, &name, push.peers)).await??)
 }
 
 async fn restore_base(
@@ -201,7 +257,13 @@ async fn restore_base(
     UrlPath(name): UrlPath<String>,
     Json(request): Json<restore::RestoreRequest>,
 ) -> Answer {
-    job(blocking(move || restore::restore(&platform, &name, &request)).await??)
+    let path = request.path.clone();
+    let restoring = move || {
+        check_image(&request.path)?;
+        request.like.as_deref().map_or(Ok(()), check_image)?;
+        Ok::<_, ApiError>(restore::restore(&platform, &name, &request)?)
+    };
+    job(on_path(&path, restoring).await??)
 }
 
 #[derive(Deserialize)]
@@ -213,89 +275,12 @@ struct SendImage {
 
 async fn send_image(State(platform): Shared, Json(send): Json<SendImage>) -> Answer {
     files::check_name("replica", &send.name).map_err(refused)?;
-    job(warm::send_image(&platform, &send.image, &send.peer, &send.name)?)
-}
-
-#[derive(Serialize)]
-struct ListedVm {
-    name: String,
-    status: GuestStatus,
-    owner: String,
-    epoch: u64,
-    memory_mib: u32,
-    disks: Vec<PathBuf>,
-}
-
-async fn list_vms(State(platform): Shared) -> Answer {
-    let mut listed = Vec::new();
-    for definition in platform.vms.list() {
-        let name = definition.name.to_string();
-        let status = platform.hypervisor.status(&definition.name).await?;
-        let (owner, epoch) = match platform.vms.ownership(&name) {
-            Some(Claim::Ours(epoch)) => ("here".to_owned(), epoch.0),
-            Some(Claim::Theirs(epoch, peer)) => (peer, epoch.0),
-            Some(Claim::Undecided(epoch, peer)) => (format!("undecided: '{peer}' is asked"), epoch.0),
-            None => continue,
-        };
-        let disks = definition.disks.into_iter().map(|disk| disk.path).collect();
-        listed.push(ListedVm { name, status, owner, epoch, memory_mib: definition.memory_mib, disks });
-    }
-    Ok(Json(serde_json::to_value(listed)?))
-}
-
-#[derive(Deserialize)]
-struct DefineVm {
-    toml: String,
-    /// Where it came from, for messages.
-    file: PathBuf,
-}
-
-async fn define_vm(State(platform): Shared, Json(define): Json<DefineVm>) -> Answer {
-    let definition = VmDefinition::parse(&define.toml, &define.file)?;
-    let name = definition.name.to_string();
-    let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "define")?;
-    if platform.vms.ownership(&name).is_some() {
-        platform.vms.owned(&name)?;
-    }
-    match platform.hypervisor.status(&definition.name).await? {
-        GuestStatus::Stopped => platform.vms.define(definition)?,
-        status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
-    }
-    Ok(Json(json!({ "defined": name })))
-}
-
-/// Takes up a guest that runs here and that somebody else has started.
-async fn adopt_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "adopt")?;
-    if platform.vms.ownership(&name).is_some() {
-        platform.vms.owned(&name)?;
-    }
-    let vm = VmName::new(name.as_str())?;
-    match platform.hypervisor.discover(&vm).await? {
-        Some(mut definition) => {
-            // The hypervisor does not know it; who adopts a VM anew keeps what was said of it.
-            definition.network = platform.vms.definition(&name).ok().and_then(|known| known.network.clone());
-            platform.vms.define(definition)?;
-        }
-        None => {
-            let why = format!(
-                "the hypervisor knows no running guest '{name}'; describe it with `longhaul vm define`"
-            );
-            return Err(refused(why));
-        }
-    }
-    Ok(Json(json!({ "adopted": name })))
-}
-
-async fn start_vm(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let hold = platform.vms.hold(&name, crate::jobs::new_id(), "start")?;
-    platform.vms.owned(&name)?;
-    platform.hypervisor.start(&platform.vms.definition(&name)?).await?;
-    drop(hold);
-    if let Some(addresses) = &platform.addresses {
-        addresses.look();
-    }
-    Ok(Json(json!({ "started": name })))
+    let image = send.image.clone();
+    let sending = move || {
+        check_image(&send.image)?;
+        Ok::<_, ApiError>(warm::send_image(&platform, &send.image, &send.peer, &send.name)?)
+    };
+    job(on_path(&image, sending).await??)
 }
 
 async fn release_address(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
@@ -312,84 +297,6 @@ async fn list_addresses(State(platform): Shared) -> Answer {
     };
     let plane = platform.home.as_ref().map(|home| home.plane());
     Ok(Json(json!({ "gateway": gateway, "home_agent": home, "home_agent_data_plane": plane })))
-}
-
-#[derive(Deserialize)]
-struct StopVm {
-    #[serde(default)]
-    kill: bool,
-}
-
-async fn stop_vm(
-    State(platform): Shared,
-    UrlPath(name): UrlPath<String>,
-    Json(stop): Json<StopVm>,
-) -> Answer {
-    let _hold = platform.vms.hold(&name, crate::jobs::new_id(), "stop")?;
-    let definition = platform.vms.definition(&name)?;
-    let how = if stop.kill { StopHow::Kill } else { StopHow::Powerdown(POWERDOWN) };
-    platform.hypervisor.stop(&definition.name, how).await?;
-    Ok(Json(json!({ "stopped": name })))
-}
-
-#[derive(Deserialize)]
-struct MigrateVm {
-    to: String,
-    max_downtime_ms: Option<u64>,
-    #[serde(default)]
-    cold: bool,
-    #[serde(default)]
-    dry_run: bool,
-}
-
-async fn migrate_vm(
-    State(platform): Shared,
-    UrlPath(name): UrlPath<String>,
-    Json(migrate): Json<MigrateVm>,
-) -> Answer {
-    let mode = if migrate.cold { Mode::Cold } else { Mode::Live };
-    if migrate.dry_run {
-        let estimate = estimate::estimate(&platform, &name, &migrate.to, mode).await?;
-        return Ok(Json(serde_json::to_value(estimate)?));
-    }
-    let mut limits = Limits::default();
-    if let Some(ms) = migrate.max_downtime_ms {
-        if !(1..=60_000).contains(&ms) {
-            return Err(refused(format!("a downtime of {ms} ms is not within 1 to 60000 ms")));
-        }
-        limits = Limits::with_max_downtime(Duration::from_millis(ms));
-    }
-    job(migrate::source::start(&platform, &name, &migrate.to, limits, mode).await?)
-}
-
-#[derive(Deserialize)]
-struct ResolveVm {
-    keep: bool,
-}
-
-async fn resolve_vm(
-    State(platform): Shared,
-    UrlPath(name): UrlPath<String>,
-    Json(resolve): Json<ResolveVm>,
-) -> Answer {
-    let open = matches!(platform.vms.ownership(&name), Some(Claim::Undecided(..)));
-    if !open || !platform.handoffs.resolve(&name, resolve.keep) {
-        return Err(refused(format!("VM '{name}' is not undecided here: there is nothing to resolve")));
-    }
-    Ok(Json(json!({ "resolved": name, "kept": resolve.keep })))
-}
-
-#[derive(Deserialize)]
-struct ReplicateVm {
-    to: String,
-}
-
-async fn replicate_vm(
-    State(platform): Shared,
-    UrlPath(name): UrlPath<String>,
-    Json(replicate): Json<ReplicateVm>,
-) -> Answer {
-    job(warm::start(&platform, &name, &replicate.to)?)
 }
 
 async fn list_replicas(State(platform): Shared) -> Answer {
@@ -510,7 +417,8 @@ struct ExportStore {
 }
 
 async fn export_store(State(platform): Shared, Json(export): Json<ExportStore>) -> Answer {
-    job(upkeep::export(&platform, &export.path, export.names)?)
+    let path = export.path.clone();
+    job(on_path(&path, move || upkeep::export(&platform, &export.path, export.names)).await??)
 }
 
 #[derive(Deserialize)]
@@ -521,12 +429,10 @@ struct ImportStore {
 }
 
 async fn import_store(State(platform): Shared, Json(import): Json<ImportStore>) -> Answer {
-    job(upkeep::import(&platform, &import.path, import.replace)?)
-}
-
-/// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.
-pub fn definition_request(path: &Path) -> Result<Value, VmError> {
-    let definition = vms::read_definition(path)?;
-    let toml = definition.to_toml()?;
-    Ok(json!({ "toml": toml, "file": path }))
+    let path = import.path.clone();
+    let importing = move || {
+        check_image(&import.path)?;
+        Ok::<_, ApiError>(upkeep::import(&platform, &import.path, import.replace)?)
+    };
+    job(on_path(&path, importing).await??)
 }

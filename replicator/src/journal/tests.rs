@@ -77,16 +77,19 @@ fn a_header_torn_anywhere_is_an_empty_journal_that_can_be_written() {
 }
 
 #[test]
-fn a_journal_that_is_damaged_or_somebody_elses_stops_the_start_and_is_left_alone() {
+fn a_journal_that_is_damaged_or_somebody_elses_is_left_alone_and_keeps_no_other_from_being_read() {
     let dir = tempfile::tempdir().unwrap();
+    let other = JobId([8; 16]);
+    JournalFile::create(dir.path(), other).unwrap().append(&started()).unwrap();
     written(dir.path(), &[started(), Record::Released { epoch: Epoch(4) }, Record::Retired]);
     let mut bytes = std::fs::read(path(dir.path())).unwrap();
     bytes[journal::HEADER.len() + 14] ^= 1;
     for content in [&bytes[..], b"#!/bin/sh\n"] {
         std::fs::write(path(dir.path()), content).unwrap();
-        let error = load_all(dir.path()).unwrap_err();
-        assert!(matches!(error, JournalFileError::Content { .. }), "{error}");
-        assert!(error.to_string().contains(&JOB.to_string()), "it names the file: {error}");
+        let journals = load_all(dir.path()).unwrap();
+        assert_eq!(journals.open.len(), 1);
+        let [damaged] = &journals.damaged[..] else { panic!("{:?}", journals.damaged) };
+        assert_eq!((&damaged.path, &damaged.about), (&path(dir.path()), &None));
         assert_eq!(std::fs::read(path(dir.path())).unwrap(), content, "nothing was cut");
     }
 }
@@ -99,10 +102,41 @@ fn all_journals_are_found_and_nothing_else_is_taken_for_one() {
     JournalFile::create(dir.path(), other).unwrap();
     std::fs::write(dir.path().join(format!("{JOB}.json")), "{}").unwrap();
     std::fs::write(dir.path().join("notes.journal"), "by hand").unwrap();
-    let all = load_all(dir.path()).unwrap();
-    assert_eq!(all.len(), 2);
-    assert_eq!(all[&JOB].records(), [started()]);
-    assert!(all[&other].records().is_empty());
+    let journals = load_all(dir.path()).unwrap();
+    let [(job, journal)] = &journals.open[..] else { panic!("{:?}", journals.open) };
+    assert_eq!((*job, journal.records()), (JOB, &[started()][..]));
+    assert_eq!(journals.ended, [(dir.path().join(format!("{other}.journal")), None)]);
+}
+
+#[test]
+fn to_read_a_journal_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), &[started()]);
+    let torn = [&std::fs::read(path(dir.path())).unwrap()[..], &[1, 0, 0]].concat();
+    std::fs::write(path(dir.path()), &torn).unwrap();
+    assert_eq!(read(&path(dir.path())).unwrap(), [started()]);
+    assert_eq!(std::fs::read(path(dir.path())).unwrap(), torn);
+}
+
+#[test]
+fn an_ended_job_is_told_again_without_plan_and_reason() {
+    let (released, owned) = (Record::Released { epoch: Epoch(4) }, Record::Owned { epoch: Epoch(4) });
+    let cases = [
+        (vec![started(), released, Record::Retired], End::Retired),
+        (vec![started(), Record::RolledBack { reason: reason() }], End::RolledBack),
+        (vec![accepted(), Record::Ready, owned, Record::Resumed, Record::Rebound], End::Rebound),
+        (vec![accepted(), Record::Discarded { reason: reason() }], End::Discarded),
+        (vec![accepted(), Record::Ready, Record::Discarded { reason: reason() }], End::Discarded),
+    ];
+    for (records, end) in cases {
+        let ended = EndedJob::of(JOB, &records, 7).unwrap();
+        assert_eq!(ended.end, end);
+        assert_eq!(claim(&ended.records()), claim(&records), "{records:?}");
+        assert!(has_ended(&ended.records()));
+        for shorter in 1..records.len() {
+            assert_eq!(EndedJob::of(JOB, &records[..shorter], 7), None, "{records:?}");
+        }
+    }
 }
 
 #[test]

@@ -160,6 +160,12 @@ async fn admit(
     let vm = vm.to_owned();
     match platform.vms.ownership(&vm) {
         None => {}
+        Some(Claim::Removed(known)) if known < epoch => {}
+        Some(Claim::Removed(known)) => {
+            let owner = "nobody: it was removed here".to_owned();
+            return Err(OfferError::Stale { vm, offered: epoch, known, owner });
+        }
+        Some(Claim::Unknown(_, file)) => return Err(VmError::InDoubt { vm, file }.into()),
         Some(Claim::Theirs(known, _)) if known <= epoch => {}
         Some(Claim::Theirs(known, owner)) => {
             return Err(OfferError::Stale { vm, offered: epoch, known, owner });

@@ -77,6 +77,16 @@ impl Handoffs {
         })
     }
 
+    /// Ends a hand-off whose VM was released to a peer that will never say that it runs it. False when it is no source's.
+    pub fn presume_resumed(&self, job: JobId) -> bool {
+        match self.lock().get(&job) {
+            Some(Port::Source { inputs, .. }) => {
+                inputs.try_send(SourceInput::Message(Message::Resumed)).is_ok()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether this job's journal is not to be believed.
     pub fn is_left(&self, job: JobId) -> bool {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&job)

@@ -13,20 +13,13 @@ use migrate_driver::VmName;
 use quinn::Connection;
 
 use super::{destination, source};
-use crate::journal::{self, JournalFile, JournalFileError};
+use crate::journal::{self, JournalFileError};
 use crate::net;
 use crate::platform::Platform;
 
 /// Takes note of every journal's claim and goes on with what has not ended. Nothing may be started before this returns.
 pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileError> {
-    let journals = journal::load_all(&platform.layout.journal())?;
-    for (job, journal) in &journals {
-        platform.vms.note(*job, journal.records());
-    }
-    for (job, journal) in journals {
-        if has_ended(journal.records()) {
-            continue;
-        }
+    for (job, journal) in platform.vms.claims().take_up_journals()? {
         let outcome = match journal.records().first().cloned() {
             Some(Record::Started { vm, peer, .. }) => {
                 tracing::info!(%job, "VM '{vm}': going on with its migration to '{peer}'");
@@ -51,13 +44,6 @@ pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileErro
     Ok(())
 }
 
-fn has_ended(records: &[Record]) -> bool {
-    matches!(
-        records.last(),
-        None | Some(Record::Retired | Record::RolledBack { .. } | Record::Discarded { .. } | Record::Rebound)
-    )
-}
-
 /// Answers a message of a job that is not running, as its journal has it.
 pub async fn answer_from_journal(
     platform: &Platform,
@@ -70,8 +56,9 @@ pub async fn answer_from_journal(
         return;
     }
     let path = platform.layout.journal().join(format!("{job}.journal"));
-    let answers = match JournalFile::open(&path) {
-        Ok(journal) if with_peer(journal.records(), peer) => answers(journal.records(), message),
+    let folded = platform.vms.claims().ended(job).map(|ended| ended.records());
+    let answers = match folded.map_or_else(|| journal::read(&path), Ok) {
+        Ok(records) if with_peer(&records, peer) => answers(&records, message),
         _ => message.answer_for_unknown_job().into_iter().collect(),
     };
     for message in answers {

@@ -10,8 +10,14 @@ fn definition(name: &str) -> VmDefinition {
     VmDefinition::parse(&toml, Path::new("test.toml")).unwrap()
 }
 
+fn load(dir: &Path) -> Vms {
+    let journal = dir.join("journal");
+    std::fs::create_dir_all(&journal).unwrap();
+    Vms::load(dir, &journal).unwrap()
+}
+
 fn vms(dir: &Path) -> Arc<Vms> {
-    let vms = Vms::load(dir).unwrap();
+    let vms = load(dir);
     vms.define(definition("web")).unwrap();
     Arc::new(vms)
 }
@@ -31,19 +37,43 @@ fn arrived(epoch: u64, last: Record) -> Vec<Record> {
 fn definitions_survive_a_restart_and_are_replaced_by_name() {
     let dir = tempfile::tempdir().unwrap();
     vms(dir.path()).define(definition("db")).unwrap();
-    let again = Vms::load(dir.path()).unwrap();
+    let again = load(dir.path());
     let mut larger = definition("web");
     larger.memory_mib = 128;
     again.define(larger.clone()).unwrap();
-    assert_eq!(Vms::load(dir.path()).unwrap().list(), [definition("db"), larger]);
+    assert_eq!(load(dir.path()).list(), [definition("db"), larger]);
 }
 
 #[test]
-fn a_definition_that_cannot_be_read_is_named() {
+fn a_definition_that_cannot_be_read_is_left_out_and_named() {
     let dir = tempfile::tempdir().unwrap();
+    vms(dir.path());
     std::fs::write(dir.path().join("bad.toml"), "name = 7\n").unwrap();
-    let message = Vms::load(dir.path()).err().unwrap().to_string();
-    assert!(message.contains("bad.toml"), "{message}");
+    std::fs::write(dir.path().join("empty.toml"), "").unwrap();
+    std::fs::create_dir(dir.path().join("old.toml")).unwrap();
+    std::fs::copy(dir.path().join("web.toml"), dir.path().join("web (copy).toml")).unwrap();
+    std::fs::copy(dir.path().join("web.toml"), dir.path().join(".web.toml")).unwrap();
+    std::fs::copy(dir.path().join("web.toml"), dir.path().join("web.toml.orig")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.path().join("pipe.toml"),
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    let vms = load(dir.path());
+    assert_eq!(vms.list(), [definition("web")]);
+    let damaged: Vec<_> = vms.damaged().into_iter().map(|damaged| damaged.name).collect();
+    assert_eq!(damaged, ["bad", "empty", "old", "pipe", "web (copy)"]);
+    let message = vms.definition("bad").unwrap_err().to_string();
+    assert!(message.contains("bad.toml") && message.contains("vm define"), "{message}");
+    assert_eq!(vms.owned("empty").unwrap(), Epoch::FIRST, "its name stays taken");
+    vms.define(definition("empty")).unwrap();
+    assert_eq!(vms.damaged().len(), 4, "defined again it is whole");
+    vms.undefine("bad").unwrap();
+    assert!(matches!(vms.definition("bad"), Err(VmError::Unknown { .. })));
+    assert_eq!(load(dir.path()).damaged().len(), 3);
 }
 
 #[test]
@@ -119,7 +149,7 @@ fn a_vm_in_doubt_may_not_be_run_and_the_doubt_ends_with_the_job() {
 #[test]
 fn a_vm_that_came_and_is_not_defined_is_owned_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let vms = Vms::load(dir.path()).unwrap();
+    let vms = load(dir.path());
     vms.note(JOB, &arrived(1, Record::Owned { epoch: Epoch(2) }));
     assert_eq!(vms.owned("web").unwrap(), Epoch(2));
 }

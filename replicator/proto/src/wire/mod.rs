@@ -89,6 +89,36 @@ pub enum Open {
     },
     /// Bidirectional. To a home agent: may a gateway register this VM; the answer is one [`PermitAnswer`] frame.
     Permit(PermitRequest),
+    /// Bidirectional. What the other side knows of who owns a VM of this name; the answer is one [`ClaimAnswer`] frame.
+    Claim {
+        /// The VM.
+        #[serde(deserialize_with = "bounded::name")]
+        vm: String,
+    },
+}
+
+/// What a platform knows of who owns a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimAnswer {
+    /// The highest epoch known there; 0 where the VM is not known.
+    pub epoch: Epoch,
+    /// What the VM is to that platform at this epoch.
+    pub relation: Relation,
+}
+
+/// What a VM is to a platform that is asked about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relation {
+    /// Not known.
+    Stranger,
+    /// It owns it.
+    Owner,
+    /// Another platform owns it.
+    Elsewhere,
+    /// It has promised to do as another platform decides, or cannot read its own records.
+    Undecided,
+    /// It owned it last, and it was removed there.
+    Removed,
 }
 
 /// A request that a platform's gateway may register a VM in one epoch.

@@ -81,7 +81,13 @@ fn open() -> impl Strategy<Value = Open> {
         (job(), message()).prop_map(|(job, message)| Open::Handoff { job, message }),
         Just(Open::Status),
         vec(root(), 0..40).prop_map(|names| Open::Fetch { names }),
+        name().prop_map(|vm| Open::Claim { vm }),
     ]
+}
+
+fn relation() -> impl Strategy<Value = Relation> {
+    use Relation::*;
+    prop_oneof![Just(Stranger), Just(Owner), Just(Elsewhere), Just(Undecided), Just(Removed)]
 }
 
 fn packed() -> impl Strategy<Value = Packed> {
@@ -181,6 +187,7 @@ fn judge_as_any(bytes: &[u8]) -> Result<(), TestCaseError> {
     judge::<ToReceiver>(bytes)?;
     judge::<ToSender>(bytes)?;
     judge::<PeerStatus>(bytes)?;
+    judge::<ClaimAnswer>(bytes)?;
     judge::<Fetched>(bytes)?;
     judge::<TargetStatus>(bytes)?;
     judge::<Record>(bytes)
@@ -203,6 +210,11 @@ proptest! {
         there_and_back(&Taken { bytes })?;
         there_and_back(&peer)?;
         there_and_back(&target)?;
+    }
+
+    #[test]
+    fn claims(epoch in epoch(), relation in relation()) {
+        there_and_back(&ClaimAnswer { epoch, relation })?;
     }
 
     #[test]

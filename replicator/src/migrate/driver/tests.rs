@@ -103,7 +103,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let network = testing::alone();
         let jobs = Arc::new(Jobs::load(dir.path()).unwrap());
-        let vms = Arc::new(Vms::load(dir.path()).unwrap());
+        let vms = Arc::new(Vms::load(dir.path(), dir.path()).unwrap());
         let (handoffs, script) = (Arc::<Handoffs>::default(), Arc::new(script));
         let hold = vms.hold("web", JOB, "migrate").unwrap();
         let mut journal = JournalFile::create(dir.path(), JOB).unwrap();

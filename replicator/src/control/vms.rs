@@ -1,0 +1,282 @@
+//! The control API's part for VMs. Listing them asks all hypervisors at once, and none of them longer than a moment.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path as UrlPath, State};
+use longhaul_proto::handoff::Limits;
+use migrate_driver::{GuestStatus, Mode, StopHow, VmDefinition, VmName};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{Answer, ApiError, Shared, blocking, job, refused};
+use crate::journal::Claim;
+use crate::platform::Platform;
+use crate::vms::{self as defined, VmError};
+use crate::{estimate, jobs, migrate as handoff, ownership, warm};
+
+/// How long a guest has to power down before it is killed.
+const POWERDOWN: Duration = Duration::from_secs(30);
+/// How long a hypervisor has to say how a guest stands. One whose storage is gone never answers.
+const STATUS_WITHIN: Duration = Duration::from_secs(2);
+/// Hypervisors that are asked at once.
+const ASKED_AT_ONCE: usize = 64;
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    status: Value,
+    owner: String,
+    epoch: u64,
+    memory_mib: u32,
+    disks: Vec<PathBuf>,
+    /// What keeps it from being used.
+    error: Option<String>,
+}
+
+pub(super) async fn list(State(platform): Shared) -> Answer {
+    let mut listed = Vec::new();
+    let mut asking = JoinSet::new();
+    for definition in platform.vms.list() {
+        if asking.len() >= ASKED_AT_ONCE {
+            listed.extend(asking.join_next().await.transpose()?.flatten());
+        }
+        let platform = platform.clone();
+        asking.spawn(async move { list_one(&platform, definition).await });
+    }
+    while let Some(one) = asking.join_next().await {
+        listed.extend(one?);
+    }
+    for damaged in platform.vms.damaged() {
+        let (owner, epoch) = owner(&platform, &damaged.name).unwrap_or_else(|| ("-".to_owned(), 0));
+        let error = Some(format!("{}: {}", damaged.path.display(), damaged.why));
+        let (name, status, disks) = (damaged.name, json!("Damaged"), Vec::new());
+        listed.push(Listed { name, status, owner, epoch, memory_mib: 0, disks, error });
+    }
+    listed.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Json(serde_json::to_value(listed)?))
+}
+
+async fn list_one(platform: &Platform, definition: VmDefinition) -> Option<Listed> {
+    let name = definition.name.to_string();
+    let asked = platform.hypervisor.status(&definition.name);
+    let (status, error) = match tokio::time::timeout(STATUS_WITHIN, asked).await {
+        Ok(Ok(status)) => (serde_json::to_value(status).unwrap_or_default(), None),
+        Ok(Err(error)) => (json!("Unknown"), Some(error.to_string())),
+        Err(_) => {
+            let why = format!("its hypervisor does not answer within {} s", STATUS_WITHIN.as_secs());
+            (json!("Unresponsive"), Some(why))
+        }
+    };
+    let (owner, epoch) = owner(platform, &name)?;
+    let disks = definition.disks.into_iter().map(|disk| disk.path).collect();
+    Some(Listed { name, status, owner, epoch, memory_mib: definition.memory_mib, disks, error })
+}
+
+fn owner(platform: &Platform, vm: &str) -> Option<(String, u64)> {
+    let claim = platform.vms.ownership(vm)?;
+    let epoch = claim.epoch().0;
+    let owner = match claim {
+        Claim::Ours(_) => "here".to_owned(),
+        Claim::Theirs(_, peer) => peer,
+        Claim::Undecided(_, peer) => format!("undecided: '{peer}' is asked"),
+        Claim::Removed(_) => "nobody: removed".to_owned(),
+        Claim::Unknown(_, file) => format!("in doubt: {} cannot be read", file.display()),
+    };
+    Some((owner, epoch))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Define {
+    toml: String,
+    /// Where it came from, for messages.
+    file: PathBuf,
+}
+
+pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) -> Answer {
+    let definition = VmDefinition::parse(&define.toml, &define.file)?;
+    let name = definition.name.to_string();
+    let _hold = platform.vms.hold(&name, jobs::new_id(), "define")?;
+    ownership::check_name_is_free(&platform, &name).await?;
+    match platform.hypervisor.status(&definition.name).await? {
+        GuestStatus::Stopped => blocking(move || platform.vms.define(definition)).await??,
+        status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
+    }
+    Ok(Json(json!({ "defined": name })))
+}
+
+/// Takes up a guest that runs here and that somebody else has started.
+pub(super) async fn adopt(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
+    let _hold = platform.vms.hold(&name, jobs::new_id(), "adopt")?;
+    ownership::check_name_is_free(&platform, &name).await?;
+    let vm = VmName::new(name.as_str())?;
+    match platform.hypervisor.discover(&vm).await? {
+        Some(mut definition) => {
+            // The hypervisor does not know it; who adopts a VM anew keeps what was said of it.
+            definition.network = platform.vms.definition(&name).ok().and_then(|known| known.network.clone());
+            blocking(move || platform.vms.define(definition)).await??;
+        }
+        None => {
+            let why = format!(
+                "the hypervisor knows no running guest '{name}'; describe it with `longhaul vm define`"
+            );
+            return Err(refused(why));
+        }
+    }
+    Ok(Json(json!({ "adopted": name })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Remove {
+    #[serde(default)]
+    disks: bool,
+}
+
+pub(super) async fn remove(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    axum::extract::Query(remove): axum::extract::Query<Remove>,
+) -> Answer {
+    let removed = ownership::remove(&platform, &name, remove.disks).await?;
+    look_at_addresses(&platform);
+    Ok(Json(serde_json::to_value(removed)?))
+}
+
+pub(super) async fn start(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
+    let hold = platform.vms.hold(&name, jobs::new_id(), "start")?;
+    let definition = platform.vms.definition(&name)?;
+    let mut answer = json!({ "started": name });
+    // One that has a process here, paused by a full disk perhaps, is gone on with and not started.
+    if platform.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
+        if let Some(warning) = ownership::check(&platform, &name).await? {
+            answer["warning"] = warning.into();
+        }
+    } else {
+        platform.vms.owned(&name)?;
+    }
+    platform.hypervisor.start(&definition).await?;
+    drop(hold);
+    look_at_addresses(&platform);
+    Ok(Json(answer))
+}
+
+fn look_at_addresses(platform: &Platform) {
+    if let Some(addresses) = &platform.addresses {
+        addresses.look();
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Stop {
+    #[serde(default)]
+    kill: bool,
+}
+
+pub(super) async fn stop(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(stop): Json<Stop>,
+) -> Answer {
+    let _hold = platform.vms.hold(&name, jobs::new_id(), "stop")?;
+    let vm = match platform.vms.definition(&name) {
+        Ok(definition) => definition.name,
+        // A guest whose definition was lost can be stopped all the same.
+        Err(VmError::Damaged(_)) => VmName::new(name.as_str())?,
+        Err(error) => return Err(error.into()),
+    };
+    let how = if stop.kill { StopHow::Kill } else { StopHow::Powerdown(POWERDOWN) };
+    platform.hypervisor.stop(&vm, how).await?;
+    Ok(Json(json!({ "stopped": name })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Migrate {
+    to: String,
+    max_downtime_ms: Option<u64>,
+    #[serde(default)]
+    cold: bool,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+pub(super) async fn migrate(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(migrate): Json<Migrate>,
+) -> Answer {
+    let mode = if migrate.cold { Mode::Cold } else { Mode::Live };
+    if migrate.dry_run {
+        let estimate = estimate::estimate(&platform, &name, &migrate.to, mode).await?;
+        return Ok(Json(serde_json::to_value(estimate)?));
+    }
+    let mut limits = Limits::default();
+    if let Some(ms) = migrate.max_downtime_ms {
+        if !(1..=60_000).contains(&ms) {
+            return Err(refused(format!("a downtime of {ms} ms is not within 1 to 60000 ms")));
+        }
+        limits = Limits::with_max_downtime(Duration::from_millis(ms));
+    }
+    check_before_move(&platform, &name, &migrate.to).await?;
+    job(handoff::source::start(&platform, &name, &migrate.to, limits, mode).await?)
+}
+
+/// A guest that runs here only has to be ours in the eyes of where it goes.
+async fn check_before_move(platform: &std::sync::Arc<Platform>, vm: &str, to: &str) -> Result<(), ApiError> {
+    platform.peers.get(to)?;
+    // Another job's hold is told by the work itself, and its VM's ownership may be on its way.
+    if platform.vms.is_held(vm) {
+        return Ok(());
+    }
+    let definition = platform.vms.definition(vm)?;
+    if platform.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
+        ownership::check(platform, vm).await?;
+    } else {
+        ownership::check_against(platform, vm, to).await?;
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Resolve {
+    keep: bool,
+}
+
+pub(super) async fn resolve(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(resolve): Json<Resolve>,
+) -> Answer {
+    let undecided = matches!(platform.vms.ownership(&name), Some(Claim::Undecided(..)));
+    if undecided && platform.handoffs.resolve(&name, resolve.keep) {
+        return Ok(Json(json!({ "resolved": name, "kept": resolve.keep })));
+    }
+    if resolve.keep {
+        let epoch = ownership::keep(&platform, &name).await?;
+        return Ok(Json(json!({ "resolved": name, "kept": true, "epoch": epoch.0 })));
+    }
+    let (owner, epoch) = ownership::give_up(&platform, &name).await?;
+    Ok(Json(json!({ "resolved": name, "kept": false, "owner": owner, "epoch": epoch.0 })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Replicate {
+    to: String,
+}
+
+pub(super) async fn replicate(
+    State(platform): Shared,
+    UrlPath(name): UrlPath<String>,
+    Json(replicate): Json<Replicate>,
+) -> Answer {
+    check_before_move(&platform, &name, &replicate.to).await?;
+    job(blocking(move || warm::start(&platform, &name, &replicate.to)).await??)
+}
+
+/// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.
+pub fn definition_request(path: &Path) -> Result<Value, VmError> {
+    let definition = defined::read_definition(path)?;
+    let toml = definition.to_toml()?;
+    Ok(json!({ "toml": toml, "file": path.to_string_lossy() }))
+}

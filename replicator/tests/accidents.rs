@@ -1,0 +1,491 @@
+//! Accidents of operators, on real daemons without guests: broken files, records that are old, owners that are gone, names
+//! that two use, paths that hang, a log that cannot be written. Hand-offs that have happened are written as journals.
+
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use longhaul_proto::handoff::Record;
+use longhaul_proto::{Epoch, JobId, journal};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A platform with its daemon.
+struct Site {
+    dir: TempDir,
+    port: u16,
+    daemon: RefCell<Option<Child>>,
+}
+
+impl Site {
+    /// Configured, not started.
+    fn new(name: &str) -> Site {
+        let dir = tempfile::Builder::new().prefix("lh-").tempdir_in("/tmp").unwrap();
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = format!("name = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\n");
+        fs::write(dir.path().join("longhaul.toml"), config).unwrap();
+        for below in ["journal", "vms", "identity"] {
+            fs::create_dir(dir.path().join(below)).unwrap();
+        }
+        Site { dir, port, daemon: RefCell::new(None) }
+    }
+
+    fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root().join(path)
+    }
+
+    fn start(&self) {
+        let log = fs::File::options().create(true).append(true).open(self.at("log")).unwrap();
+        self.start_with(log.into());
+    }
+
+    fn start_with(&self, log: Stdio) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.arg("--root").arg(self.root()).arg("daemon").stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(log).spawn().unwrap();
+        let begun = Instant::now();
+        while UnixStream::connect(self.at("run/longhaul.sock")).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "the daemon does not come up");
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!(
+                    "the daemon ended with {status}: {}",
+                    fs::read_to_string(self.at("log")).unwrap_or_default()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        *self.daemon.borrow_mut() = Some(child);
+    }
+
+    /// As SIGTERM ends it.
+    fn stop(&self) {
+        let mut child = self.daemon.borrow_mut().take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < PATIENCE, "SIGTERM does not end the daemon");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn restart(&self) {
+        self.stop();
+        self.start();
+    }
+
+    fn cli(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.arg("--root").arg(self.root()).args(line.split_whitespace()).output().unwrap()
+    }
+
+    /// What a command that succeeds says, as JSON.
+    fn does(&self, line: &str) -> Value {
+        let output = self.cli(&format!("--json {line}"));
+        assert!(output.status.success(), "{line}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// What a command that is refused says.
+    fn refuses(&self, line: &str) -> String {
+        let output = self.cli(line);
+        assert_eq!(output.status.code(), Some(1), "{line}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// A VM's line in `vm list`.
+    fn vm(&self, name: &str) -> Value {
+        let listed = self.does("vm list");
+        listed.as_array().unwrap().iter().find(|vm| vm["name"] == name).cloned().unwrap_or_default()
+    }
+
+    fn define(&self, name: &str) -> PathBuf {
+        let file = self.at(&format!("{name}.definition"));
+        fs::write(&file, self.definition(name)).unwrap();
+        self.does(&format!("vm define {}", file.display()));
+        file
+    }
+
+    fn definition(&self, name: &str) -> String {
+        let disk = self.at("missing.raw");
+        format!(
+            "name = \"{name}\"\nmemory_mib = 64\n[[disks]]\nname = \"root\"\npath = \"{}\"\n",
+            disk.display()
+        )
+    }
+
+    /// A journal, as a daemon that has ended left it.
+    fn journal(&self, job: u8, records: &[Record]) -> PathBuf {
+        let mut bytes = journal::HEADER.to_vec();
+        records.iter().for_each(|record| bytes.extend(journal::encode(record).unwrap()));
+        let path = self.at(&format!("journal/{}.journal", JobId([job; 16])));
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn trust(&self, name: &str, other: &Site) {
+        let identity = other.does("identity");
+        let fingerprint = identity["fingerprint"].as_str().unwrap();
+        self.does(&format!("peer add {name} 127.0.0.1:{} {fingerprint}", other.port));
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.daemon.borrow_mut().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Two platforms that run and trust each other, after what `before` leaves on them.
+fn pair(before: impl FnOnce(&Site, &Site)) -> (Site, Site) {
+    let (a, b) = (Site::new("a"), Site::new("b"));
+    before(&a, &b);
+    a.start();
+    b.start();
+    a.trust("b", &b);
+    b.trust("a", &a);
+    (a, b)
+}
+
+/// The records of a VM that has left for b, at this epoch.
+fn left(vm: &str, epoch: u64) -> Vec<Record> {
+    let started = Record::Started { vm: vm.into(), peer: "b".into(), epoch: Epoch(epoch) };
+    vec![started, Record::Released { epoch: Epoch(epoch + 1) }, Record::Retired]
+}
+
+/// The records of a VM that has come from a.
+fn arrived(vm: &str, epoch: u64) -> Vec<Record> {
+    let accepted =
+        Record::Accepted { vm: vm.into(), peer: "a".into(), epoch: Epoch(epoch), plan: Vec::new() };
+    let owned = Record::Owned { epoch: Epoch(epoch + 1) };
+    vec![accepted, Record::Ready, owned, Record::Resumed, Record::Rebound]
+}
+
+/// b owns the VM `web` since it left a.
+fn moved_to_b(a: &Site, b: &Site) {
+    a.journal(1, &left("web", 1));
+    b.journal(1, &arrived("web", 1));
+    for site in [a, b] {
+        fs::write(site.at("vms/web.toml"), site.definition("web")).unwrap();
+    }
+}
+
+fn has(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+}
+
+#[test]
+fn broken_files_are_left_out_and_told_and_everything_else_works() {
+    let (a, b) = pair(|_, _| ());
+    a.define("web");
+    a.define("db");
+    a.stop();
+    fs::write(a.at("vms/db.toml"), "").unwrap();
+    fs::write(a.at("vms/x.toml"), "").unwrap();
+    fs::create_dir(a.at("vms/old.toml")).unwrap();
+    fs::create_dir(a.at("vms/lost+found")).unwrap();
+    fs::create_dir(a.at("journal/lost+found")).unwrap();
+    fs::copy(a.at("vms/web.toml"), a.at("vms/web (copy).toml")).unwrap();
+    fs::write(a.at("journal/00112233445566778899aabbccddeeff.journal"), [0; 4096]).unwrap();
+    fs::write(a.at("journal/00112233445566778899aabbccddeefe.journal"), "").unwrap();
+    fs::write(a.at("journal/00112233445566778899aabbccddeeff.json"), "").unwrap();
+    fs::write(a.at("identity/peers.toml"), "[b]\naddress = 7\n").unwrap();
+    a.start();
+    assert_eq!(a.vm("web")["status"], "Stopped");
+    assert_eq!(a.vm("web")["owner"], "here");
+    for name in ["db", "x", "old", "web (copy)"] {
+        let vm = a.vm(name);
+        assert_eq!(vm["status"], "Damaged", "{name}");
+        has(vm["error"].as_str().unwrap(), &[&format!("{name}.toml")]);
+    }
+    let log = fs::read_to_string(a.at("log")).unwrap();
+    has(&log, &["db.toml", "old.toml", "peer 'b' is left out"]);
+    has(&a.does("peer list").to_string(), &["\"b\"", "fingerprint"]);
+    has(&a.refuses("vm start db"), &["db.toml", "vm define"]);
+    a.define("db");
+    assert_eq!(a.vm("db")["status"], "Stopped");
+    a.does("vm remove x");
+    assert_eq!(a.vm("x"), Value::Null);
+    a.trust("b", &b);
+    assert!(a.does("peer ask b")["calls_itself"] == "b");
+    a.restart();
+    assert_eq!(a.does("peer list").as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_vm_is_not_started_where_it_was_restored_from_a_backup() {
+    let (a, b) = pair(|a, b| {
+        moved_to_b(a, b);
+        fs::remove_file(a.at(&format!("journal/{}.journal", JobId([1; 16])))).unwrap();
+    });
+    assert_eq!((&a.vm("web")["owner"], &b.vm("web")["owner"]), (&json!("here"), &json!("here")));
+    for line in ["vm start web", "replicate web --to b", "migrate web --to b"] {
+        has(&a.refuses(line), &["'b' owns it at epoch 2", "longhaul resolve web --give-up"]);
+    }
+    has(&a.refuses("resolve web --keep"), &["'b' answers that it owns it", "longhaul migrate web"]);
+    has(&b.refuses("resolve web --give-up"), &["no peer answers that it owns it"]);
+    assert_eq!(a.does("resolve web --give-up")["owner"], "b");
+    for start in 0..2 {
+        assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("b"), &json!(2)), "start {start}");
+        has(&a.refuses("vm start web"), &["belongs to peer 'b'"]);
+        a.restart();
+    }
+    // Its own VMs start, also when nobody answers; only the image is missing here.
+    b.stop();
+    a.define("db");
+    let begun = Instant::now();
+    has(&a.refuses("vm start db"), &["missing.raw"]);
+    assert!(begun.elapsed() < PATIENCE);
+    has(&fs::read_to_string(a.at("log")).unwrap(), &["VM 'db'", "do not answer"]);
+}
+
+#[test]
+fn a_vm_whose_owner_is_gone_is_taken_back_and_a_returning_owner_loses() {
+    let (a, b) = pair(moved_to_b);
+    has(&a.refuses("vm start web"), &["belongs to peer 'b'", "longhaul resolve web --keep"]);
+    has(&a.refuses("resolve web --keep"), &["'b' answers that it owns it"]);
+    b.stop();
+    assert_eq!(a.does("resolve web --keep")["epoch"], 4);
+    has(&a.refuses("resolve web --keep"), &["nothing to resolve"]);
+    a.define("web");
+    has(&a.refuses("vm start web"), &["missing.raw"]);
+    a.restart();
+    assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("here"), &json!(4)));
+    b.start();
+    has(&b.refuses("vm start web"), &["'a' owns it at epoch 4", "--give-up"]);
+    assert_eq!(b.does("resolve web --give-up")["owner"], "a");
+    // A peer that was removed is not asked.
+    b.does("peer remove a");
+    assert_eq!(b.does("resolve web --keep")["epoch"], 6);
+}
+
+#[test]
+fn a_vm_released_to_a_platform_that_burned_down_at_that_moment_is_taken_back() {
+    let (a, b) = pair(|_, _| ());
+    b.stop();
+    a.stop();
+    fs::write(a.at("vms/web.toml"), a.definition("web")).unwrap();
+    a.journal(1, &left("web", 1)[..2]);
+    a.start();
+    assert_eq!(a.cli("vm start web").status.code(), Some(4), "its job still tells b");
+    assert_eq!(a.does("resolve web --keep")["epoch"], 4);
+    a.define("web");
+    has(&a.refuses("vm start web"), &["missing.raw"]);
+    a.restart();
+    assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("here"), &json!(4)));
+}
+
+#[test]
+fn a_removed_vm_frees_its_name_and_its_successor_is_newer() {
+    let (a, b) = pair(moved_to_b);
+    let file = a.at("web.definition");
+    fs::write(&file, a.definition("web")).unwrap();
+    let define = format!("vm define {}", file.display());
+    has(&a.refuses(&define), &["belongs to peer 'b'"]);
+    fs::create_dir_all(b.at("images/web")).unwrap();
+    fs::write(b.at("images/web/root.raw"), [7; 4096]).unwrap();
+    fs::write(b.at("elsewhere.raw"), [7; 4096]).unwrap();
+    let (own, other) = (b.at("images/web/root.raw"), b.at("elsewhere.raw"));
+    let disks = format!(
+        "name = \"web\"\nmemory_mib = 64\n[[disks]]\nname = \"root\"\npath = \"{}\"\n[[disks]]\nname = \"data\"\npath = \"{}\"\n",
+        own.display(),
+        other.display()
+    );
+    fs::write(b.at("new.definition"), disks).unwrap();
+    b.does(&format!("vm define {}", b.at("new.definition").display()));
+    let removed = b.does("vm remove web --disks");
+    assert_eq!((&removed["deleted"], &removed["kept"]), (&json!([own]), &json!([other])));
+    assert!(!own.exists() && other.exists());
+    assert_eq!(b.vm("web"), Value::Null);
+    has(&b.refuses("vm remove web"), &["no VM 'web'"]);
+    a.does(&define);
+    assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("here"), &json!(3)));
+    b.restart();
+    has(&a.refuses("vm start web"), &["missing.raw"]);
+    // Where it is not defined anew, an older offer stays refused: its epoch is remembered.
+    assert_eq!(b.does("vm list"), json!([]));
+    b.define("web");
+    assert_eq!(b.vm("web")["epoch"], 3);
+}
+
+#[test]
+fn a_vm_in_doubt_starts_when_every_peer_answers_or_a_person_decides() {
+    let (a, b) = pair(|a, _| {
+        fs::write(a.at("vms/web.toml"), a.definition("web")).unwrap();
+        fs::write(a.at("vms/db.toml"), a.definition("db")).unwrap();
+        fs::write(a.at("journal/00112233445566778899aabbccddeeff.journal"), "#!/bin/sh\n").unwrap();
+    });
+    has(a.vm("web")["owner"].as_str().unwrap(), &["in doubt", "00112233445566778899aabbccddeeff.journal"]);
+    b.stop();
+    let message = a.refuses("vm start web");
+    has(
+        &message,
+        &["00112233445566778899aabbccddeeff.journal", "do not answer: b", "longhaul resolve web --keep"],
+    );
+    assert_eq!(a.does("resolve db --keep")["epoch"], 3);
+    b.start();
+    has(&a.refuses("vm start web"), &["missing.raw"]);
+    a.restart();
+    for vm in ["web", "db"] {
+        assert_eq!((&a.vm(vm)["owner"], &a.vm(vm)["epoch"]), (&json!("here"), &json!(3)), "{vm}");
+    }
+}
+
+#[test]
+fn a_push_replaces_no_base_of_another_maker() {
+    let (a, b) = pair(|_, _| ());
+    let noise = |seed: u8| -> Vec<u8> {
+        let mut hash = blake3::Hasher::new();
+        let mut bytes = vec![0; 3 << 20];
+        hash.update(&[seed]).finalize_xof().fill(&mut bytes);
+        bytes
+    };
+    let images = [1, 2, 3].map(|seed| {
+        let path = a.at(&format!("{seed}.raw"));
+        fs::write(&path, noise(seed)).unwrap();
+        path.display().to_string()
+    });
+    let root = |site: &Site, name: &str| {
+        let bases = site.does("base list");
+        bases.as_array().unwrap().iter().find(|base| base["name"] == name).unwrap()["root"].clone()
+    };
+    b.does(&format!("base add gold {}", images[0]));
+    a.does(&format!("base add gold {}", images[1]));
+    let before = root(&b, "gold");
+    let used = |site: &Site| site.does("store stats");
+    let stats = used(&b);
+    has(&a.refuses("base push gold b"), &["cannot replace base 'gold'", "longhaul base remove gold"]);
+    assert_eq!((root(&b, "gold"), used(&b)), (before.clone(), stats), "nothing was sent");
+    a.does(&format!("base add gold {}", images[0]));
+    a.does("base push gold b");
+    assert_eq!(root(&b, "gold"), before, "the same base is no other");
+    // What a pushed itself it may replace, also after a restart; the same base under b's own hand is b's.
+    a.does(&format!("base add silver {}", images[1]));
+    a.does("base push silver b");
+    b.restart();
+    a.does(&format!("base add silver {}", images[2]));
+    a.does("base push silver b");
+    assert_eq!(root(&a, "silver"), root(&b, "silver"));
+    b.does(&format!("base add silver {}", images[0]));
+    has(&a.refuses("base push silver b"), &["cannot replace base 'silver'"]);
+    b.does("base remove silver");
+    a.does("base push silver b");
+    assert_eq!(root(&a, "silver"), root(&b, "silver"));
+}
+
+#[test]
+fn a_pipe_or_a_path_that_is_no_text_is_refused_and_harms_nobody() {
+    let a = Site::new("a");
+    a.start();
+    let pipe = a.at("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.display();
+    for line in [format!("base add x {pipe}"), format!("image send {pipe} b"), format!("store import {pipe}")]
+    {
+        has(&a.refuses(&line), &["named pipe"]);
+    }
+    let latin = a.at("x").with_file_name(std::ffi::OsStr::from_bytes(b"sauvegarde-\xe9t\xe9.raw"));
+    fs::write(&latin, [1; 4096]).unwrap();
+    let run = |before: &[&str], after: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.arg("--root").arg(a.root()).args(before).arg(&latin).args(after).output().unwrap()
+    };
+    for (before, after) in [
+        (&["base", "add", "x"][..], &[][..]),
+        (&["image", "send"], &["b:x"]),
+        (&["base", "restore", "x"], &[]),
+        (&["replica", "restore", "x"], &[]),
+        (&["store", "export"], &[]),
+        (&["store", "import"], &[]),
+        (&["vm", "define"], &[]),
+    ] {
+        let output = run(before, after);
+        assert_eq!(output.status.code(), Some(2), "{before:?}: {output:?}");
+        has(&String::from_utf8_lossy(&output.stderr), &["not UTF-8"]);
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_ends_nothing() {
+    let a = Site::new("a");
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    a.start_with(full());
+    a.define("web");
+    fs::write(a.at("x.raw"), [1; 4096]).unwrap();
+    a.does(&format!("base add x {}", a.at("x.raw").display()));
+    has(&a.refuses("vm start web"), &["missing.raw"]);
+    for line in ["vm list", "example-config", "--json job list", "--help", "vm start web"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.arg("--root").arg(a.root()).args(line.split_whitespace()).stdout(full()).stderr(full());
+        assert!(command.status().unwrap().code().unwrap() <= 1, "{line}");
+    }
+    a.stop();
+    // Nobody reads the log.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut filled = writer.try_clone().unwrap();
+    rustix::io::ioctl_fionbio(&filled, true).unwrap();
+    while filled.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&filled, false).unwrap();
+    drop(filled);
+    a.start_with(writer.into());
+    a.does(&format!("base add y {}", a.at("x.raw").display()));
+    assert_eq!(a.vm("web")["status"], "Stopped");
+    a.stop();
+    drop(reader);
+}
+
+#[test]
+fn a_hypervisor_that_does_not_answer_hides_no_other_vm() {
+    let a = Site::new("a");
+    a.start();
+    a.define("web");
+    a.define("other");
+    fs::create_dir_all(a.at("run/vm/web")).unwrap();
+    // A monitor that never says a word.
+    let _silent = UnixListener::bind(a.at("run/vm/web/qmp.sock")).unwrap();
+    let begun = Instant::now();
+    assert_eq!(a.vm("other")["status"], "Stopped");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(a.vm("web")["status"], "Unresponsive");
+}
+
+#[test]
+fn two_hundred_vms_are_listed_at_once() {
+    let a = Site::new("a");
+    for number in 0..200 {
+        let name = format!("vm{number}");
+        fs::write(a.at(&format!("vms/{name}.toml")), a.definition(&name)).unwrap();
+        a.journal(number as u8, &left(&name, 1));
+    }
+    a.start();
+    let took = (0..10).map(|_| {
+        let begun = Instant::now();
+        let mut socket = UnixStream::connect(a.at("run/longhaul.sock")).unwrap();
+        socket.write_all(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.matches("\"status\":\"Stopped\"").count(), 200);
+        begun.elapsed()
+    });
+    let fastest = took.min().unwrap();
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+}

@@ -1,0 +1,84 @@
+//! Accidents of operators with a real guest: a VM that moved and was decommissioned, records that are old, and a hypervisor
+//! that hangs.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{PATIENCE, Scene, Setting, VM, status, turn};
+use harness::guest::DISK;
+use harness::platform::CliOutcome;
+use rustix::process::{Pid, Signal, kill_process};
+
+fn told(outcome: &CliOutcome, words: &[&str]) {
+    let message = format!("{}{}", outcome.stderr, outcome.stdout);
+    words.iter().for_each(|word| assert!(message.contains(word), "no {word:?} in {outcome:?}"));
+}
+
+/// The VM ends on `b`, is removed there, and a new one of its name begins on `a` and moves to `b`.
+#[test]
+fn a_name_is_free_again_once_its_vm_was_removed() -> Result<()> {
+    let turn = turn("a_name_is_free_again_once_its_vm_was_removed");
+    let scene = Scene::boot(Setting::default())?;
+    let [a, b] = &scene.sites;
+    scene.migrate(0, 1)?;
+    told(&b.cli_fails(&["vm", "remove", VM])?, &["stop it first", "longhaul vm stop"]);
+    b.cli(&["vm", "stop", VM, "--kill"])?;
+    b.cli(&["vm", "remove", VM])?;
+    assert!(b.image(VM, DISK).exists(), "images stay");
+    assert_eq!(status(b, VM)?, None);
+    a.start_guest(&scene.guest)?;
+    scene.migrate(0, 1)?;
+    assert_eq!(scene.owner()?, 1);
+    b.cli(&["vm", "stop", VM, "--kill"])?;
+    b.cli(&["vm", "remove", VM, "--disks"])?;
+    assert!(!b.image(VM, DISK).exists());
+    scene.over();
+    turn.say("the second VM of that name moved too");
+    Ok(())
+}
+
+/// `a` is put back to the state before the move: it does not start what runs on `b`, and gets it back by a move only.
+#[test]
+fn a_platform_restored_from_a_backup_starts_nothing_twice() -> Result<()> {
+    let _turn = turn("a_platform_restored_from_a_backup_starts_nothing_twice");
+    let mut scene = Scene::boot(Setting::default())?;
+    scene.migrate(0, 1)?;
+    scene.settle()?;
+    scene.sites[0].kill9()?;
+    let journal = scene.sites[0].root().join("journal");
+    fs::remove_dir_all(&journal)?;
+    scene.sites[0].start()?;
+    let [a, b] = &scene.sites;
+    for line in [&["vm", "start", VM][..], &["migrate", VM, "--to", "b"], &["replicate", VM, "--to", "b"]] {
+        told(&a.cli_fails(line)?, &["'b' owns it at epoch 2", "--give-up"]);
+    }
+    told(&b.cli_fails(&["migrate", VM, "--to", "a"])?, &["epoch"]);
+    a.cli(&["resolve", VM, "--give-up"])?;
+    assert_eq!(scene.owner()?, 1);
+    scene.migrate(1, 0)?;
+    assert_eq!(scene.owner()?, 0);
+    scene.lives()?;
+    scene.over();
+    Ok(())
+}
+
+/// A QEMU that hangs is listed as such beside the others, and can be killed.
+#[test]
+fn a_hypervisor_that_hangs_is_seen_and_killed() -> Result<()> {
+    let _turn = turn("a_hypervisor_that_hangs_is_seen_and_killed");
+    let scene = Scene::boot(Setting::default())?;
+    let site = &scene.sites[0];
+    let qemu = site.qemu(VM).and_then(Pid::from_raw).context("a QEMU that runs")?;
+    assert_eq!(status(site, VM)?.as_deref(), Some("Running"));
+    kill_process(qemu, Signal::STOP)?;
+    let begun = Instant::now();
+    let seen = status(site, VM)?;
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(seen.as_deref(), Some("Unresponsive"));
+    site.cli(&["vm", "stop", VM, "--kill"])?;
+    ensure!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert_eq!(status(site, VM)?.as_deref(), Some("Stopped"));
+    scene.over();
+    Ok(())
+}
