@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use chunkstore::RawImage;
-use longhaul_proto::wire::Target;
+use longhaul_proto::Epoch;
+use longhaul_proto::wire::{Judgement, Open, Target};
 use migrate_driver::{DiskFormat, Mode};
+use quinn::Connection;
 use serde::Serialize;
 
+use crate::disks::Cut;
+use crate::migrate::PlanError;
 use crate::migrate::source::{MigrateError, plan};
-use crate::net::NetError;
+use crate::net::{self, NetError};
 use crate::platform::Platform;
 use crate::transfer::sender::Sender;
 use crate::transfer::{Counters, TransferError};
@@ -23,6 +26,14 @@ pub enum EstimateError {
     /// The peer.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// It would not take the VM.
+    #[error("'{peer}' would refuse: {reason}")]
+    Unfit {
+        /// The peer.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
     /// Asking it.
     #[error("asking what the peer lacks of disk '{disk}': {source}")]
     Transfer {
@@ -72,20 +83,24 @@ pub async fn estimate(
     peer: &str,
     mode: Mode,
 ) -> Result<Estimate, EstimateError> {
-    let epoch = platform.vms.owned(vm).map_err(MigrateError::from)?.next().0;
-    let plan = plan(platform, vm).await?;
-    platform.hypervisor.check_movable(&plan.definition, mode).await.map_err(MigrateError::from)?;
+    let owned = platform.vms.owned(vm).map_err(MigrateError::from)?;
+    let definition = platform.vms.definition(vm).map_err(MigrateError::from)?;
+    platform.hypervisor.check_movable(&definition, mode).await.map_err(MigrateError::from)?;
+    let (plan, seen) = plan(platform, vm).await?;
     let connection = platform.network.dial(peer).await?;
+    judge(&connection, peer, vm, owned, plan.encode().map_err(MigrateError::from)?).await?;
     let mut disks = Vec::new();
-    for (disk, definition) in plan.disks.iter().zip(&plan.definition.disks) {
+    for (index, (disk, definition)) in plan.disks.iter().zip(&plan.definition.disks).enumerate() {
         // What only its hypervisor can read counts as to be sent, all of it.
         let (data_bytes, held_bytes) = match definition.format {
             DiskFormat::Qcow2 => (disk.data_bytes, 0),
             DiskFormat::Raw => {
                 let failed = |source| EstimateError::Transfer { disk: disk.name.clone(), source };
                 let path = definition.path.display().to_string();
-                let image = RawImage::open_read(&definition.path)
-                    .map_err(|source| failed(TransferError::Image { image: path.clone(), source }))?;
+                let (opened, seen) = (definition.clone(), seen.get(index).copied().flatten());
+                let image = tokio::task::spawn_blocking(move || Cut::open(&opened, seen));
+                let image = image.await.map_err(|_| MigrateError::Worker)?.map_err(PlanError::from);
+                let image = image.map_err(MigrateError::from)?;
                 let counters = Arc::new(Counters::default());
                 let target = Target::Estimate { vm: vm.to_owned(), disk: disk.name.clone() };
                 let settings = platform.transfer_settings();
@@ -108,5 +123,22 @@ pub async fn estimate(
     let memory_bytes = u64::from(plan.definition.memory_mib) << 20;
     let phases =
         vec!["prepare", "bulk", "precopy", "memory", "switchover", "release", "resume", "rebind", "done"];
+    let epoch = owned.next().0;
     Ok(Estimate { vm: vm.to_owned(), to: peer.to_owned(), epoch, phases, memory_bytes, disks })
+}
+
+/// Asks the peer whether it would take the VM. One that does not know the question says nothing.
+async fn judge(
+    connection: &Connection,
+    peer: &str,
+    vm: &str,
+    epoch: Epoch,
+    plan: Vec<u8>,
+) -> Result<(), EstimateError> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(NetError::from)?;
+    net::send(&mut send, &Open::Judge { vm: vm.to_owned(), epoch, plan }).await?;
+    match net::expect(&mut recv).await {
+        Ok(Judgement::Unfit { reason }) => Err(EstimateError::Unfit { peer: peer.to_owned(), reason }),
+        Ok(Judgement::Fit) | Err(_) => Ok(()),
+    }
 }

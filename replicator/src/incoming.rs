@@ -84,22 +84,49 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Whether the VM can come in, as far as that can be known before anything moves: the files it boots from, the places
+    /// of its disks, and whether the hypervisor can run it. Changes nothing. `progress` is called whenever more of that
+    /// is known.
+    pub async fn judge(
+        platform: &Arc<Platform>,
+        plan: &Plan,
+        lease: &Lease,
+        progress: impl Fn() + Send + 'static,
+    ) -> Result<(), IncomingError> {
+        let (at, looked_at, work) = (platform.clone(), plan.clone(), lease.clone());
+        let looked = lease.run_blocking(move || {
+            let definition = landing::local_definition(&at, &looked_at);
+            for file in &looked_at.boot_files {
+                work.check().map_err(|_| IncomingError::Worker)?;
+                check_boot_file(file)?;
+                progress();
+            }
+            for (disk, planned) in definition.disks.iter().zip(&looked_at.disks) {
+                Landing::check(&at, &definition.name, planned, &disk.path)?;
+            }
+            Ok::<_, IncomingError>(definition)
+        });
+        let definition = looked.await.map_err(|_| IncomingError::Worker)??;
+        let sizes: Vec<_> = plan.disks.iter().map(|disk| disk.size).collect();
+        Ok(platform.hypervisor.probe(&definition, &sizes, plan.facts.as_ref()).await?)
+    }
+
     /// Judges the plan and creates the images, from whatever there is of the VM's disks: an image that was left here,
-    /// a replica. `progress` is called whenever more of that is done.
+    /// a replica.
     pub async fn prepare(
         platform: &Arc<Platform>,
         plan: &Plan,
         job: JobId,
         lease: &Lease,
-        progress: impl Fn() + Send + 'static,
+        progress: impl Fn() + Clone + Send + 'static,
     ) -> Result<Self, IncomingError> {
+        Incoming::judge(platform, plan, lease, progress.clone()).await?;
         let (at, plan, work) = (platform.clone(), plan.clone(), lease.clone());
         let prepared = lease.run_blocking(move || {
-            for file in &plan.boot_files {
-                check_boot_file(file)?;
-                progress();
-            }
             let mut definition = landing::local_definition(&at, &plan);
+            if let Some(facts) = &plan.facts {
+                definition = facts.pinned(&definition);
+            }
             let mut disks = Vec::new();
             for (disk, planned) in definition.disks.iter_mut().zip(&plan.disks) {
                 work.check().map_err(|_| IncomingError::Worker)?;

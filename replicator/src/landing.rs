@@ -151,6 +151,18 @@ pub(crate) fn existing_image(platform: &Platform, vm: &str, disk: &str) -> Optio
     candidates.into_iter().flatten().find_map(|path| RawImage::open_read(path).ok())
 }
 
+/// What there is where a disk is to stand.
+pub(crate) enum There {
+    /// Nothing.
+    Nothing,
+    /// A file that is not known to be this VM's: it stays, and the disk stands beside it.
+    Foreign,
+    /// The VM's image of earlier.
+    Image(RawImage),
+    /// The VM's device, of the right size.
+    Device,
+}
+
 /// The image of one disk on its way in.
 pub(crate) struct Landing {
     image: Arc<RawImage>,
@@ -158,9 +170,39 @@ pub(crate) struct Landing {
 }
 
 impl Landing {
-    /// Looks at what `path` leads to and opens the image to be written: a device in place, anything else beside `path`,
-    /// under a name of the job's own. Costs no more than a look: where the file system cannot share blocks, what there
-    /// is of the disk is not copied but read while the transfer goes on.
+    /// Looks at what `path` leads to, and whether the disk can stand there. Changes nothing.
+    pub(crate) fn check(
+        platform: &Platform,
+        vm: &VmName,
+        disk: &PlanDisk,
+        path: &Path,
+    ) -> Result<There, LandingError> {
+        let kind = match fs::metadata(path) {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
+            Err(error) => return Err(at("look at", path)(error)),
+        };
+        if platform.vms.definition(vm.as_str()).is_err() {
+            if kind.is_block_device() {
+                return Err(LandingError::ForeignDevice { path: path.to_owned(), vm: vm.to_string() });
+            }
+            return Ok(There::Foreign);
+        }
+        check_free(platform, vm, path)?;
+        let image = RawImage::open_read(path).map_err(at("open", path))?;
+        if !kind.is_block_device() {
+            return Ok(There::Image(image));
+        }
+        if image.size() != disk.size {
+            let (path, vm, has) = (path.to_owned(), vm.to_string(), image.size());
+            return Err(LandingError::DeviceSize { path, vm, has, needs: disk.size });
+        }
+        Ok(There::Device)
+    }
+
+    /// Opens the image to be written: a device in place, anything else beside `path`, under a name of the job's own. Costs
+    /// no more than a look: where the file system cannot share blocks, what there is of the disk is not copied but read
+    /// while the transfer goes on.
     pub(crate) fn prepare(
         platform: &Platform,
         vm: &VmName,
@@ -168,27 +210,19 @@ impl Landing {
         path: &Path,
         job: JobId,
     ) -> Result<Self, LandingError> {
-        let there = match fs::metadata(path) {
-            Ok(metadata) => Some(metadata.file_type()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(at("look at", path)(error)),
-        };
-        let is_device = there.is_some_and(|kind| kind.is_block_device());
-        let is_known = platform.vms.definition(vm.as_str()).is_ok();
-        if there.is_some() && is_known {
-            check_free(platform, vm, path)?;
-        }
-        if is_device {
-            if !is_known {
-                return Err(LandingError::ForeignDevice { path: path.to_owned(), vm: vm.to_string() });
+        let old = match Landing::check(platform, vm, disk, path)? {
+            There::Device => {
+                let image = RawImage::open_write(path).map_err(at("open", path))?;
+                return Ok(Landing { image: Arc::new(image), like: None });
             }
-            return Landing::on_device(vm, disk, path);
-        }
+            There::Image(image) => Some(image),
+            There::Nothing | There::Foreign => None,
+        };
         let dir = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(at("create", dir))?;
-        let old = (there.is_some() && is_known).then(|| path.to_owned());
-        let like = old.or_else(|| platform.replicas.image(vm.as_str(), &disk.name));
-        let like = like.map(|path| RawImage::open_read(&path).map_err(at("open", &path))).transpose()?;
+        let replica = || platform.replicas.image(vm.as_str(), &disk.name);
+        // A replica that cannot be read is no reason to refuse: its bytes are sent.
+        let like = old.or_else(|| RawImage::open_read(replica()?).ok());
         let (target, left) = (incoming(path, job), partial(path));
         let is_usable = RawImage::open_write(&left).is_ok_and(|left| left.size() == disk.size);
         if is_usable {
@@ -210,15 +244,6 @@ impl Landing {
         }
         files::sync_dir(dir).map_err(at("make durable", dir))?;
         Ok(Landing { image: Arc::new(image), like: like.map(Arc::new) })
-    }
-
-    fn on_device(vm: &VmName, disk: &PlanDisk, path: &Path) -> Result<Self, LandingError> {
-        let image = RawImage::open_write(path).map_err(at("open", path))?;
-        if image.size() != disk.size {
-            let (path, vm, has) = (path.to_owned(), vm.to_string(), image.size());
-            return Err(LandingError::DeviceSize { path, vm, has, needs: disk.size });
-        }
-        Ok(Landing { image: Arc::new(image), like: None })
     }
 
     /// The image to be written, under the name that it has meanwhile.

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod disks;
 pub mod estimate;
 pub mod failpoint;
 pub mod files;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use chunkstore::{ImageTree, RawImage, ReadImage};
+use chunkstore::{ImageTree, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
 use longhaul_proto::wire::{FINAL_MARK, Open, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
@@ -14,6 +14,7 @@ use migrate_driver::{
 };
 
 use crate::address;
+use crate::disks::{self, Cut, DiskError};
 use crate::jobs::JobHandle;
 use crate::lease::{Lease, Leased, Revoked};
 use crate::migrate::link::Link;
@@ -58,6 +59,18 @@ pub enum OutgoingError {
         /// Why.
         reason: String,
     },
+    /// A disk of the guest.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Somebody has changed a disk's size.
+    #[error("disk '{disk}' has another size than when the migration began: try again")]
+    Resized {
+        /// Which.
+        disk: String,
+    },
+    /// A thread of ours broke.
+    #[error("a worker of the migration ended unexpectedly")]
+    Worker,
     /// The migration is being undone.
     #[error(transparent)]
     Revoked(#[from] Revoked),
@@ -133,15 +146,23 @@ impl Outgoing {
     /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
     pub async fn copy_disks(&self, lease: &Lease) -> Result<u64, OutgoingError> {
         let connection = self.link.connection().await?;
+        let seen = match &self.plan {
+            Some(plan) => disks::seen(&*self.platform.hypervisor, &plan.definition).await?,
+            None => return Err(OutgoingError::NotOpen),
+        };
         let overlays = self.tap_disks().await?;
         let mut open = self.open.lock().await;
         for (index, ((disk, definition), overlay)) in self.disks.iter().zip(overlays).enumerate() {
             let image: Arc<dyn ReadImage> = match definition.format {
+                // Of the file that the guest writes to, as it is now.
                 DiskFormat::Raw => {
-                    let path = &definition.path;
-                    let io =
-                        |source| OutgoingError::Io { what: format!("opening {}", path.display()), source };
-                    Arc::new(RawImage::open_read(path).map_err(io)?)
+                    let (definition, seen) = (definition.clone(), seen.get(index).copied().flatten());
+                    let opened = lease.run_blocking(move || Cut::open(&definition, seen));
+                    let image = opened.await.map_err(|_| OutgoingError::Worker)??;
+                    if image.size() != disk.size {
+                        return Err(OutgoingError::Resized { disk: disk.name.clone() });
+                    }
+                    Arc::new(image)
                 }
                 // What only its hypervisor can read it has copied to the overlay, and goes on from there.
                 DiskFormat::Qcow2 => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{DestinationInput, Message};
 use longhaul_proto::wire::{
-    self, Open, PeerStatus, PermitAnswer, Refusal, RefusalKind, Target, TargetStatus,
+    self, Judgement, Open, PeerStatus, PermitAnswer, Refusal, RefusalKind, Target, TargetStatus,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
@@ -185,6 +185,14 @@ async fn serve_bi(
             let version = env!("CARGO_PKG_VERSION").to_owned();
             let gateway = platform.addresses.as_ref().map(|addresses| addresses.address().octets());
             net::send(&mut send, &PeerStatus { name, version, free_bytes, gateway }).await?;
+            let _ = send.finish();
+        }
+        Open::Judge { vm, epoch, plan } => {
+            let judgement = match destination::judge(platform, &vm, epoch, &plan).await {
+                Ok(()) => Judgement::Fit,
+                Err(error) => Judgement::Unfit { reason: error.to_string() },
+            };
+            net::send(&mut send, &judgement).await?;
             let _ = send.finish();
         }
         Open::Permit(request) => {

@@ -110,9 +110,19 @@ pub enum OfferError {
         /// Who owns it then.
         owner: String,
     },
+    /// It cannot come in.
+    #[error(transparent)]
+    Incoming(#[from] IncomingError),
     /// A thread of ours broke.
     #[error("a worker of the migration ended unexpectedly")]
     Worker,
+}
+
+/// Whether an offer would be taken up and could be carried out, as far as that can be known. Changes nothing.
+pub async fn judge(platform: &Arc<Platform>, vm: &str, epoch: Epoch, plan: &[u8]) -> Result<(), OfferError> {
+    let plan = check_plan(platform, vm, plan)?;
+    check_owner(platform, vm, epoch)?;
+    Ok(Incoming::judge(platform, &plan, &Lease::new(), || ()).await?)
 }
 
 /// Takes up an offer: from here on the hand-off decides. The same offer again is left alone.
@@ -123,14 +133,7 @@ pub async fn offered(
     connection: &Connection,
     (vm, epoch, plan_bytes): (String, Epoch, Vec<u8>),
 ) -> Result<(), OfferError> {
-    let plan = Plan::decode(&vm, &plan_bytes)?;
-    let (ours, binary) = (platform.config.hypervisor, &plan.definition.qemu.binary);
-    if (ours == HypervisorKind::Xen) != plan.definition.xen.is_some() {
-        return Err(OfferError::Hypervisor { vm, ours });
-    }
-    if ours == HypervisorKind::Qemu && !platform.config.qemu_binaries.contains(binary) {
-        return Err(OfferError::Binary { vm, binary: binary.clone() });
-    }
+    let plan = check_plan(platform, &vm, &plan_bytes)?;
     // Before anything else of the job, so that an offer that comes twice is taken up once.
     let Some(entry) = Entry::new(platform, job, peer, &vm, Some(connection.clone())) else { return Ok(()) };
     let machine = Destination::new(vm.clone(), peer.to_owned(), epoch, plan_bytes);
@@ -149,6 +152,19 @@ pub async fn offered(
     }
 }
 
+/// The plan, if this platform may run what it describes.
+fn check_plan(platform: &Platform, vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
+    let (plan, vm) = (Plan::decode(vm, bytes)?, vm.to_owned());
+    let (ours, binary) = (platform.config.hypervisor, &plan.definition.qemu.binary);
+    if (ours == HypervisorKind::Xen) != plan.definition.xen.is_some() {
+        return Err(OfferError::Hypervisor { vm, ours });
+    }
+    if ours == HypervisorKind::Qemu && !platform.config.qemu_binaries.contains(binary) {
+        return Err(OfferError::Binary { vm, binary: binary.clone() });
+    }
+    Ok(plan)
+}
+
 /// Takes hold of the VM, if this platform may take it, and makes the journal of its hand-off.
 async fn admit(
     platform: &Arc<Platform>,
@@ -157,6 +173,14 @@ async fn admit(
     epoch: Epoch,
 ) -> Result<(Hold, JournalFile), OfferError> {
     let hold = platform.vms.hold(vm, job, "incoming migration")?;
+    check_owner(platform, vm, epoch)?;
+    let dir = platform.layout.journal();
+    let created = tokio::task::spawn_blocking(move || JournalFile::create(&dir, job));
+    Ok((hold, created.await.map_err(|_| OfferError::Worker)??))
+}
+
+/// Whether this platform may take the VM from who owns it at `epoch`.
+fn check_owner(platform: &Platform, vm: &str, epoch: Epoch) -> Result<(), OfferError> {
     let vm = vm.to_owned();
     match platform.vms.ownership(&vm) {
         None => {}
@@ -173,9 +197,7 @@ async fn admit(
         Some(Claim::Ours(epoch)) => return Err(VmError::Ours { vm, epoch }.into()),
         Some(Claim::Undecided(_, peer)) => return Err(VmError::Undecided { vm, peer }.into()),
     }
-    let dir = platform.layout.journal();
-    let created = tokio::task::spawn_blocking(move || JournalFile::create(&dir, job));
-    Ok((hold, created.await.map_err(|_| OfferError::Worker)??))
+    Ok(())
 }
 
 /// Goes on with a hand-off that a crash interrupted.

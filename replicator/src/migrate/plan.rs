@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use chunkstore::{RawImage, ReadImage};
 use longhaul_proto::wire::{MAX_IMAGE_BYTES, MAX_PLAN_BYTES};
-use migrate_driver::{DiskDefinition, DiskFormat, VmDefinition};
+use migrate_driver::{DiskDefinition, DiskFormat, GuestFacts, VmDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::address::PlanAddress;
+use crate::disks::{Cut, DiskError, Seen};
 
 /// What the source tells the destination about a VM; travels as JSON in the offer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Plan {
     pub disks: Vec<PlanDisk>,
     /// Files it boots from that do not travel: they must be on the destination, the same.
     pub boot_files: Vec<BootFile>,
+    /// What the destination must offer, as the source's hypervisor has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<GuestFacts>,
     /// How its address follows it, when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<PlanAddress>,
@@ -56,6 +60,9 @@ impl BootFile {
 /// A plan that cannot be made, sent or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
+    /// A disk of the guest.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A disk or boot file.
     #[error("cannot plan the migration of VM '{vm}': reading {path}: {source}")]
     File {
@@ -85,23 +92,29 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// What a migration of this VM would be. Reads its disks' sizes and all of its boot files: for a blocking thread.
-    pub fn make(definition: VmDefinition) -> Result<Plan, PlanError> {
+    /// What a migration of this VM would be; `seen` are its disks as a running guest has them. Reads the disks' sizes and
+    /// all of its boot files: for a blocking thread.
+    pub fn make(
+        definition: VmDefinition,
+        seen: &[Option<Seen>],
+        facts: Option<GuestFacts>,
+    ) -> Result<Plan, PlanError> {
         let file = |path: &Path, source| PlanError::File {
             vm: definition.name.to_string(),
             path: path.to_owned(),
             source,
         };
         let mut disks = Vec::new();
-        for disk in &definition.disks {
-            let (size, data_bytes) = extent(disk).map_err(|error| file(&disk.path, error))?;
+        let seen = seen.iter().copied().chain(std::iter::repeat(None));
+        for (disk, seen) in definition.disks.iter().zip(seen) {
+            let (size, data_bytes) = extent(disk, seen, file)?;
             disks.push(PlanDisk { name: disk.name.clone(), size, data_bytes });
         }
         let mut boot_files = Vec::new();
         for path in definition.boot_files() {
             boot_files.push(BootFile::read(path).map_err(|error| file(path, error))?);
         }
-        Ok(Plan { definition, disks, boot_files, address: None })
+        Ok(Plan { definition, disks, boot_files, facts, address: None })
     }
 
     /// As it travels.
@@ -141,13 +154,22 @@ impl Plan {
 }
 
 /// A disk's bytes as the guest sees it, and how many of them are data (of a qcow2 image, about).
-fn extent(disk: &DiskDefinition) -> io::Result<(u64, u64)> {
-    let image = RawImage::open_read(&disk.path)?;
-    let size = match disk.format {
-        DiskFormat::Raw => image.size(),
-        DiskFormat::Qcow2 => qcow2_size(&image)?,
-    };
-    Ok((size, image.allocated_bytes()?))
+fn extent(
+    disk: &DiskDefinition,
+    seen: Option<Seen>,
+    file: impl Fn(&Path, io::Error) -> PlanError,
+) -> Result<(u64, u64), PlanError> {
+    let io = |source| file(&disk.path, source);
+    match disk.format {
+        DiskFormat::Raw => {
+            let image = Cut::open(disk, seen)?;
+            Ok((image.size(), image.allocated_bytes().map_err(io)?))
+        }
+        DiskFormat::Qcow2 => {
+            let image = RawImage::open_read(&disk.path).map_err(io)?;
+            Ok((qcow2_size(&image).map_err(io)?, image.allocated_bytes().map_err(io)?))
+        }
+    }
 }
 
 /// What the header says (QEMU, docs/interop/qcow2.txt): magic, version, the size of the disk from byte 24 on.

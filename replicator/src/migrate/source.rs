@@ -13,6 +13,7 @@ use super::driver::{Driver, DriverCx, Inbox, Role};
 use super::link::Link;
 use super::{Plan, PlanError, Port};
 use crate::address;
+use crate::disks::{self, Seen};
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::journal::{JournalFile, JournalFileError};
 use crate::lease::Lease;
@@ -56,11 +57,18 @@ pub enum MigrateError {
     Worker,
 }
 
-/// What a migration of `vm` would be.
-pub async fn plan(platform: &Platform, vm: &str) -> Result<Plan, MigrateError> {
+/// What a migration of `vm` would be, and its disks as the guest has them if it runs.
+pub async fn plan(platform: &Platform, vm: &str) -> Result<(Plan, Vec<Option<Seen>>), MigrateError> {
     let definition = platform.vms.definition(vm)?;
-    let made = tokio::task::spawn_blocking(move || Plan::make(definition));
-    Ok(made.await.map_err(|_| MigrateError::Worker)??)
+    let hypervisor = &platform.hypervisor;
+    let is_running = hypervisor.status(&definition.name).await? == GuestStatus::Running;
+    let (mut seen, mut facts) = (Vec::new(), None);
+    if is_running {
+        seen = disks::seen(&**hypervisor, &definition).await.map_err(PlanError::from)?;
+        facts = Some(hypervisor.facts(&definition.name).await?);
+    }
+    let made = tokio::task::spawn_blocking(move || Ok((Plan::make(definition, &seen, facts)?, seen)));
+    made.await.map_err(|_| MigrateError::Worker)?
 }
 
 /// Begins to migrate `vm` to `peer`. What can be known beforehand is checked here; the rest is the job's.
@@ -78,13 +86,14 @@ pub async fn start(
     let job = jobs::new_id();
     let hold = platform.vms.hold(vm, job, "migrate")?;
     let epoch = platform.vms.owned(vm)?;
-    let mut plan = plan(platform, vm).await?;
-    let name = plan.definition.name.clone();
-    platform.hypervisor.check_movable(&plan.definition, mode).await?;
+    let definition = platform.vms.definition(vm)?;
+    let name = definition.name.clone();
+    platform.hypervisor.check_movable(&definition, mode).await?;
     match platform.hypervisor.status(&name).await? {
         GuestStatus::Running => {}
         status => return Err(MigrateError::NotRunning { vm: vm.to_owned(), status }),
     }
+    let (mut plan, _) = plan(platform, vm).await?;
     let left_out = match address::plan(platform, &plan.definition, peer, epoch.next()).await {
         Ok(address) => {
             plan.address = address;

@@ -95,6 +95,29 @@ pub enum Open {
         #[serde(deserialize_with = "bounded::name")]
         vm: String,
     },
+    /// Bidirectional. Would the other side take this VM, offered so; the answer is one [`Judgement`] frame. Changes nothing.
+    Judge {
+        /// The VM.
+        #[serde(deserialize_with = "bounded::name")]
+        vm: String,
+        /// The epoch at which the asking platform owns it.
+        epoch: Epoch,
+        /// As in [`Message::Offer`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, MAX_PLAN_BYTES>")]
+        plan: Vec<u8>,
+    },
+}
+
+/// Whether a platform would take a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Judgement {
+    /// As far as can be known before anything moves.
+    Fit,
+    /// It would not.
+    Unfit {
+        /// Why, for a person to read.
+        reason: String,
+    },
 }
 
 /// What a platform knows of who owns a VM.

@@ -82,6 +82,11 @@ fn open() -> impl Strategy<Value = Open> {
         Just(Open::Status),
         vec(root(), 0..40).prop_map(|names| Open::Fetch { names }),
         name().prop_map(|vm| Open::Claim { vm }),
+        (name(), any::<u64>(), vec(any::<u8>(), 0..100)).prop_map(|(vm, epoch, plan)| Open::Judge {
+            vm,
+            epoch: Epoch(epoch),
+            plan
+        }),
     ]
 }
 
@@ -188,6 +193,7 @@ fn judge_as_any(bytes: &[u8]) -> Result<(), TestCaseError> {
     judge::<ToSender>(bytes)?;
     judge::<PeerStatus>(bytes)?;
     judge::<ClaimAnswer>(bytes)?;
+    judge::<Judgement>(bytes)?;
     judge::<Fetched>(bytes)?;
     judge::<TargetStatus>(bytes)?;
     judge::<Record>(bytes)
