@@ -3,6 +3,7 @@
 
 mod demo;
 mod fuzz;
+mod sim;
 mod tasks;
 mod tidy;
 mod xen;
@@ -29,6 +30,8 @@ cargo xtask TASK
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]
              coverage-guided fuzzing of every decoder, 60 s each; with --input one input once, as a failure says
+  sim [--seeds N] [--from S]
+             the hand-off between simulated platforms, 100000 seeds; a seed that breaks a promise is told in full
   tidy       the rules of this source tree that no compiler checks
   setup      installs the Debian packages that demo and test need (by apt, as root), and nothing else
 ";
@@ -53,6 +56,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["test"] => tasks::test().map(drop),
         ["ci"] => tasks::ci(),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),
+        ["sim", rest @ ..] => sim::run(&sim::Options::parse(rest)?),
         ["tidy"] => tasks::tidy(),
         ["setup"] => harness::lab::apt::setup(),
         [] | ["help" | "--help" | "-h"] => {

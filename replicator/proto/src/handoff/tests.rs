@@ -22,10 +22,7 @@ const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Within, Moment::After];
 /// Runs one scenario; when a promise is broken, once more to tell how.
 #[track_caller]
 fn run(seed: u64, scenario: &Scenario) -> Outcome {
-    World::run(seed, scenario, false).unwrap_or_else(|broken| {
-        let told = World::run(seed, scenario, true).err().unwrap_or(broken);
-        panic!("seed {seed}: {scenario:?}\n{told}");
-    })
+    World::run(seed, scenario).unwrap_or_else(|broken| panic!("{broken}\n{}", World::tell(seed, scenario)))
 }
 
 #[test]

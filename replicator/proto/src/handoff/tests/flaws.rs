@@ -12,12 +12,12 @@ fn is_caught(flaw: Flaw, scenario: fn(u64) -> Scenario, harms: &[&str]) {
     let mut missing = harms.to_vec();
     for seed in 0..WITHIN {
         let scenario = scenario(seed);
-        if let Err(broken) = World::run(seed, &scenario.clone().with(flaw), false) {
+        if let Err(broken) = World::run(seed, &scenario.clone().with(flaw)) {
             let new = missing.iter().position(|harm| broken.contains(harm));
             let Some(new) = new else { continue };
             println!("{flaw:?}: seed {seed}: {broken}");
             missing.remove(new);
-            if let Err(broken) = World::run(seed, &scenario, false) {
+            if let Err(broken) = World::run(seed, &scenario) {
                 panic!("seed {seed} is broken without {flaw:?} too: {broken}");
             }
         }

@@ -155,14 +155,18 @@ const MAX_STEPS: u32 = 100_000;
 type Res = Result<(), String>;
 
 impl World {
-    /// Runs a scenario to its end. `Err` says which promise was broken; with `trace` it says how.
-    pub(super) fn run(seed: u64, scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
-        let mut world = World::new(seed, scenario.clone(), trace);
+    /// Runs a scenario to its end. `Err` says which promise was broken.
+    pub(super) fn run(seed: u64, scenario: &Scenario) -> Result<Outcome, String> {
+        let mut world = World::new(seed, scenario.clone(), false);
+        world.work().and_then(|()| world.judge())
+    }
+
+    /// Everything that happens in a scenario, and how it ends.
+    pub(super) fn tell(seed: u64, scenario: &Scenario) -> String {
+        let mut world = World::new(seed, scenario.clone(), true);
         let ended = world.work().and_then(|()| world.judge());
-        ended.map_err(|error| match world.trace {
-            Some(trace) => format!("{error}\n{}", trace.join("\n")),
-            None => error,
-        })
+        let trace = world.trace.unwrap_or_default().join("\n");
+        format!("seed {seed}: {scenario:#?}\n{trace}\nseed {seed} ends with {ended:?}")
     }
 
     fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {

@@ -135,11 +135,14 @@ impl World {
         for peer in self.peers(at) {
             self.connect_later(at, peer);
         }
-        self.restart_jobs::<Source>(at)?;
-        self.restart_jobs::<Destination>(at)
+        self.reload_jobs::<Source>(at)?;
+        self.reload_jobs::<Destination>(at)?;
+        // A crash in the middle of this leaves nothing to go on with.
+        self.drain_jobs::<Source>(at)?;
+        self.drain_jobs::<Destination>(at)
     }
 
-    fn restart_jobs<M: Simulated>(&mut self, at: usize) -> Res {
+    fn reload_jobs<M: Simulated>(&mut self, at: usize) -> Res {
         let now = self.now;
         let jobs: Vec<usize> = M::nodes(self, at).keys().copied().collect();
         for job in jobs {
@@ -159,6 +162,10 @@ impl World {
                 self.tell_death(at, job);
             }
         }
+        Ok(())
+    }
+
+    fn drain_jobs<M: Simulated>(&mut self, at: usize) -> Res {
         let jobs: Vec<usize> = M::nodes(self, at).keys().copied().collect();
         jobs.into_iter().try_for_each(|job| self.drain::<M>(at, job))
     }
