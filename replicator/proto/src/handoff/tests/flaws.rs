@@ -74,6 +74,11 @@ fn a_job_whose_owner_panicked_and_is_left_alone_leaves_the_guest_standing() {
 }
 
 #[test]
+fn a_machine_that_goes_on_without_its_first_record_gives_the_vm_to_two() {
+    is_caught(Flaw::PanicSkipsFirstRecord, Scenario::fleet, &["platforms own"]);
+}
+
+#[test]
 fn work_that_outlives_the_panic_of_its_owner_is_seen() {
     is_caught(Flaw::RecoveryLoosensWork, Scenario::fleet, &[LOST, PAUSED]);
 }

@@ -84,6 +84,8 @@ pub(super) enum Flaw {
     NoSwitchoverLimit,
     /// A job whose owner panicked is left alone.
     PanicIsNobodys,
+    /// After a panic before the first record is durable the same machine goes on, with its next output.
+    PanicSkipsFirstRecord,
     /// A panic or a failed record loosens the work of the job: it goes on, and nobody waits for it.
     RecoveryLoosensWork,
     /// Several jobs may work on a VM at once.

@@ -144,6 +144,8 @@ pub(super) struct World {
     /// The job that faults concern.
     current: usize,
     retries: u32,
+    /// The output that is being carried out is not.
+    skipped: bool,
     misuse: Option<&'static str>,
     steps: u32,
     trace: Option<Vec<String>>,
@@ -187,6 +189,7 @@ impl World {
             outputs: [0; 2],
             current: 0,
             retries: 0,
+            skipped: false,
             misuse: None,
             steps: 0,
             trace: trace.then(Vec::new),

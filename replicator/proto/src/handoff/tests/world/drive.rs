@@ -182,6 +182,9 @@ impl World {
             if !alive(self) {
                 return Ok(());
             }
+            if std::mem::take(&mut self.skipped) {
+                continue;
+            }
             match output {
                 Output::Journal(record) => match within {
                     Some(Fault::JournalFails) => return self.recover::<M>(at, job),

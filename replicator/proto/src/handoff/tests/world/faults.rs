@@ -58,7 +58,13 @@ impl World {
                 node.life += 1;
                 Ok(())
             }
-            Some(node) if node.machine.is_some() => self.recover::<M>(at, job),
+            Some(node) if node.machine.is_some() => {
+                if node.records.is_empty() && self.has(Flaw::PanicSkipsFirstRecord) {
+                    self.skipped = true;
+                    return Ok(());
+                }
+                self.recover::<M>(at, job)
+            }
             _ => Ok(()),
         }
     }
