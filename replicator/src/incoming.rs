@@ -224,7 +224,8 @@ pub async fn resume(platform: &Arc<Platform>, plan: &Plan, job: JobId) -> Result
     let hypervisor = &platform.hypervisor;
     let cold = match hypervisor.status(&definition.name).await? {
         GuestStatus::Running => false,
-        GuestStatus::Paused => {
+        // One that does not answer at the moment may have the guest's memory: it is not ended for being slow.
+        GuestStatus::Paused | GuestStatus::DiskError | GuestStatus::Unresponsive => {
             hypervisor.resume(&definition.name).await?;
             false
         }

@@ -45,3 +45,6 @@ pub mod transfer;
 pub mod upkeep;
 pub mod vms;
 pub mod warm;
+
+// A plan has room for the disks of every definition, and for no more.
+const _: () = assert!(longhaul_proto::wire::MAX_DISKS == migrate_driver::definition::MAX_DISKS);

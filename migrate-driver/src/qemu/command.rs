@@ -120,7 +120,7 @@ fn memory(def: &VmDefinition) -> String {
 }
 
 /// Further arguments for a probe, without what would take the place of a socket, a port or memory that is in use: monitors,
-/// consoles and displays go, character devices go nowhere, memory is not allocated beforehand.
+/// consoles and displays go, character devices that listen or write go nowhere, memory is not allocated beforehand.
 fn harmless(args: &[String]) -> impl Iterator<Item = String> {
     const ENDPOINTS: [&str; 8] = ["qmp", "qmp-pretty", "mon", "vnc", "spice", "gdb", "serial", "parallel"];
     let mut kept = Vec::new();
@@ -132,16 +132,21 @@ fn harmless(args: &[String]) -> impl Iterator<Item = String> {
             "mem-prealloc" => {}
             option if ENDPOINTS.contains(&option) => drop(rest.next()),
             "chardev" => {
-                let id =
-                    rest.next().and_then(|value| value.split(',').find_map(|part| part.strip_prefix("id=")));
-                kept.extend(
-                    id.map(|id| ["-chardev".to_owned(), format!("null,id={id}")]).into_iter().flatten(),
-                );
+                let value = rest.next().map_or("", String::as_str);
+                let id = value.split(',').find_map(|part| part.strip_prefix("id=")).unwrap_or("");
+                kept.push(arg.clone());
+                kept.push(if connects(value) { value.into() } else { format!("null,id={id}") });
             }
             _ => kept.push(arg.replace("prealloc=on", "prealloc=off")),
         }
     }
     kept.into_iter()
+}
+
+/// Whether a character device connects to somebody who waits for it, as devices of vhost-user need it.
+fn connects(chardev: &str) -> bool {
+    let listens = |part: &str| part == "server" || part.starts_with("server=");
+    chardev.starts_with("socket,") && !chardev.split(',').any(listens)
 }
 
 /// A disk that reads as zeroes. What its image would hold, the incoming memory knows.

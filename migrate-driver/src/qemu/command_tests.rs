@@ -93,6 +93,8 @@ fn a_probe_takes_nothing_that_is_in_use() {
         ":1",
         "-chardev",
         "socket,id=c1,path=/run/c1,server=on",
+        "-chardev",
+        "socket,id=fs,path=/run/virtiofsd",
         "-mon",
         "chardev=c1,mode=control",
         "-mem-prealloc",
@@ -119,6 +121,7 @@ fn a_probe_takes_nothing_that_is_in_use() {
     for kept in [
         "null-co,node-name=root-file,size=4096",
         "-chardev null,id=c1",
+        "path=/run/virtiofsd",
         "/iso/x.iso",
         "drive=root",
         "-incoming",

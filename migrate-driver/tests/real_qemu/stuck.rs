@@ -208,3 +208,30 @@ async fn a_disk_on_another_tools_node_is_refused_and_nothing_is_left() {
     host.wait_for_writes(20).await;
     soon("stop", host.driver.stop(host.vm(), StopHow::Kill)).await.unwrap();
 }
+
+/// A line that takes less than the guest dirties: no wait without an end, and a word of what to do.
+#[tokio::test]
+async fn memory_that_does_not_converge_is_given_up_with_advice() {
+    let host = Host::with_guest(Pace::Full).await;
+    let params = MemoryParams { max_downtime: Duration::from_millis(1), ..memory_params() };
+    let mut memory = host.driver.send_memory(host.vm(), &params).await.unwrap();
+    let line = async {
+        let mut buf = vec![0; 4 << 10];
+        loop {
+            memory.read_exact(&mut buf).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    let bound = Duration::from_secs(150);
+    let error = tokio::select! {
+        waited = tokio::time::timeout(bound, host.driver.wait_paused(host.vm())) => waited.unwrap().unwrap_err(),
+        () = line => unreachable!(),
+    };
+    let DriverError::NotConverging { passes, expected, allowed, .. } = &error else { panic!("{error}") };
+    assert!(*passes >= 4 && expected > allowed, "{error}");
+    for advice in ["--max-downtime", "--cold"] {
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+    assert_eq!(soon("rollback", host.driver.rollback(host.vm())).await.unwrap(), GuestStatus::Running);
+    host.wait_for_writes(20).await;
+}
