@@ -8,12 +8,13 @@ use chunkstore::{ImageTree, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::Root;
 use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
-use quinn::{RecvStream, SendStream};
+use quinn::SendStream;
 use tokio::sync::watch;
 
 use crate::landing::{self, Landing, LandingError};
 use crate::lease::{Lease, Leased};
 use crate::migrate::{BootFile, Plan};
+use crate::net::lanes::LaneRecv;
 use crate::platform::Platform;
 use crate::transfer::memory::{self, RelayError};
 use crate::transfer::sink::{Assembly, InPlace, MigrationSink};
@@ -175,7 +176,7 @@ impl Incoming {
     /// Feeds the memory stream to the hypervisor until it is loaded. A broken stream is an error.
     pub async fn load_memory(
         &self,
-        (send, recv): (SendStream, RecvStream),
+        (send, recv): (SendStream, LaneRecv),
         count: impl Fn(u64),
     ) -> Result<(), IncomingError> {
         let name = &self.definition.name;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chunkstore::{ImageTree, ReadImage};
 use longhaul_proto::handoff::{Limits, Root};
-use longhaul_proto::wire::{FINAL_MARK, Open, Target};
+use longhaul_proto::wire::{FINAL_MARK, Target};
 use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{
     DiskDefinition, DiskFormat, DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind, VmName,
@@ -19,10 +19,11 @@ use crate::jobs::JobHandle;
 use crate::lease::{Lease, Leased, Revoked};
 use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
-use crate::net::{self, NetError};
+use crate::net::NetError;
 use crate::platform::Platform;
+use crate::transfer::TransferError;
+use crate::transfer::memory::{self, MemoryStream};
 use crate::transfer::sender::Sender;
-use crate::transfer::{TransferError, memory};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -251,16 +252,14 @@ impl Outgoing {
         let (mode, max_downtime) = (self.mode, self.limits.max_downtime / 2);
         let params = MemoryParams { mode, max_downtime, max_bandwidth_bytes_s: None };
         let memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
-        let (mut send, recv) = connection.open_bi().await.map_err(NetError::from)?;
-        net::send(&mut send, &Open::Memory { job: self.handle.id() }).await?;
+        let (network, peer, job) = (&self.platform.network, self.link.peer(), self.handle.id());
+        let stream = MemoryStream::open(network, peer, &connection, job).await?;
         let handle = self.handle.clone();
         let floor = self.platform.hypervisor.memory_floor_bytes();
         // Ends with the hypervisor's stream or with the connection, of which the link tells; and when the migration is
         // undone, since a hypervisor that waits for its stream to be read answers nobody.
         lease.spawn(async move {
-            if let Err(error) =
-                memory::send(memory, send, recv, floor, |bytes| handle.add_memory(bytes)).await
-            {
+            if let Err(error) = memory::send(memory, stream, floor, |bytes| handle.add_memory(bytes)).await {
                 tracing::warn!(job = %handle.id(), "{error}");
             }
         });

@@ -15,6 +15,7 @@ use crate::files;
 use crate::landing;
 use crate::lease::Lease;
 use crate::migrate::{self, destination};
+use crate::net::lanes::{self, LaneRecv};
 use crate::net::{self, Dialled, NetError};
 use crate::platform::Platform;
 use crate::transfer::receiver;
@@ -57,12 +58,17 @@ async fn admit(platform: Arc<Platform>, incoming: quinn::Incoming) {
 /// Serves the streams of one connection, as many as QUIC lets its peer open, until it has ended and they have.
 async fn serve_connection(platform: Arc<Platform>, peer: String, connection: Connection) {
     let mut streams = JoinSet::new();
+    // Held for as long as the connection is served.
+    let _lanes = lanes::of(&connection);
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (platform, peer) = (platform.clone(), peer.clone());
-                    streams.spawn(async move { told(&peer, serve_bi(&platform, &peer, send, recv).await) });
+                    let (recv, connection) = (LaneRecv::plain(&connection, recv), connection.clone());
+                    streams.spawn(async move {
+                        told(&peer, serve_bi(&platform, &peer, &connection, send, recv).await);
+                    });
                 }
                 Err(_) => break,
             },
@@ -95,6 +101,9 @@ async fn serve_uni(
 ) -> Result<(), NetError> {
     match net::expect::<Open>(&mut recv).await? {
         Open::Handoff { job, message } => handoff(platform, peer, connection, job, message).await,
+        Open::Lane { token, index } => {
+            lanes::of(connection).deliver(token, index, recv, lanes::UNCLAIMED).await?;
+        }
         other => return Err(NetError::Lost(format!("it opened a one-way stream for {other:?}"))),
     }
     Ok(())
@@ -127,10 +136,11 @@ async fn handoff(
 async fn serve_bi(
     platform: &Arc<Platform>,
     peer: &str,
+    connection: &Connection,
     mut send: SendStream,
-    mut recv: RecvStream,
+    mut recv: LaneRecv,
 ) -> Result<(), NetError> {
-    match net::expect::<Open>(&mut recv).await? {
+    match recv.opening().await? {
         Open::Transfer { target, size } => {
             let migration = match &target {
                 Target::Migration { job, .. } => platform.handoffs.incoming(*job, peer),
@@ -206,7 +216,7 @@ async fn serve_bi(
             let _ = send.stopped().await;
         }
         Open::Claim { vm } => crate::ownership::answer(platform, send, &vm).await?,
-        Open::Fetch { names } => crate::upkeep::serve_fetch(platform, send, names).await?,
+        Open::Fetch { names } => crate::upkeep::serve_fetch(platform, connection, send, names).await?,
         other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),
     }
     Ok(())

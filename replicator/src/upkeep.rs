@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
+use crate::net::lanes::{LaneRecv, LaneSend};
 use crate::net::{self, NetError};
 use crate::platform::Platform;
 use crate::transfer::sink::Holdings;
@@ -411,9 +412,10 @@ async fn fetch(
     handle: &JobHandle,
     ids: &[ChunkId],
 ) -> Result<Vec<(ChunkId, Encoded)>, FetchError> {
-    let (mut send, mut receive) = connection.open_bi().await.map_err(NetError::from)?;
+    let (mut send, receive) = connection.open_bi().await.map_err(NetError::from)?;
     let names = ids.iter().map(|id| *id.as_bytes()).collect();
     let mut bytes = net::send(&mut send, &Open::Fetch { names }).await?;
+    let mut receive = LaneRecv::answer(connection, receive).await?;
     let mut found = Vec::new();
     for id in ids {
         let Fetched { data } = net::expect(&mut receive).await?;
@@ -429,17 +431,18 @@ async fn fetch(
 /// Answers a peer's `Fetch`: each chunk that is here, from the store or an image outside it.
 pub async fn serve_fetch(
     platform: &Arc<Platform>,
-    mut send: SendStream,
+    connection: &Connection,
+    send: SendStream,
     names: Vec<[u8; 32]>,
 ) -> Result<(), NetError> {
+    let mut send = LaneSend::begin(connection, send).await?;
     for name in names {
         let holdings = platform.holdings.clone();
         let found = tokio::task::spawn_blocking(move || find(&holdings, &ChunkId::from_bytes(name))).await;
         let data = found.ok().flatten().map(pack);
         net::send(&mut send, &Fetched { data }).await?;
     }
-    let _ = send.finish();
-    Ok(())
+    send.finish().await
 }
 
 fn find(holdings: &Holdings, id: &ChunkId) -> Option<Encoded> {

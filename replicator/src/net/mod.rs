@@ -1,5 +1,7 @@
 //! QUIC between platforms: one endpoint, connections to peers, framed streams. It knows nothing of what is said.
 
+mod dial;
+pub mod lanes;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
@@ -9,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use longhaul_proto::wire::{self, FrameError, Open, PeerStatus};
+use longhaul_proto::wire::{self, FrameError, PeerStatus};
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
@@ -18,14 +21,24 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Congestion};
 use crate::identity::{Fingerprint, Identity};
-use crate::peers::{Peer, Peers, PeersError};
+use crate::peers::{Peers, PeersError};
 
-/// Receive windows cover a path of 1 Gb/s at 500 ms, the limit of what one stream can fill.
-const WINDOW_BYTES: u32 = 64 << 20;
+/// What may be sent and not acknowledged on one connection. It covers a path of 1 Gb/s at 500 ms.
+const SEND_WINDOW_BYTES: u64 = 64 << 20;
+/// Two-way streams that a peer may have open.
+const BIDI_STREAMS: u32 = 64;
+/// One-way streams that a peer may have open beside its lanes: the messages of hand-offs.
+const MESSAGE_STREAMS: u32 = 256;
+const UNI_STREAMS: u32 = MESSAGE_STREAMS + lanes::MAX_LANES_OUT as u32;
+/// As much as all streams' windows together, 74 MiB: however many readers stand still, no stream takes another one's credit.
+const CONNECTION_WINDOW_BYTES: u32 = (2 * BIDI_STREAMS + UNI_STREAMS) * lanes::WINDOW_BYTES;
 /// The kernel's default loses thousands of packets at these rates.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// How long a peer has to answer a dial.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a side says that it is there while it has nothing else to say on a stream that has not ended: 15 s.
+pub const KEEP_ALIVE: Duration = Duration::from_millis(SILENCE.as_millis() as u64 / 4);
+/// How long a side may be silent on a stream when it is its turn. Four times [`KEEP_ALIVE`]; longer than any outage that a
+/// connection outlives by its default idle time-out.
+pub const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
 /// What can go wrong between platforms.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +76,12 @@ pub enum NetError {
     /// A stream ended inside or before a message.
     #[error("the other side ended the stream early")]
     Ended,
+    /// A stream on which nothing comes.
+    #[error("the other side has sent nothing for {} s; see whether its daemon hangs", SILENCE.as_secs())]
+    Silent,
+    /// Lanes that do not belong together.
+    #[error("the other side broke the protocol of lanes: {0}")]
+    Lanes(String),
 }
 
 impl From<quinn::ConnectionError> for NetError {
@@ -177,55 +196,9 @@ impl Network {
         }
     }
 
-    /// A new connection to a peer; its key is checked, and that it accepts ours.
-    pub async fn dial(&self, name: &str) -> Result<Connection, NetError> {
-        let peer = self.peers.get(name)?;
-        let failed =
-            |why: String| NetError::Dial { peer: name.to_owned(), address: peer.address.clone(), why };
-        match tokio::time::timeout(DIAL_TIMEOUT, self.connect(&peer)).await {
-            Ok(Ok(connection)) => {
-                // Nobody serves while the daemon shuts down.
-                let _ = self.dialled.send((name.to_owned(), connection.clone()));
-                Ok(connection)
-            }
-            Ok(Err(why)) => Err(failed(why)),
-            Err(_) => Err(failed("no answer (is the daemon running there, is UDP let through?)".to_owned())),
-        }
-    }
-
-    async fn connect(&self, peer: &Peer) -> Result<Connection, String> {
-        let tls = tls::client_config(&self.identity, peer.fingerprint).map_err(|error| error.to_string())?;
-        let tls =
-            quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
-        let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(self.transport.clone());
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host(&peer.address).await.map_err(|error| error.to_string())?.collect();
-        let ours = self.endpoint.local_addr().map_err(|error| error.to_string())?;
-        let address = addresses
-            .iter()
-            .find(|address| address.is_ipv4() == ours.is_ipv4() || ours.is_ipv6())
-            .ok_or_else(|| format!("no address of the kind we listen on ({ours})"))?;
-        let address = match (address, ours) {
-            (SocketAddr::V4(v4), SocketAddr::V6(_)) => {
-                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
-            }
-            (address, _) => *address,
-        };
-        let connecting =
-            self.endpoint.connect_with(config, address, "longhaul").map_err(|error| error.to_string())?;
-        let connection = connecting.await.map_err(|error| explain(&error))?;
-        // Our side of the handshake ends before the other has looked at our key: only an answer says that it lets us in.
-        match status_of(&connection).await {
-            Ok(_) => Ok(connection),
-            Err(NetError::Lost(why)) => Err(why),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
     /// Asks a peer how it is.
     pub async fn ask_status(&self, name: &str) -> Result<PeerStatus, NetError> {
-        status_of(&self.dial(name).await?).await
+        dial::status_of(&self.dial(name).await?).await
     }
 
     /// Closes every connection and waits until the other sides have been told.
@@ -235,12 +208,6 @@ impl Network {
     }
 }
 
-async fn status_of(connection: &Connection) -> Result<PeerStatus, NetError> {
-    let (mut send_stream, mut recv_stream) = connection.open_bi().await?;
-    send(&mut send_stream, &Open::Status).await?;
-    expect(&mut recv_stream).await
-}
-
 /// Larger datagrams than Ethernet's are found by MTU discovery where a path has them: jumbo frames, loopback.
 const MAX_UDP_PAYLOAD: u16 = 65527;
 const LARGEST_MTU_TRIED: u16 = 16384;
@@ -248,17 +215,17 @@ const LARGEST_MTU_TRIED: u16 = 16384;
 fn transport(config: &Config) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     let idle = Duration::from_secs(config.idle_timeout_s);
-    let window = VarInt::from_u32(WINDOW_BYTES);
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(LARGEST_MTU_TRIED);
     transport
         .max_idle_timeout(idle.try_into().ok())
         .keep_alive_interval(Some(idle / 4))
-        .stream_receive_window(window)
-        .receive_window(window)
-        .send_window(u64::from(WINDOW_BYTES))
-        .max_concurrent_bidi_streams(VarInt::from_u32(64))
-        .max_concurrent_uni_streams(VarInt::from_u32(256))
+        .stream_receive_window(VarInt::from_u32(lanes::WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .send_fairness(false)
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .mtu_discovery_config(Some(mtu));
     match config.congestion {
         Congestion::Cubic => {
@@ -282,30 +249,90 @@ fn bind(listen: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Whether the peer speaks the protocol of this version, and not only the one before.
+pub fn is_current(connection: &Connection) -> bool {
+    let data = connection.handshake_data().and_then(|any| any.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == wire::ALPN)
+}
+
+/// Where frames go.
+pub trait FrameSink: Send {
+    /// Sends all of these bytes.
+    fn put(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), NetError>> + Send;
+}
+
+/// Where frames come from.
+pub trait FrameSource: Send {
+    /// Receives at least one byte, or `None` at the end.
+    fn some(&mut self, buffer: &mut [u8]) -> impl Future<Output = Result<Option<usize>, NetError>> + Send;
+}
+
+impl FrameSink for SendStream {
+    async fn put(&mut self, bytes: Bytes) -> Result<(), NetError> {
+        Ok(self.write_chunk(bytes).await?)
+    }
+}
+
+impl FrameSource for RecvStream {
+    async fn some(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, NetError> {
+        Ok(self.read(buffer).await?)
+    }
+}
+
 /// Sends one message. Returns its bytes on the stream.
-pub async fn send<T: Serialize>(stream: &mut SendStream, message: &T) -> Result<u64, NetError> {
+pub async fn send<T: Serialize>(stream: &mut impl FrameSink, message: &T) -> Result<u64, NetError> {
     let frame = wire::frame(message)?;
     let bytes = frame.len() as u64;
-    stream.write_chunk(Bytes::from(frame)).await?;
+    stream.put(Bytes::from(frame)).await?;
     Ok(bytes)
 }
 
-/// Receives one message; `None` when the stream ends before it.
-pub async fn receive<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<Option<T>, NetError> {
+/// Receives one message; `None` when the stream ends before it. It may take as long as it likes to begin; once begun, it is
+/// [`NetError::Silent`] when nothing comes for [`SILENCE`].
+pub async fn receive<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<Option<T>, NetError> {
     let mut prefix = [0; 4];
-    match stream.read_exact(&mut prefix).await {
-        Ok(()) => {}
-        Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(error) => return Err(error.into()),
+    match stream.some(&mut prefix).await? {
+        Some(begun) => receive_rest(stream, prefix, begun).await.map(Some),
+        None => Ok(None),
     }
-    let mut frame = vec![0; wire::frame_len(prefix)?];
-    stream.read_exact(&mut frame).await?;
-    Ok(Some(wire::from_bytes(&frame)?))
 }
 
-/// Receives one message that must come.
-pub async fn expect<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T, NetError> {
-    receive(stream).await?.ok_or(NetError::Ended)
+/// As [`receive`], but the message must begin within [`SILENCE`] as well.
+pub async fn receive_soon<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<Option<T>, NetError> {
+    let mut prefix = [0; 4];
+    match soon(stream.some(&mut prefix)).await? {
+        Some(begun) => receive_rest(stream, prefix, begun).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn receive_rest<T: DeserializeOwned>(
+    stream: &mut impl FrameSource,
+    mut prefix: [u8; 4],
+    begun: usize,
+) -> Result<T, NetError> {
+    fill(stream, &mut prefix[begun..]).await?;
+    let mut frame = vec![0; wire::frame_len(prefix)?];
+    fill(stream, &mut frame).await?;
+    Ok(wire::from_bytes(&frame)?)
+}
+
+async fn fill(stream: &mut impl FrameSource, mut buffer: &mut [u8]) -> Result<(), NetError> {
+    while !buffer.is_empty() {
+        let read = soon(stream.some(buffer)).await?.ok_or(NetError::Ended)?;
+        buffer = &mut buffer[read..];
+    }
+    Ok(())
+}
+
+/// What comes within [`SILENCE`].
+pub async fn soon<T>(coming: impl Future<Output = Result<T, NetError>>) -> Result<T, NetError> {
+    tokio::time::timeout(SILENCE, coming).await.unwrap_or(Err(NetError::Silent))
+}
+
+/// Receives one message that must come, and within [`SILENCE`].
+pub async fn expect<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<T, NetError> {
+    receive_soon(stream).await?.ok_or(NetError::Ended)
 }
 
 #[cfg(test)]

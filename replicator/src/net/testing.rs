@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use longhaul_proto::wire::{Open, PeerStatus};
-use quinn::Connection;
+use quinn::{Connection, RecvStream, SendStream};
 use tempfile::TempDir;
 
+use super::lanes::{self, LaneRecv, LaneSend};
 use super::{Dialled, Network};
 use crate::config::Config;
 use crate::identity::Identity;
@@ -68,7 +69,33 @@ pub(crate) async fn pair() -> Pair {
         connection
     };
     let (dialled, admitted) = tokio::join!(a.0.dial("b"), admit);
-    Pair { a: dialled.unwrap(), b: admitted, _networks: [a, b] }
+    let (a_end, b_end) = (dialled.unwrap(), admitted);
+    route_lanes(a_end.clone());
+    route_lanes(b_end.clone());
+    Pair { a: a_end, b: b_end, _networks: [a, b] }
+}
+
+/// Gives the lanes that the other side opens to their streams, as the daemon does, until the connection ends.
+fn route_lanes(connection: Connection) {
+    tokio::spawn(async move {
+        let known = lanes::of(&connection);
+        while let Ok(mut stream) = connection.accept_uni().await {
+            let Ok(Open::Lane { token, index }) = super::expect(&mut stream).await else { continue };
+            let known = known.clone();
+            tokio::spawn(async move { known.deliver(token, index, stream, lanes::UNCLAIMED).await });
+        }
+    });
+}
+
+/// A stream from one end of the pair to the other, with its lanes, and the way back.
+pub(crate) async fn striped(pair: &Pair) -> ((LaneSend, RecvStream), (SendStream, LaneRecv)) {
+    let (send, recv) = pair.a.open_bi().await.unwrap();
+    let mut send = LaneSend::begin(&pair.a, send).await.unwrap();
+    super::send(&mut send, &Open::Status).await.unwrap();
+    let (back, forth) = pair.b.accept_bi().await.unwrap();
+    let mut forth = LaneRecv::plain(&pair.b, forth);
+    assert_eq!(forth.opening().await.unwrap(), Open::Status);
+    ((send, recv), (back, forth))
 }
 
 /// A platform's end of a network in which nobody else is.

@@ -1,8 +1,10 @@
 //! Two real endpoints on the loopback: who gets in, what a person is told who does not, and what a frame may be.
 
+use longhaul_proto::wire::Open;
 use tempfile::TempDir;
 
 use super::*;
+use crate::peers::Peer;
 
 struct Site {
     network: Network,
@@ -198,4 +200,47 @@ async fn a_peer_that_closes_is_lost_not_a_protocol_error() {
     let mut stream = at_b.accept_uni().await.unwrap();
     a.network.close().await;
     assert!(matches!(receive::<Open>(&mut stream).await, Err(NetError::Lost(_))));
+}
+
+#[tokio::test]
+async fn a_peer_is_found_at_its_second_address() {
+    let (a, b) = friends();
+    // Somebody is there who never answers.
+    let silent = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let addresses = [silent.local_addr().unwrap(), b.address()];
+    let key = b.identity.fingerprint();
+    let (dialled, admitted) = tokio::join!(a.network.connect_any(&addresses, key), b.admit());
+    assert_eq!(dialled.unwrap().remote_address(), b.address());
+    admitted.unwrap();
+    let nowhere = a.network.connect_any(&addresses[..1], key).await.unwrap_err();
+    assert!(nowhere.contains("is UDP let through?"), "{nowhere}");
+}
+
+#[tokio::test]
+async fn a_peer_of_the_protocol_before_gets_one_plain_stream() {
+    let (a, b) = friends();
+    let (current, _) = connected(&a, &b).await;
+    assert!(is_current(&current));
+    let mut tls = tls::client_config(&a.identity, b.identity.fingerprint()).unwrap();
+    tls.alpn_protocols = vec![wire::ALPN_BEFORE.to_vec()];
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(tls));
+    let connecting = a.network.endpoint.connect_with(config, b.address(), "longhaul").unwrap();
+    let admit = async { b.network.admit(b.network.accept().await.unwrap()).await.unwrap().1 };
+    let (before, at_b) = tokio::join!(connecting, admit);
+    let before = before.unwrap();
+    assert!(!is_current(&before) && !is_current(&at_b));
+    let (main, _) = at_b.open_bi().await.unwrap();
+    let mut sent = lanes::LaneSend::begin(&at_b, main).await.unwrap();
+    let bytes = vec![5; 100_000];
+    let sending = async {
+        sent.write_chunk(bytes.clone().into()).await.unwrap();
+        sent.finish().await.unwrap();
+    };
+    let receiving = async {
+        let (_, mut plain) = before.accept_bi().await.unwrap();
+        plain.read_to_end(200_000).await.unwrap()
+    };
+    let ((), received) = tokio::join!(sending, receiving);
+    assert!(!sent.is_striped() && received == bytes);
 }

@@ -67,7 +67,7 @@ pub(super) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity.key())));
-    config.alpn_protocols = vec![wire::ALPN.to_vec()];
+    config.alpn_protocols = vec![wire::ALPN.to_vec(), wire::ALPN_BEFORE.to_vec()];
     config.ignore_client_order = !has_fast_aes();
     // A session ticket would let a removed peer back in.
     config.send_tls13_tickets = 0;
@@ -86,7 +86,7 @@ pub(super) fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity.key())));
-    config.alpn_protocols = vec![wire::ALPN.to_vec()];
+    config.alpn_protocols = vec![wire::ALPN.to_vec(), wire::ALPN_BEFORE.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }

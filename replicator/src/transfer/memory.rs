@@ -6,23 +6,28 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use longhaul_proto::wire::Taken;
-use quinn::{RecvStream, SendStream, VarInt};
+use bytes::{Bytes, BytesMut};
+use longhaul_proto::JobId;
+use longhaul_proto::wire::{self, Open, Taken};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use crate::net::{self, NetError};
+use crate::net::lanes::{LaneRecv, LaneSend};
+use crate::net::{self, NetError, Network};
 
 /// Taken from a stream at once.
-const RELAY_BYTES: u64 = 256 << 10;
+const RELAY_BYTES: u64 = wire::MAX_PIECE_BYTES as u64;
+/// A piece begins with its length.
+const PIECE_HEADER_BYTES: usize = 4;
 /// The receiver reports when it has taken so much, or when nothing more comes for a moment: the source measures the
 /// way by the reports, and a report that waits for later bytes would tell it of a slow one.
 const REPORT_BYTES: u64 = 64 << 10;
 const REPORT_IDLE: Duration = Duration::from_millis(2);
 
 const FIRST_WINDOW_BYTES: u64 = 1 << 20;
-const MAX_WINDOW_BYTES: u64 = 64 << 20;
+/// What the lanes hold.
+const MAX_WINDOW_BYTES: u64 = wire::MAX_LANES as u64 * wire::CELL_BYTES as u64;
 /// How long bytes may wait on the way beyond what the way itself takes. A guest that is paused waits as long.
 const SLACK: Duration = Duration::from_millis(25);
 /// The shortest delay is that of the last one or two of these: paths change.
@@ -47,37 +52,67 @@ pub enum RelayError {
     },
 }
 
+/// The two directions of a memory stream at its source, on a connection of their own: what fills the disks' streams does
+/// not hold up the memory, nor the other way round.
+pub struct MemoryStream {
+    send: LaneSend,
+    recv: RecvStream,
+    /// Closed when the stream has ended, if it is used by nothing else.
+    own: Option<Connection>,
+}
+
+impl MemoryStream {
+    /// Opens the memory stream of a job. A peer that cannot be dialled a second time gets it on `connection`.
+    pub async fn open(
+        network: &Network,
+        peer: &str,
+        connection: &Connection,
+        job: JobId,
+    ) -> Result<Self, NetError> {
+        let own = network.dial(peer).await.ok();
+        let (send, recv) = own.as_ref().unwrap_or(connection).open_bi().await?;
+        let mut send = LaneSend::begin(own.as_ref().unwrap_or(connection), send).await?;
+        net::send(&mut send, &Open::Memory { job }).await?;
+        Ok(MemoryStream { send, recv, own })
+    }
+}
+
+impl Drop for MemoryStream {
+    fn drop(&mut self) {
+        if let Some(own) = &self.own {
+            own.close(0_u8.into(), b"done");
+        }
+    }
+}
+
 /// Relays the memory to the other side until the hypervisor ends it and everything has arrived. At least `floor_bytes` may
 /// be under way at any time. After an error the other side does not take what it has for the whole.
 pub async fn send(
     mut memory: impl AsyncRead + Unpin,
-    mut send: SendStream,
-    recv: RecvStream,
+    mut stream: MemoryStream,
     floor_bytes: u64,
     count: impl Fn(u64),
 ) -> Result<(), RelayError> {
-    let relayed = relay(&mut memory, &mut send, recv, floor_bytes, count).await;
-    match relayed {
-        Ok(()) => {
-            let _ = send.finish();
-            // An answer or none: the hand-off hears from the other side how it ended.
-            let _ = send.stopped().await;
-        }
-        Err(_) => drop(send.reset(VarInt::from_u32(1))),
-    }
-    relayed
+    relay(&mut memory, &mut stream, floor_bytes, count).await?;
+    stream.send.finish().await?;
+    stream.send.stopped().await;
+    // It ends its reports when its hypervisor has everything, or with the connection.
+    while let Ok(Some(_)) =
+        net::soon(async { Ok(stream.recv.read_chunk(RELAY_BYTES as usize, true).await?) }).await
+    {}
+    Ok(())
 }
 
 async fn relay(
     memory: &mut (impl AsyncRead + Unpin),
-    send: &mut SendStream,
-    mut recv: RecvStream,
+    stream: &mut MemoryStream,
     floor_bytes: u64,
     count: impl Fn(u64),
 ) -> Result<(), RelayError> {
+    let MemoryStream { send, recv, own: _ } = stream;
     let (told, mut taken) = watch::channel(0);
     let reports = async move {
-        while let Some(Taken { bytes }) = net::receive(&mut recv).await? {
+        while let Some(Taken { bytes }) = net::receive(recv).await? {
             told.send_replace(bytes);
         }
         // It ends its reports with the memory only.
@@ -86,7 +121,10 @@ async fn relay(
     tokio::pin!(reports);
     let origin = Instant::now();
     let mut window = Window::new(floor_bytes);
-    let mut buffer = vec![0; RELAY_BYTES as usize];
+    let header = if send.is_striped() { PIECE_HEADER_BYTES } else { 0 };
+    let mut buffer = vec![0; header + RELAY_BYTES as usize];
+    let mut watch = tokio::time::interval(net::KEEP_ALIVE);
+    let mut reported = Instant::now();
     loop {
         let room = window.room().min(RELAY_BYTES) as usize;
         tokio::select! {
@@ -95,16 +133,28 @@ async fn relay(
                 let bytes = *taken.borrow_and_update();
                 let sent = window.sent;
                 window.take(origin.elapsed(), bytes).ok_or(RelayError::Count { taken: bytes, sent })?;
+                reported = Instant::now();
             },
-            read = memory.read(&mut buffer[..room]), if room > 0 => {
+            read = memory.read(&mut buffer[header..header + room]), if room > 0 => {
                 let length = read.map_err(RelayError::Hypervisor)?;
                 if length == 0 {
                     return Ok(());
                 }
+                if window.sent == window.taken {
+                    reported = Instant::now();
+                }
                 window.send(origin.elapsed(), length as u64);
-                let chunk = Bytes::copy_from_slice(&buffer[..length]);
-                send.write_chunk(chunk).await.map_err(NetError::from)?;
+                let prefix = (length as u32).to_le_bytes();
+                buffer[..header].copy_from_slice(&prefix[..header]);
+                send.write_chunk(Bytes::copy_from_slice(&buffer[..header + length])).await?;
                 count(length as u64);
+            }
+            _ = watch.tick() => {
+                if window.sent > window.taken && reported.elapsed() > net::SILENCE {
+                    return Err(NetError::Silent.into());
+                }
+                // A piece of no bytes: the guest may be paused for long, or its hypervisor at work.
+                send.write_chunk(Bytes::from_static(&[0; PIECE_HEADER_BYTES]).slice(..header)).await?;
             }
         }
     }
@@ -114,19 +164,20 @@ async fn relay(
 /// breaks is an error: what the hypervisor has is not the whole.
 pub async fn receive(
     mut memory: impl AsyncWrite + Unpin,
-    mut recv: RecvStream,
+    recv: LaneRecv,
     mut send: SendStream,
     count: impl Fn(u64),
 ) -> Result<(), RelayError> {
+    let mut pieces = Pieces { recv, header: BytesMut::new(), left: 0 };
     let (mut taken, mut told) = (0, 0);
     loop {
         let idle = tokio::select! {
             biased;
-            chunk = recv.read_chunk(RELAY_BYTES as usize, true) => {
-                let Some(chunk) = chunk.map_err(NetError::from)? else { break };
-                memory.write_all(&chunk.bytes).await.map_err(RelayError::Hypervisor)?;
-                taken += chunk.bytes.len() as u64;
-                count(chunk.bytes.len() as u64);
+            chunk = pieces.next() => {
+                let Some(chunk) = chunk? else { break };
+                memory.write_all(&chunk).await.map_err(RelayError::Hypervisor)?;
+                taken += chunk.len() as u64;
+                count(chunk.len() as u64);
                 false
             }
             () = tokio::time::sleep(REPORT_IDLE), if taken > told => true,
@@ -138,6 +189,44 @@ pub async fn receive(
         }
     }
     memory.shutdown().await.map_err(RelayError::Hypervisor)
+}
+
+/// The pieces of a memory stream: their lengths taken off. A source of the protocol before sends bytes only, and may be
+/// silent for long.
+struct Pieces {
+    recv: LaneRecv,
+    header: BytesMut,
+    /// Of the piece that has begun.
+    left: usize,
+}
+
+impl Pieces {
+    /// The next bytes; none where the source only says that it is there. Nothing is lost when the future is dropped.
+    async fn next(&mut self) -> Result<Option<Bytes>, NetError> {
+        if !self.recv.is_striped() {
+            return self.recv.read_chunk(RELAY_BYTES as usize).await;
+        }
+        while self.left == 0 {
+            let missing = PIECE_HEADER_BYTES - self.header.len();
+            match net::soon(self.recv.read_chunk(missing)).await? {
+                Some(bytes) => self.header.extend_from_slice(&bytes),
+                None if self.header.is_empty() => return Ok(None),
+                None => return Err(NetError::Ended),
+            }
+            let Ok(header) = <[u8; PIECE_HEADER_BYTES]>::try_from(&self.header[..]) else { continue };
+            self.header.clear();
+            match u32::from_le_bytes(header) {
+                0 => return Ok(Some(Bytes::new())),
+                length if length > wire::MAX_PIECE_BYTES => {
+                    return Err(NetError::Lanes(format!("a piece of memory of {length} bytes")));
+                }
+                length => self.left = length as usize,
+            }
+        }
+        let chunk = net::soon(self.recv.read_chunk(self.left)).await?.ok_or(NetError::Ended)?;
+        self.left -= chunk.len();
+        Ok(Some(chunk))
+    }
 }
 
 /// How many bytes may be under way: as many as arrive in the time that the way takes, and [`SLACK`]. It grows while

@@ -8,13 +8,14 @@ use chunkstore::{Chunk, ChunkId, Group, MAX_CHUNK_BYTES, MAX_GROUP_BYTES};
 use longhaul_proto::wire::{
     self, Extent, Packed, Refusal, RefusalKind, Run, TargetStatus, ToReceiver, ToSender,
 };
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::SendStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::sink::Sink;
 use super::{TransferError, id, refuse, unpack};
 use crate::lease::Lease;
+use crate::net::lanes::LaneRecv;
 use crate::net::{self, NetError};
 
 /// Messages read ahead of the worker; a message holds a few MiB at most.
@@ -32,7 +33,7 @@ const _: () = assert!(wire::MAX_CHUNK_BYTES == MAX_CHUNK_BYTES && wire::MAX_GROU
 /// [`wire::MAX_IMAGE_BYTES`]. The sink is used under `lease`, and no longer when this returns.
 pub async fn receive(
     mut send: SendStream,
-    mut recv: RecvStream,
+    mut recv: LaneRecv,
     status: TargetStatus,
     size: u64,
     sink: Box<dyn Sink>,
@@ -47,17 +48,26 @@ pub async fn receive(
     let _stop_when_dropped = stop.clone().drop_guard();
     let stopped = stop.clone();
     let worker = lease.run_blocking(move || work_off(Receiver::new(size, sink), work, &answers, &stopped));
+    let is_current = recv.is_striped();
     let reader = async {
         let messages = messages;
-        while let Some(message) = net::receive::<ToReceiver>(&mut recv).await? {
-            if messages.send(message).await.is_err() {
+        while let Some(message) = next_message(&mut recv).await? {
+            if message != ToReceiver::Alive && messages.send(message).await.is_err() {
                 break; // the worker has refused
             }
         }
         Ok::<_, NetError>(())
     };
     let writer = async {
-        while let Some(answer) = outgoing.recv().await {
+        loop {
+            // While the worker works, and while there is nothing to do, the sender is told that we are there.
+            let answer = tokio::time::timeout(net::KEEP_ALIVE, outgoing.recv()).await;
+            let answer = match answer {
+                Ok(Some(answer)) => answer,
+                Ok(None) => break,
+                Err(_) if is_current => ToSender::Working,
+                Err(_) => continue,
+            };
             net::send(&mut send, &answer).await?;
         }
         let _ = send.finish();
@@ -82,7 +92,7 @@ pub async fn receive(
         }
     };
     let outcome = worker.await.map_err(|_| TransferError::Worker)?;
-    let _ = recv.stop(VarInt::from_u32(0));
+    recv.stop();
     match (outcome, link) {
         // What was to come has come: how the stream ended does not matter.
         (Ok(()), _) => Ok(()),
@@ -93,10 +103,15 @@ pub async fn receive(
 }
 
 /// Tells a sender that it will not be.
-pub async fn refuse_transfer(mut send: SendStream, mut recv: RecvStream, refusal: Refusal) {
+pub async fn refuse_transfer(mut send: SendStream, mut recv: LaneRecv, refusal: Refusal) {
     let _ = net::send(&mut send, &ToSender::Refused(refusal)).await;
     let _ = send.finish();
-    let _ = recv.stop(VarInt::from_u32(0));
+    recv.stop();
+}
+
+/// The next message. A sender of the protocol before may be silent for long.
+async fn next_message(recv: &mut LaneRecv) -> Result<Option<ToReceiver>, NetError> {
+    if recv.is_striped() { net::receive_soon(recv).await } else { net::receive(recv).await }
 }
 
 /// On a blocking thread: the messages one by one. A refusal is sent and returned.
@@ -183,6 +198,7 @@ impl Receiver {
                 let generation = self.sink.commit(root, after, taken_unix_ms, self.covered == self.size)?;
                 Ok(Some(ToSender::Committed { generation }))
             }
+            ToReceiver::Alive => Ok(None),
         }
     }
 

@@ -9,11 +9,12 @@ use chunkstore::{
     BLOCK_BYTES, ChunkId, Encoded, ImageRoot, Manifest, ManifestExtent, PieceData, ReadImage, Store,
 };
 use longhaul_proto::wire::{self, Extent, Open, Run, Target, TargetStatus, ToReceiver, ToSender};
-use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::mpsc;
+use quinn::{Connection, RecvStream};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::{Counters, TransferError, pack};
+use crate::net::lanes::LaneSend;
 use crate::net::{self, NetError};
 
 /// Plain bytes gathered into one batch: enough that a batch's question and answer weigh little, and so that all of its
@@ -52,9 +53,10 @@ type Group = (Vec<u32>, wire::Packed);
 
 /// An image on its way out.
 pub struct Sender {
-    send: SendStream,
+    send: Arc<Mutex<LaneSend>>,
     answers: mpsc::Receiver<Result<ToSender, NetError>>,
-    reader: JoinHandle<()>,
+    /// Reads the answers, and says that we are there.
+    attendant: JoinHandle<()>,
     counters: Arc<Counters>,
     level: i32,
     window_batches: usize,
@@ -64,7 +66,7 @@ pub struct Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.reader.abort();
+        self.attendant.abort();
     }
 }
 
@@ -77,15 +79,24 @@ impl Sender {
         settings: (i32, usize),
         counters: Arc<Counters>,
     ) -> Result<(Self, TargetStatus), TransferError> {
-        let (mut send, receive) = connection.open_bi().await.map_err(NetError::from)?;
+        let (send, receive) = connection.open_bi().await.map_err(NetError::from)?;
+        let mut send = LaneSend::begin(connection, send).await?;
         let bytes = net::send(&mut send, &Open::Transfer { target, size }).await?;
         Counters::add(&counters.wire, bytes);
         let (sender, answers) = mpsc::channel(64);
-        let reader = tokio::spawn(read_answers(receive, sender));
+        let is_current = send.is_striped();
+        let send = Arc::new(Mutex::new(send));
+        let alive = send.clone();
+        let attendant = tokio::spawn(async move {
+            tokio::select! {
+                () = read_answers(receive, sender, is_current) => {}
+                () = stay_alive(&alive), if is_current => {}
+            }
+        });
         let (level, window_bytes) = settings;
         let window_batches = (window_bytes as u64 / BATCH_BYTES).max(2) as usize;
         let mut this =
-            Sender { send, answers, reader, counters, level, window_batches, next_batch: 0, dry: false };
+            Sender { send, answers, attendant, counters, level, window_batches, next_batch: 0, dry: false };
         match this.answer().await? {
             ToSender::Accepted(status) => Ok((this, status)),
             other => Err(unexpected(&other)),
@@ -208,7 +219,7 @@ impl Sender {
         taken_unix_ms: u64,
     ) -> Result<u64, TransferError> {
         self.say(&ToReceiver::Commit { root: *root.as_bytes(), after, taken_unix_ms }).await?;
-        let _ = self.send.finish();
+        let _ = self.send.lock().await.finish().await;
         match self.answer().await? {
             ToSender::Committed { generation } => Ok(generation),
             other => Err(unexpected(&other)),
@@ -216,7 +227,8 @@ impl Sender {
     }
 
     async fn say(&mut self, message: &ToReceiver) -> Result<(), TransferError> {
-        match net::send(&mut self.send, message).await {
+        let sent = net::send(&mut *self.send.lock().await, message).await;
+        match sent {
             Ok(bytes) => {
                 Counters::add(&self.counters.wire, bytes);
                 Ok(())
@@ -261,12 +273,36 @@ fn unexpected(answer: &ToSender) -> TransferError {
     TransferError::Protocol(format!("it answered {answer:?} out of place"))
 }
 
-async fn read_answers(mut receive: RecvStream, sender: mpsc::Sender<Result<ToSender, NetError>>) {
+/// Of a receiver of the protocol before it is not known how long it may be silent.
+async fn read_answers(
+    mut receive: RecvStream,
+    sender: mpsc::Sender<Result<ToSender, NetError>>,
+    is_current: bool,
+) {
     loop {
-        let answer = net::expect(&mut receive).await;
+        let answer = match is_current {
+            true => net::expect(&mut receive).await,
+            false => net::receive(&mut receive).await.and_then(|answer| answer.ok_or(NetError::Ended)),
+        };
+        if matches!(answer, Ok(ToSender::Working)) {
+            continue;
+        }
         let last = answer.is_err();
         if sender.send(answer).await.is_err() || last {
             return;
+        }
+    }
+}
+
+/// Says now and then that we are there, also while the owner of the transfer waits for something else. A stream that takes
+/// nothing is busy, which says as much.
+async fn stay_alive(send: &Mutex<LaneSend>) {
+    loop {
+        tokio::time::sleep(net::KEEP_ALIVE).await;
+        if let Ok(mut send) = send.try_lock() {
+            if net::send(&mut *send, &ToReceiver::Alive).await.is_err() {
+                return std::future::pending().await; // the answers tell why
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod delay_line;
 pub mod files;
 pub mod guest;
 pub mod lab;
+pub mod lines;
 pub mod namespace;
 pub mod plain;
 pub mod platform;

@@ -3,6 +3,7 @@
 
 mod demo;
 mod fuzz;
+mod lines;
 mod sim;
 mod tasks;
 mod tidy;
@@ -26,6 +27,9 @@ cargo xtask TASK
              [--alone] [--moves N] [--json FILE]
              two real Xen hosts in emulators, and a guest that moves between them: figures, then every fault; builds what
              it needs, as root
+  lab lines  [--mib N] [--rate MB_S] [--congestion cubic|bbr]
+             an image of N MiB (32) over each of 96 lines: 100 to 1000 Mb/s, round trips of 20 to 200 ms, queues of 0.1
+             to 4 BDP; needs root
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
   fuzz [TARGET...] [--seconds N] [--input FILE]
@@ -53,6 +57,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["demo", rest @ ..] => demo::run(&demo::Options::parse(rest)?),
         ["bench", rest @ ..] => tasks::bench(rest),
         ["lab", "xen", rest @ ..] => xen::run(&xen::Options::parse(rest)?),
+        ["lab", "lines", rest @ ..] => lines::run(&lines::Options::parse(rest)?),
         ["test"] => tasks::test().map(drop),
         ["ci"] => tasks::ci(),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),

@@ -18,10 +18,23 @@ use crate::handoff::{Message, Root};
 use crate::ids::{Epoch, JobId};
 
 /// The version of everything in this module; PROTOCOL.md names the same. Also in the ALPN name.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
-/// The ALPN protocol name. Platforms of different protocol versions do not get past the handshake.
-pub const ALPN: &[u8] = b"longhaul/1";
+/// The ALPN protocol name of this version.
+pub const ALPN: &[u8] = b"longhaul/2";
+
+/// The ALPN protocol name of the version before. It has no [`Open::Striped`], no [`Open::Lane`], no [`ToReceiver::Alive`] and
+/// no [`ToSender::Working`]. Platforms that have neither name in common do not get past the handshake.
+pub const ALPN_BEFORE: &[u8] = b"longhaul/1";
+
+/// The most lanes of one striped direction, the main stream included.
+pub const MAX_LANES: u16 = 1024;
+
+/// Bytes of a striped direction that follow each other on one lane.
+pub const CELL_BYTES: u32 = 24 << 10;
+
+/// The longest piece of a memory stream.
+pub const MAX_PIECE_BYTES: u32 = 256 << 10;
 
 /// The longest frame. A delta of 1 MiB that does not compress, and its list of blocks, fit.
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
@@ -105,6 +118,21 @@ pub enum Open {
         /// As in [`Message::Offer`].
         #[serde(deserialize_with = "bounded::vec::<_, _, MAX_PLAN_BYTES>")]
         plan: Vec<u8>,
+    },
+    /// Everything after this frame, in this direction, is dealt in cells of [`CELL_BYTES`] over several streams: cell `k` is on
+    /// lane `k` modulo `lanes`. Lane 0 is this stream. The next frame is the `Open` that says what the stream is for.
+    Striped {
+        /// Names the set on its connection; chosen at random.
+        token: [u8; 16],
+        /// 1 to [`MAX_LANES`].
+        lanes: u16,
+    },
+    /// Unidirectional. A lane of the set with this token; cells follow, not framed.
+    Lane {
+        /// The set.
+        token: [u8; 16],
+        /// 1 to `lanes` - 1.
+        index: u16,
     },
 }
 
@@ -363,6 +391,8 @@ pub enum ToReceiver {
         /// When the image was so, in milliseconds since the Unix epoch.
         taken_unix_ms: u64,
     },
+    /// The sender is there, and has nothing to send at the moment. May stand anywhere.
+    Alive,
 }
 
 /// What a receiver says on a transfer's stream.
@@ -390,6 +420,8 @@ pub enum ToSender {
         /// Its generation.
         generation: u64,
     },
+    /// The receiver is there, and at work on what it was sent. May stand anywhere.
+    Working,
 }
 
 /// Why a receiver will not.

@@ -87,6 +87,8 @@ fn open() -> impl Strategy<Value = Open> {
             epoch: Epoch(epoch),
             plan
         }),
+        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(token, lanes)| Open::Striped { token, lanes }),
+        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(token, index)| Open::Lane { token, index }),
     ]
 }
 
@@ -125,6 +127,7 @@ fn to_receiver() -> impl Strategy<Value = ToReceiver> {
             after,
             taken_unix_ms
         }),
+        Just(ToReceiver::Alive),
     ]
 }
 
@@ -350,6 +353,8 @@ fn the_examples_of_the_document() {
     told(frame(&Fetched { data: None }).unwrap());
     told(frame(&Open::Transfer { target: Target::Base { name: "deb".into() }, size: 4 << 30 }).unwrap());
     told(frame(&Open::Handoff { job, message: Message::Release { epoch: Epoch(2) } }).unwrap());
+    told(frame(&Open::Striped { token: *b"0123456789abcdef", lanes: MAX_LANES }).unwrap());
+    told(frame(&Open::Lane { token: *b"0123456789abcdef", index: 2 }).unwrap());
     let extents = vec![Extent::Hole { len: 65536 }, Extent::Chunk { len: 300, name: [0xab; 32] }];
     let mut batch = frame(&ToReceiver::Extents { batch: 1, extents }).unwrap();
     assert_eq!(batch.split_off(batch.len() - 32), [0xab; 32]);
@@ -402,6 +407,7 @@ fn the_numbers_of_the_document() {
         ToReceiver::Delta { runs: Vec::new(), data },
         ToReceiver::Sync { mark: 0 },
         ToReceiver::Commit { root, after: 0, taken_unix_ms: 0 },
+        ToReceiver::Alive,
     ];
     let kinds = [
         RefusalKind::Busy,
@@ -417,6 +423,7 @@ fn the_numbers_of_the_document() {
         ToSender::Want { batch: 0, indices: Vec::new() },
         ToSender::Synced { mark: 0 },
         ToSender::Committed { generation: 0 },
+        ToSender::Working,
     ];
     assert!((0..).zip(messages).all(|(index, one)| number(to_bytes(&one).unwrap()) == index));
     assert!((0..).zip(records).all(|(index, one)| number(to_bytes(&one).unwrap()) == index));

@@ -2,13 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use longhaul_proto::wire::Open;
-use quinn::Connection;
-
 use super::*;
+use crate::net::testing::{Pair, pair, striped};
 
 const FLOOR_BYTES: u64 = 128 << 10;
-use crate::net::testing::{Pair, pair};
 
 const STEP: Duration = Duration::from_micros(200);
 
@@ -108,28 +105,26 @@ fn counts_that_cannot_be_are_refused() {
     assert_eq!(window.take(Duration::ZERO, 60), Some(()));
 }
 
-async fn streams(a: &Connection, b: &Connection) -> ((SendStream, RecvStream), (SendStream, RecvStream)) {
-    let (mut send, recv) = a.open_bi().await.unwrap();
-    // A stream is heard of with its first bytes.
-    net::send(&mut send, &Open::Status).await.unwrap();
-    let (back, mut forth) = b.accept_bi().await.unwrap();
-    assert_eq!(net::expect::<Open>(&mut forth).await.unwrap(), Open::Status);
-    ((send, recv), (back, forth))
+async fn streams(pair: &Pair) -> (MemoryStream, (SendStream, LaneRecv)) {
+    let ((send, recv), there) = striped(pair).await;
+    (MemoryStream { send, recv, own: None }, there)
 }
 
 #[tokio::test]
 async fn the_memory_arrives_as_it_was_sent_and_the_source_waits_for_a_slow_taker() {
-    let Pair { a, b, .. } = &pair().await;
-    let ((send_a, recv_a), (send_b, recv_b)) = streams(a, b).await;
+    let pair = pair().await;
+    let (stream, (send_b, recv_b)) = streams(&pair).await;
     let memory: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let (input, expected) = (std::io::Cursor::new(memory.clone()), memory);
     let sent = AtomicU64::new(0);
     let (taker, mut hypervisor) = tokio::io::duplex(1 << 16);
-    let sending =
-        send(input, send_a, recv_a, FLOOR_BYTES, |bytes| _ = sent.fetch_add(bytes, Ordering::Relaxed));
+    let sending = send(input, stream, FLOOR_BYTES, |bytes| _ = sent.fetch_add(bytes, Ordering::Relaxed));
     let receiving = receive(taker, recv_b, send_b, |_| {});
     let taking = async {
         // The hypervisor stands still: no more than the first window is read at the source.
+        while sent.load(Ordering::Relaxed) < FIRST_WINDOW_BYTES {
+            tokio::task::yield_now().await;
+        }
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(sent.load(Ordering::Relaxed), FIRST_WINDOW_BYTES);
         let mut all = Vec::new();
@@ -161,10 +156,10 @@ impl AsyncRead for Breaks {
 
 #[tokio::test]
 async fn memory_that_breaks_off_is_not_taken_for_whole() {
-    let Pair { a, b, .. } = &pair().await;
-    let ((send_a, recv_a), (send_b, recv_b)) = streams(a, b).await;
+    let pair = pair().await;
+    let (stream, (send_b, recv_b)) = streams(&pair).await;
     let (sent, received) = tokio::join!(
-        send(Breaks(false), send_a, recv_a, FLOOR_BYTES, |_| {}),
+        send(Breaks(false), stream, FLOOR_BYTES, |_| {}),
         receive(tokio::io::sink(), recv_b, send_b, |_| {})
     );
     assert!(matches!(sent, Err(RelayError::Hypervisor(_))), "{sent:?}");
@@ -173,9 +168,64 @@ async fn memory_that_breaks_off_is_not_taken_for_whole() {
 
 #[tokio::test]
 async fn a_taker_that_counts_too_much_ends_the_relay() {
-    let Pair { a, b, .. } = &pair().await;
-    let ((send_a, recv_a), (mut send_b, _recv_b)) = streams(a, b).await;
+    let pair = pair().await;
+    let (stream, (mut send_b, _recv_b)) = streams(&pair).await;
     net::send(&mut send_b, &Taken { bytes: u64::MAX }).await.unwrap();
-    let sent = send(tokio::io::repeat(7), send_a, recv_a, FLOOR_BYTES, |_| {}).await;
+    let sent = send(tokio::io::repeat(7), stream, FLOOR_BYTES, |_| {}).await;
     assert!(matches!(sent, Err(RelayError::Count { taken: u64::MAX, .. })), "{sent:?}");
+}
+
+/// A hypervisor that says nothing.
+struct Silent;
+
+impl AsyncRead for Silent {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_falls_silent_is_let_go_and_one_whose_hypervisor_is_silent_is_not() {
+    let pair = pair().await;
+    let (_held, (send_b, recv_b)) = streams(&pair).await;
+    let received = receive(tokio::io::sink(), recv_b, send_b, |_| {}).await;
+    assert!(matches!(received, Err(RelayError::Net(NetError::Silent))), "{received:?}");
+
+    let (stream, (send_b, recv_b)) = streams(&pair).await;
+    tokio::select! {
+        sent = send(Silent, stream, FLOOR_BYTES, |_| {}) => panic!("{sent:?}"),
+        received = receive(tokio::io::sink(), recv_b, send_b, |_| {}) => panic!("{received:?}"),
+        () = tokio::time::sleep(net::SILENCE * 2) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_taker_that_takes_nothing_is_let_go() {
+    let pair = pair().await;
+    let (stream, _there) = streams(&pair).await;
+    let sent = send(tokio::io::repeat(7), stream, FLOOR_BYTES, |_| {}).await;
+    assert!(matches!(sent, Err(RelayError::Net(NetError::Silent))), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_piece_that_is_too_long_or_cut_short_is_refused() {
+    let pair = pair().await;
+    for (bytes, ends) in [(&[0, 0, 16, 0, 1][..], false), (&[5, 0, 0, 0, 1], true), (&[5, 0], true)] {
+        let (mut stream, (send_b, recv_b)) = streams(&pair).await;
+        stream.send.write_chunk(Bytes::copy_from_slice(bytes)).await.unwrap();
+        if ends {
+            stream.send.finish().await.unwrap();
+        }
+        let received = receive(tokio::io::sink(), recv_b, send_b, |_| {}).await;
+        let refused = match &received {
+            Err(RelayError::Net(NetError::Lanes(_))) => !ends,
+            Err(RelayError::Net(NetError::Ended)) => ends,
+            _ => false,
+        };
+        assert!(refused, "{bytes:?}: {received:?}");
+    }
 }

@@ -7,7 +7,10 @@ use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::FINAL_MARK;
 
 use super::*;
+use crate::net::lanes::LaneSend;
+use crate::net::testing::{Pair, pair, striped};
 use crate::transfer::pack;
+use crate::transfer::sender::Sender;
 
 const SIZE: u64 = 64 << 10;
 
@@ -215,4 +218,92 @@ fn a_stream_that_breaks_off_is_no_image_and_nothing_follows_its_end() {
     let (mut receiver, _) = self::receiver();
     receiver.handle(ToReceiver::Sync { mark: FINAL_MARK }).unwrap();
     assert_eq!(refused(&mut receiver, ToReceiver::Sync { mark: 1 }), RefusalKind::Protocol);
+}
+
+/// A transfer as its receiver sees it, from a sender that the test plays.
+async fn played() -> (Pair, (LaneSend, quinn::RecvStream), tokio::task::JoinHandle<Result<(), TransferError>>)
+{
+    let pair = pair().await;
+    let (sender, (send, recv)) = striped(&pair).await;
+    let status = TargetStatus { generation: 0, root: None };
+    let receiving = tokio::spawn(async move {
+        receive(send, recv, status, SIZE, Box::new(Image::default()), &Lease::new()).await
+    });
+    (pair, sender, receiving)
+}
+
+#[tokio::test]
+async fn a_sender_that_falls_silent_is_let_go() {
+    let (_pair, (mut send, mut answers), receiving) = played().await;
+    net::send(&mut send, &extents(0, vec![Extent::Hole { len: SIZE }])).await.unwrap();
+    let outcome = receiving.await.unwrap();
+    assert!(matches!(outcome, Err(TransferError::Net(NetError::Silent))), "{outcome:?}");
+    // Meanwhile it was told that the receiver is there.
+    let mut heard = Vec::new();
+    while let Ok(Some(answer)) = net::receive::<ToSender>(&mut answers).await {
+        heard.push(answer);
+    }
+    assert!(heard.contains(&ToSender::Working), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_sender_with_nothing_to_send_keeps_its_transfer() {
+    let pair = pair().await;
+    let target = wire::Target::Base { name: "x".to_owned() };
+    let opening = Sender::open(&pair.a, target, SIZE, (1, 1 << 20), Arc::default());
+    let accepting = async {
+        let (send, recv) = pair.b.accept_bi().await.unwrap();
+        let mut recv = LaneRecv::plain(&pair.b, recv);
+        assert!(matches!(recv.opening().await.unwrap(), wire::Open::Transfer { size: SIZE, .. }));
+        let status = TargetStatus { generation: 0, root: None };
+        receive(send, recv, status, SIZE, Box::new(Image::default()), &Lease::new()).await
+    };
+    let sending = async {
+        let (mut sender, _) = opening.await.unwrap();
+        tokio::time::sleep(net::SILENCE * 2).await;
+        sender.sync(FINAL_MARK).await.unwrap();
+    };
+    let ((), received) = tokio::join!(sending, accepting);
+    received.unwrap();
+}
+
+#[tokio::test]
+async fn a_receiver_that_falls_silent_is_let_go() {
+    let pair = pair().await;
+    let target = wire::Target::Base { name: "x".to_owned() };
+    let opening = Sender::open(&pair.a, target, SIZE, (1, 1 << 20), Arc::default());
+    let accepting = async {
+        let (mut send, recv) = pair.b.accept_bi().await.unwrap();
+        let mut recv = LaneRecv::plain(&pair.b, recv);
+        recv.opening().await.unwrap();
+        let accepted = ToSender::Accepted(TargetStatus { generation: 0, root: None });
+        net::send(&mut send, &accepted).await.unwrap();
+        (send, recv)
+    };
+    let (opened, _held) = tokio::join!(opening, accepting);
+    let outcome = opened.unwrap().0.sync(0).await;
+    assert!(matches!(outcome, Err(TransferError::Net(NetError::Silent))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_sender_of_the_protocol_before_is_heard_and_may_be_silent() {
+    let pair = pair().await;
+    let (mut send, mut answers) = pair.a.open_bi().await.unwrap();
+    let target = wire::Target::Base { name: "x".to_owned() };
+    net::send(&mut send, &wire::Open::Transfer { target, size: SIZE }).await.unwrap();
+    let (back, forth) = pair.b.accept_bi().await.unwrap();
+    let mut recv = LaneRecv::plain(&pair.b, forth);
+    recv.opening().await.unwrap();
+    let status = TargetStatus { generation: 0, root: None };
+    let receiving = tokio::spawn(async move {
+        receive(back, recv, status, SIZE, Box::new(Image::default()), &Lease::new()).await
+    });
+    tokio::time::sleep(net::SILENCE + net::KEEP_ALIVE).await;
+    net::send(&mut send, &ToReceiver::Sync { mark: FINAL_MARK }).await.unwrap();
+    send.finish().unwrap();
+    receiving.await.unwrap().unwrap();
+    let accepted = net::expect::<ToSender>(&mut answers).await.unwrap();
+    assert!(matches!(accepted, ToSender::Accepted(_)));
+    // No word that it does not know.
+    assert_eq!(net::expect::<ToSender>(&mut answers).await.unwrap(), ToSender::Synced { mark: FINAL_MARK });
 }

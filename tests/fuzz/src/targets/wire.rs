@@ -151,6 +151,8 @@ fn open_messages() -> Vec<Open> {
     let alone = [
         Open::Memory { job },
         Open::Status,
+        Open::Striped { token: [6; 16], lanes: 1024 },
+        Open::Lane { token: [6; 16], index: 1023 },
         fetch(2),
         fetch(MAX_BATCH_EXTENTS),
         fetch(MAX_BATCH_EXTENTS + 1),
@@ -177,6 +179,7 @@ fn receiver_messages() -> Vec<ToReceiver> {
         ToReceiver::Delta { runs: vec![run(0, true); MAX_BATCH_EXTENTS + 1], data },
         ToReceiver::Sync { mark: FINAL_MARK },
         ToReceiver::Commit { root: [3; 32], after: 7, taken_unix_ms: 1_700_000_000_000 },
+        ToReceiver::Alive,
     ]
 }
 
