@@ -155,6 +155,7 @@ impl AccessGateway {
         agent.refuse_from(&[])?;
         agent.plane.announce(anchor);
         let plane = agent.ways.plane();
+        // Ends when it is told to, or when nobody can give it orders any more, and takes back what the kernel was told.
         tokio::spawn(agent.run(inbox));
         Ok(Self { orders: Orders(commands), events, plane })
     }
@@ -399,6 +400,7 @@ impl Agent {
         let mtu = self.ways.plane().guest_mtu();
         let what = format!("a socket for router advertisements on {}", link.interface);
         let router = Arc::new(Router::open(index, link.prefix, mtu, &self.dns).map_err(opening(&what))?);
+        // Ends with the guest, whose tasks are aborted when it is detached.
         let mut tasks = vec![tokio::spawn(router.clone().run()).abort_handle()];
         if let Some(address) = link.ipv4 {
             let dns = self.dns.iter().filter_map(|server| match server {
@@ -407,6 +409,7 @@ impl Agent {
             });
             let lease = Lease { guest: link.link_layer, address, mtu, dns: dns.collect() };
             match Server::open(&link.interface, lease) {
+                // Ends as the router does.
                 Ok(server) => tasks.push(tokio::spawn(server.run()).abort_handle()),
                 Err(error) => tracing::warn!(
                     "the guest on {} gets no DHCP, and has its IPv4 address only if it was set up by hand: opening UDP port 67 \

@@ -139,6 +139,7 @@ impl HomeAgent {
             markers,
             start,
         };
+        // Ends when it is told to, or when nobody can give it orders any more, and takes back what the kernel was told.
         tokio::spawn(agent.run(inbox));
         Ok(Self { orders: Orders(commands), plane: kind })
     }

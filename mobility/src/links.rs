@@ -97,6 +97,7 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn connect(protocol: RouteProtocol) -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
+        // Ends when the last clone of the handle is dropped.
         tokio::spawn(connection);
         Ok(Self { handle, protocol })
     }

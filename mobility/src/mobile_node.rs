@@ -113,6 +113,7 @@ impl MobileNode {
             events: events.clone(),
             start: Instant::now(),
         };
+        // Ends when it is told to, or when nobody can give it orders any more, and takes back what the kernel was told.
         tokio::spawn(agent.run(inbox));
         Ok(Self { orders: Orders(commands), events })
     }

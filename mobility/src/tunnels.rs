@@ -247,6 +247,7 @@ impl Tunnels {
         }
         let stem = own.interface.chars().take(STEM_BYTES).collect();
         let store = left.remove(&NOBODY).map(|(_, remembered)| Stored {
+            // Ends at once: what is in store already.
             made: tokio::spawn(async { Ok(remembered) }),
             unhurried: oneshot::channel().0,
         });
@@ -262,6 +263,7 @@ impl Tunnels {
         if self.store.is_none() && self.open.len() < MAX_TUNNELS {
             let (stem, number) = (self.stem.clone(), self.open.len() + self.left.len());
             let (unhurried, hurry) = oneshot::channel();
+            // Ends when the interface is made; whoever takes or closes the store waits for that.
             let made = tokio::spawn(async move {
                 let _ = timeout(after, hurry).await;
                 let remembered = make(&*backend, &stem, number, NOBODY).await?;

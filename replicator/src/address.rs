@@ -15,6 +15,7 @@ use mobility::auth::{Algorithm, SharedKey};
 use mobility::wire::{Ipv4Interface, Ipv6Prefix};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::MobilityConfig;
 use crate::home_agent::Secret;
@@ -81,6 +82,7 @@ pub struct Addresses {
     arrivals: watch::Sender<BTreeMap<String, Arrival>>,
     /// VMs may have been started or stopped.
     changed: Notify,
+    _noting: AbortOnDropHandle<()>,
 }
 
 /// What came of a VM's arrival.
@@ -105,9 +107,9 @@ impl Addresses {
         })
         .await?;
         let arrivals = watch::Sender::default();
-        tokio::spawn(note_arrivals(gateway.events(), arrivals.clone()));
+        let _noting = AbortOnDropHandle::new(tokio::spawn(note_arrivals(gateway.events(), arrivals.clone())));
         let (standing, unnamed, changed) = Default::default();
-        Ok(Addresses { gateway, config: config.clone(), standing, unnamed, arrivals, changed })
+        Ok(Addresses { gateway, config: config.clone(), standing, unnamed, arrivals, changed, _noting })
     }
 
     /// The gateway's address.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use chunkstore::{Seeds, Store};
 use migrate_driver::{Hypervisor, Qemu, Xen, XenSettings};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::address::Addresses;
 use crate::config::{Config, HypervisorKind, Layout};
@@ -19,6 +20,7 @@ use crate::origins::Origins;
 use crate::peers::Peers;
 use crate::platform::Platform;
 use crate::replicas::Replicas;
+use crate::serve::Connections;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
 use crate::warm::WarmStates;
@@ -89,6 +91,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     let platform = Arc::new(Platform {
         hypervisor,
         holdings: Holdings { store: Arc::new(store), seeds },
+        connections: Connections::default(),
         handoffs: Arc::default(),
         warm: WarmStates::default(),
         addresses,
@@ -104,7 +107,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         jobs,
     });
     migrate::recover_all(&platform).await?;
-    tokio::spawn(address::keep(platform.clone()));
+    let _addresses = AbortOnDropHandle::new(tokio::spawn(address::keep(platform.clone())));
     let control = control::listen(&platform.layout.control_socket())?;
     tracing::info!(
         "platform '{}' with key {} listens on {} (UDP)",

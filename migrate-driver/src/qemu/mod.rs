@@ -80,6 +80,7 @@ impl Qemu {
         let (vm, def) = (self.vm(&def.name)?, def.clone());
         let lifecycle = vm.lifecycle.clone().lock_owned().await;
         let name = vm.name.clone();
+        // Ends when QEMU has started or failed to; the lifecycle lock is held until then.
         let starting = tokio::spawn(async move {
             let _lifecycle = lifecycle;
             vm.disconnect().await;

@@ -170,6 +170,7 @@ impl Qmp {
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         let weak = events.downgrade();
         let owner = Owner { lines, writer, queue, events, waiting: HashMap::new(), next_id: first_id() };
+        // Ends when the last clone of the client is dropped, or with the connection.
         tokio::spawn(owner.run());
         let qmp = Qmp { commands, events: weak, command_timeout };
         qmp.execute("qmp_capabilities", None).await?;

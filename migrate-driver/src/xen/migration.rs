@@ -63,6 +63,7 @@ impl Move {
             accepted = timeout(START_TIMEOUT, listener.accept()) => accepted,
             _ = child.wait() => return Err(self.failed("over before it began")),
         };
+        // Ends with the keeper, which outlives the daemon where it must.
         tokio::spawn(async move { child.wait().await });
         self.remove(std::slice::from_ref(&path))?;
         match accepted {
@@ -96,6 +97,7 @@ impl Move {
             }
             sleep(POLL).await;
         }
+        // Ends with the keeper, which outlives the daemon where it must.
         tokio::spawn(async move { child.wait().await });
         Ok(())
     }

@@ -18,6 +18,7 @@ fn told<T: Send + 'static>(
     pick: fn(RouteNetlinkMessage) -> Option<T>,
 ) -> std::io::Result<BoxStream<'static, T>> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[group])?;
+    // Ends when the stream of messages is dropped.
     tokio::spawn(connection);
     let picked = messages.filter_map(move |(message, _)| {
         std::future::ready(match message.payload {

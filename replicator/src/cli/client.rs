@@ -9,6 +9,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::jobs::Report;
 
@@ -45,6 +46,7 @@ impl From<hyper::Error> for ClientError {
 /// A connection to the daemon.
 pub(super) struct Client {
     sender: SendRequest<Full<Bytes>>,
+    _connection: AbortOnDropHandle<Result<(), hyper::Error>>,
 }
 
 impl Client {
@@ -54,8 +56,8 @@ impl Client {
             .await
             .map_err(|cause| ClientError::NoDaemon { path: path.to_owned(), cause })?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Client { sender })
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        Ok(Client { sender, _connection })
     }
 
     /// GET

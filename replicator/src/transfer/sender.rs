@@ -11,7 +11,8 @@ use chunkstore::{
 use longhaul_proto::wire::{self, Extent, Open, Run, Target, TargetStatus, ToReceiver, ToSender};
 use quinn::{Connection, RecvStream};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Counters, TransferError, pack};
 use crate::net::lanes::LaneSend;
@@ -56,18 +57,12 @@ pub struct Sender {
     send: Arc<Mutex<LaneSend>>,
     answers: mpsc::Receiver<Result<ToSender, NetError>>,
     /// Reads the answers, and says that we are there.
-    attendant: JoinHandle<()>,
+    _attendant: AbortOnDropHandle<()>,
     counters: Arc<Counters>,
     level: i32,
     window_batches: usize,
     next_batch: u32,
     dry: bool,
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        self.attendant.abort();
-    }
 }
 
 impl Sender {
@@ -87,16 +82,16 @@ impl Sender {
         let is_current = send.is_striped();
         let send = Arc::new(Mutex::new(send));
         let alive = send.clone();
-        let attendant = tokio::spawn(async move {
+        let _attendant = AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::select! {
                 () = read_answers(receive, sender, is_current) => {}
                 () = stay_alive(&alive), if is_current => {}
             }
-        });
+        }));
         let (level, window_bytes) = settings;
         let window_batches = (window_bytes as u64 / BATCH_BYTES).max(2) as usize;
         let mut this =
-            Sender { send, answers, attendant, counters, level, window_batches, next_batch: 0, dry: false };
+            Sender { send, answers, _attendant, counters, level, window_batches, next_batch: 0, dry: false };
         match this.answer().await? {
             ToSender::Accepted(status) => Ok((this, status)),
             other => Err(unexpected(&other)),
