@@ -218,9 +218,14 @@ fn check_boot_file(file: &BootFile) -> Result<(), IncomingError> {
 }
 
 /// Lets the guest run here. True when its memory was lost and it was booted from its disks.
-pub async fn resume(platform: &Arc<Platform>, plan: &Plan, job: JobId) -> Result<bool, IncomingError> {
+pub async fn resume(
+    platform: &Arc<Platform>,
+    plan: &Plan,
+    job: JobId,
+    lease: &Lease,
+) -> Result<bool, IncomingError> {
     let (at, landed) = (platform.clone(), plan.clone());
-    let landing = tokio::task::spawn_blocking(move || landing::settle(&at, &landed, job));
+    let landing = lease.run_blocking(move || landing::settle(&at, &landed, job));
     let definition = landing.await.map_err(|_| IncomingError::Worker)??;
     let hypervisor = &platform.hypervisor;
     let cold = match hypervisor.status(&definition.name).await? {
@@ -246,9 +251,14 @@ pub async fn resume(platform: &Arc<Platform>, plan: &Plan, job: JobId) -> Result
 }
 
 /// Ends what there is of a VM that will not come. Its images are put aside: they spare the next migration the same bytes.
-pub async fn take_back(platform: &Arc<Platform>, plan: &Plan, job: JobId) -> Result<(), IncomingError> {
+pub async fn take_back(
+    platform: &Arc<Platform>,
+    plan: &Plan,
+    job: JobId,
+    lease: &Lease,
+) -> Result<(), IncomingError> {
     platform.hypervisor.stop(&plan.definition.name, StopHow::Kill).await?;
     let (at, plan) = (platform.clone(), plan.clone());
-    let put_aside = tokio::task::spawn_blocking(move || landing::put_aside(&at, &plan, job));
+    let put_aside = lease.run_blocking(move || landing::put_aside(&at, &plan, job));
     Ok(put_aside.await.map_err(|_| IncomingError::Worker)??)
 }

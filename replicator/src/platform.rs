@@ -20,6 +20,7 @@ use crate::net::Network;
 use crate::origins::Origins;
 use crate::peers::Peers;
 use crate::replicas::Replicas;
+use crate::serve::Connections;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
 use crate::warm::WarmStates;
@@ -48,6 +49,8 @@ pub struct Platform {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Its jobs.
     pub jobs: Arc<Jobs>,
+    /// The connections that are served.
+    pub connections: Connections,
     /// Its hand-offs.
     pub handoffs: Arc<Handoffs>,
     /// What lets its VMs' addresses follow them, when it is configured.

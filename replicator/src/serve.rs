@@ -1,14 +1,15 @@
 //! What peers may ask of this platform: every stream they open is looked at here and given to whom it concerns. Only
 //! connections past the handshake get here, so the peer is known; what it says is still judged.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{DestinationInput, Message};
 use longhaul_proto::wire::{
     self, Judgement, Open, PeerStatus, PermitAnswer, Refusal, RefusalKind, Target, TargetStatus,
 };
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::task::JoinSet;
 
 use crate::files;
@@ -20,6 +21,49 @@ use crate::net::{self, Dialled, NetError};
 use crate::platform::Platform;
 use crate::transfer::receiver;
 use crate::transfer::sink::{EstimateSink, Sink};
+
+/// The connections that are served, by the peer's name.
+#[derive(Default)]
+pub struct Connections {
+    live: Mutex<HashMap<String, Vec<Connection>>>,
+}
+
+impl Connections {
+    /// Closes every connection of a peer that is trusted no longer, or whose key has changed.
+    pub fn close(&self, peer: &str) {
+        for connection in self.lock().remove(peer).unwrap_or_default() {
+            connection.close(VarInt::from_u32(1), b"this peer has been removed");
+        }
+    }
+
+    /// Notes a connection until the guard is dropped.
+    fn enter<'a>(&'a self, peer: &'a str, connection: &Connection) -> Entered<'a> {
+        self.lock().entry(peer.to_owned()).or_default().push(connection.clone());
+        Entered { connections: self, peer, id: connection.stable_id() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Connection>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Entered<'a> {
+    connections: &'a Connections,
+    peer: &'a str,
+    id: usize,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut live = self.connections.lock();
+        if let Some(of_peer) = live.get_mut(self.peer) {
+            of_peer.retain(|connection| connection.stable_id() != self.id);
+            if of_peer.is_empty() {
+                live.remove(self.peer);
+            }
+        }
+    }
+}
 
 /// Serves every connection, from either side, until the endpoint is closed.
 pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
@@ -60,6 +104,11 @@ async fn serve_connection(platform: Arc<Platform>, peer: String, connection: Con
     let mut streams = JoinSet::new();
     // Held for as long as the connection is served.
     let _lanes = lanes::of(&connection);
+    let _entered = platform.connections.enter(&peer, &connection);
+    // It may have been removed between the handshake and now.
+    if platform.network.peer_of(&connection).as_ref() != Some(&peer) {
+        return connection.close(VarInt::from_u32(1), b"this peer has been removed");
+    }
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {

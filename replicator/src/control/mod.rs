@@ -21,6 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::jobs::{JobState, Report};
 use crate::migrate::source::MigrateError;
@@ -197,13 +198,19 @@ struct AddPeer {
 async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
     let peer = Peer { address: add.address, fingerprint: add.fingerprint.parse()? };
     let name = add.name.clone();
-    blocking(move || platform.peers.add(&add.name, peer)).await??;
+    let (adding, key) = (platform.clone(), peer.fingerprint);
+    let before = platform.peers.get(&name).ok();
+    blocking(move || adding.peers.add(&add.name, peer)).await??;
+    if before.is_some_and(|before| before.fingerprint != key) {
+        platform.connections.close(&name);
+    }
     Ok(Json(json!({ "added": name })))
 }
 
 async fn remove_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let removing = name.clone();
-    blocking(move || platform.peers.remove(&removing)).await??;
+    let (removing, removed) = (platform.clone(), name.clone());
+    blocking(move || removing.peers.remove(&removed)).await??;
+    platform.connections.close(&name);
     Ok(Json(json!({ "removed": name })))
 }
 
@@ -355,7 +362,7 @@ async fn watch_job(State(platform): Shared, UrlPath(id): UrlPath<String>) -> Res
     let id = id.parse()?;
     let first = platform.jobs.report(id)?;
     let (lines, body) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(4);
-    tokio::spawn(async move {
+    let watching = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut report = first;
         loop {
             let ended = report.state != JobState::Running;
@@ -374,8 +381,8 @@ async fn watch_job(State(platform): Shared, UrlPath(id): UrlPath<String>) -> Res
                 Err(_) => return,
             }
         }
-    });
-    Ok(Body::from_stream(ReceiverStream(body)).into_response())
+    }));
+    Ok(Body::from_stream(Lines { lines: body, _watching: watching }).into_response())
 }
 
 fn line(report: &Report) -> Result<Bytes, std::io::Error> {
@@ -384,16 +391,20 @@ fn line(report: &Report) -> Result<Bytes, std::io::Error> {
     Ok(line.into())
 }
 
-struct ReceiverStream(tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>);
+/// The lines of a watcher's answer, and who makes them.
+struct Lines {
+    lines: tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>,
+    _watching: AbortOnDropHandle<()>,
+}
 
-impl futures_core::Stream for ReceiverStream {
+impl futures_core::Stream for Lines {
     type Item = Result<Bytes, std::io::Error>;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Self::Item>> {
-        self.0.poll_recv(context)
+        self.lines.poll_recv(context)
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path as UrlPath, State};
-use longhaul_proto::handoff::Limits;
+use longhaul_proto::JobId;
+use longhaul_proto::handoff::{Limits, Phase};
 use migrate_driver::{GuestStatus, Mode, StopHow, VmDefinition, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -179,7 +180,11 @@ pub(super) async fn stop(
     UrlPath(name): UrlPath<String>,
     Json(stop): Json<Stop>,
 ) -> Answer {
-    let _hold = platform.vms.hold(&name, jobs::new_id(), "stop")?;
+    let hold = match platform.vms.hold(&name, jobs::new_id(), "stop") {
+        // A rollback that cannot succeed must not keep a person from pulling the plug: it goes on and finds the VM stopped.
+        Err(VmError::Busy { job, .. }) if stop.kill && is_rolling_back(&platform, job) => None,
+        held => Some(held?),
+    };
     let vm = match platform.vms.definition(&name) {
         Ok(definition) => definition.name,
         // A guest whose definition was lost can be stopped all the same.
@@ -188,7 +193,16 @@ pub(super) async fn stop(
     };
     let how = if stop.kill { StopHow::Kill } else { StopHow::Powerdown(POWERDOWN) };
     platform.hypervisor.stop(&vm, how).await?;
+    drop(hold);
     Ok(Json(json!({ "stopped": name })))
+}
+
+/// Whether a migration of ours has failed and is taking its guest back.
+fn is_rolling_back(platform: &Platform, job: JobId) -> bool {
+    platform.jobs.report(job).is_ok_and(|report| {
+        report.kind == jobs::JobKind::MigrateOut
+            && report.phases.last().is_some_and(|phase| phase.name == Phase::RollingBack.label())
+    })
 }
 
 #[derive(Deserialize)]

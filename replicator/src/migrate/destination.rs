@@ -321,7 +321,7 @@ impl DestinationRole {
                 DestinationInput::DisksSealed { took: started.elapsed() }
             }
             DestinationAction::Resume => {
-                let cold = incoming::resume(platform, plan, job).await?;
+                let cold = incoming::resume(platform, plan, job, &lease).await?;
                 address::arrived(platform, plan.definition.name.as_str()).await;
                 if cold {
                     self.handle.update(|report| {
@@ -338,7 +338,7 @@ impl DestinationRole {
             }
             DestinationAction::Discard => {
                 address::discard(platform, plan.definition.name.as_str()).await;
-                incoming::take_back(platform, plan, job).await?;
+                incoming::take_back(platform, plan, job, &lease).await?;
                 DestinationInput::Discarded
             }
         })

@@ -184,16 +184,20 @@ impl Network {
     /// Finishes a handshake begun by the other side.
     pub async fn admit(&self, incoming: quinn::Incoming) -> Result<(String, Connection), NetError> {
         let connection = incoming.await?;
-        let keys =
-            connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let fingerprint = keys.as_ref().and_then(|keys| keys.first()).map(Fingerprint::of);
-        match fingerprint.and_then(|fingerprint| self.peers.name_of(fingerprint)) {
+        match self.peer_of(&connection) {
             Some(name) => Ok((name, connection)),
             None => {
                 connection.close(VarInt::from_u32(1), b"unknown key");
                 Err(NetError::Lost("its key is not in the list of peers".to_owned()))
             }
         }
+    }
+
+    /// The peer at the other end of a connection, if it is one now.
+    pub fn peer_of(&self, connection: &Connection) -> Option<String> {
+        let keys =
+            connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        self.peers.name_of(keys.as_ref().and_then(|keys| keys.first()).map(Fingerprint::of)?)
     }
 
     /// Asks a peer how it is.
