@@ -121,6 +121,11 @@ impl Claims {
         self.state().ended.get(&job.to_string()).cloned()
     }
 
+    /// Files that cannot be read and may hold claims.
+    pub fn damaged(&self) -> Vec<DamagedJournal> {
+        self.state().damaged.clone()
+    }
+
     /// What is claimed of `vm`; `defined`: whether there is a definition of it here, which alone makes it ours.
     pub fn of(&self, vm: &str, defined: bool) -> Option<Claim> {
         let state = self.state();

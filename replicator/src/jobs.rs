@@ -368,8 +368,10 @@ impl Jobs {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let parsed =
-                std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
+            // Opening a pipe would wait for a writer.
+            let is_file = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file());
+            let bytes = is_file.then(|| std::fs::read(&path).ok()).flatten();
+            let parsed = bytes.and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
             match parsed.and_then(|report| Some((report.job.parse().ok()?, report))) {
                 Some((id, report)) => drop(reports.insert(id, report)),
                 None => tracing::warn!("{} is no report; left alone", path.display()),

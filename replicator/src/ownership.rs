@@ -20,7 +20,7 @@ use crate::platform::Platform;
 use crate::vms::{Hold, VmError};
 
 /// How long peers have to answer before a VM starts without them.
-const BEFORE_START: Duration = Duration::from_secs(3);
+const BEFORE_START: Duration = Duration::from_secs(5);
 /// How long they have before a person's decision counts without them.
 const BEFORE_DECISION: Duration = Duration::from_secs(10);
 
@@ -167,7 +167,7 @@ async fn check_with(
         platform.vms.owned(vm)?;
     }
     let asked = ask(platform, vm, peers, BEFORE_START).await;
-    let Judged { raise_to, namesakes } = judge(vm, claim.as_ref(), &asked)?;
+    let Judged { raise_to, namesakes, removed_by } = judge(vm, claim.as_ref(), &asked)?;
     if let Some(epoch) = raise_to {
         settle(platform, vm, Claim::Ours(epoch)).await?;
     }
@@ -182,6 +182,10 @@ async fn check_with(
         let namesakes = namesakes.join(", ");
         warnings.push(format!("peers have a VM of this name too, which was never moved either: {namesakes}"));
     }
+    if !removed_by.is_empty() {
+        let removed_by = removed_by.join(", ");
+        warnings.push(format!("a VM of this name that was newer than this one was removed by: {removed_by}"));
+    }
     let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
     if let Some(warning) = &warning {
         tracing::warn!("VM '{vm}': {warning}");
@@ -195,6 +199,8 @@ struct Judged {
     raise_to: Option<Epoch>,
     /// Peers with a VM of that name that was never handed over, as ours was not: most likely another VM.
     namesakes: Vec<String>,
+    /// Peers that removed a VM of that name after we owned it.
+    removed_by: Vec<String>,
 }
 
 /// What follows from the answers for a VM that this platform takes for its own, or is in doubt about.
@@ -212,7 +218,10 @@ fn judge(vm: &str, claim: Option<&Claim>, asked: &Asked) -> Result<Judged, Owner
             Relation::Elsewhere | Relation::Undecided if theirs > ours => {
                 return Err(OwnershipError::Newer { vm, peer, theirs, ours });
             }
-            Relation::Removed => removed = removed.max(theirs),
+            Relation::Removed if theirs >= ours => {
+                removed = removed.max(theirs);
+                judged.removed_by.push(peer);
+            }
             _ => {}
         }
     }

@@ -489,3 +489,44 @@ fn two_hundred_vms_are_listed_at_once() {
     let fastest = took.min().unwrap();
     assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
+
+/// What a daemon that has come up has used: descriptors, resident KiB, milliseconds on a CPU.
+fn used(site: &Site) -> [u64; 3] {
+    let pid = site.daemon.borrow().as_ref().unwrap().id();
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let status = read("status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident = resident.split_whitespace().next().unwrap().parse().unwrap();
+    // The name, in brackets, may hold blanks; user and system time are the 12th and 13th field after it, in 10 ms.
+    let stat = read("stat");
+    let times = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+    let ticks: u64 = times.map(|time| time.parse::<u64>().unwrap()).sum();
+    [fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64, resident, 10 * ticks]
+}
+
+#[test]
+fn five_thousand_ended_migrations_cost_a_start_nothing() {
+    let (few, many) = (Site::new("few"), Site::new("many"));
+    for number in 0..5000u32 {
+        let mut job = [0; 16];
+        job[..4].copy_from_slice(&number.to_le_bytes());
+        let records = left(&format!("vm{}", number % 50), u64::from(number / 50) * 2 + 1);
+        fs::rename(many.journal(1, &records), many.at(&format!("journal/{}.journal", JobId(job)))).unwrap();
+    }
+    fs::write(many.at("vms/vm7.toml"), many.definition("vm7")).unwrap();
+    few.start();
+    many.start();
+    let [few, cost] = [used(&few), used(&many)];
+    assert!(cost[0] < few[0] + 64, "descriptors: {few:?}, {cost:?}");
+    assert!(cost[1] < few[1] + (16 << 10), "memory: {few:?}, {cost:?}");
+    assert!(cost[2] < few[2] + 1000, "time: {few:?}, {cost:?}");
+    for _ in 0..2 {
+        assert_eq!((&many.vm("vm7")["owner"], &many.vm("vm7")["epoch"]), (&json!("b"), &json!(200)));
+        let journals = fs::read_dir(many.at("journal")).unwrap().flatten();
+        assert_eq!(
+            journals.filter(|file| file.path().extension().is_some_and(|ext| ext == "journal")).count(),
+            0
+        );
+        many.restart();
+    }
+}

@@ -1,6 +1,7 @@
 //! Flags in, requests out. What the program prints and how it exits is in `replicator/tests/command_line.rs`.
 
 use clap::CommandFactory;
+use serde_json::Value;
 
 use super::*;
 

@@ -42,18 +42,30 @@ pub(super) async fn list(State(platform): Shared) -> Answer {
     let mut asking = JoinSet::new();
     for definition in platform.vms.list() {
         if asking.len() >= ASKED_AT_ONCE {
-            listed.extend(asking.join_next().await.transpose()?.flatten());
+            listed.extend(asking.join_next().await.and_then(Result::ok).flatten());
         }
         let platform = platform.clone();
         asking.spawn(async move { list_one(&platform, definition).await });
     }
     while let Some(one) = asking.join_next().await {
-        listed.extend(one?);
+        listed.extend(one.ok().flatten());
     }
-    for damaged in platform.vms.damaged() {
-        let (owner, epoch) = owner(&platform, &damaged.name).unwrap_or_else(|| ("-".to_owned(), 0));
-        let error = Some(format!("{}: {}", damaged.path.display(), damaged.why));
-        let (name, status, disks) = (damaged.name, json!("Damaged"), Vec::new());
+    let definitions =
+        platform.vms.damaged().into_iter().map(|damaged| (damaged.name, damaged.path, damaged.why));
+    let mut damaged: Vec<_> = definitions.collect();
+    for journal in platform.vms.claims().damaged() {
+        // Others are told by the owner of each VM that they put in doubt.
+        if let Some((vm, _)) = journal.about
+            && listed.iter().all(|listed| listed.name != vm)
+            && matches!(platform.vms.ownership(&vm), Some(Claim::Unknown(..)))
+        {
+            damaged.push((vm, journal.path, journal.why));
+        }
+    }
+    for (name, path, why) in damaged {
+        let (owner, epoch) = owner(&platform, &name).unwrap_or_else(|| ("-".to_owned(), 0));
+        let (error, status, disks) =
+            (Some(format!("{}: {why}", path.display())), json!("Damaged"), Vec::new());
         listed.push(Listed { name, status, owner, epoch, memory_mib: 0, disks, error });
     }
     listed.sort_by(|a, b| a.name.cmp(&b.name));

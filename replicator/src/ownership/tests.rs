@@ -55,13 +55,14 @@ fn silent_peers_and_strangers_keep_no_vm_from_starting() {
 #[test]
 fn two_vms_of_one_name_that_never_moved_are_two_vms() {
     let found = judged(&ours(1), &asked(&[("b", 1, Relation::Owner)], &[])).unwrap();
-    assert_eq!(found, Judged { raise_to: None, namesakes: vec!["b".to_owned()] });
+    assert_eq!(found, Judged { namesakes: vec!["b".to_owned()], ..Judged::default() });
 }
 
 #[test]
 fn a_removed_vm_is_outdone_so_that_its_successor_can_move() {
     let asked = asked(&[("b", 2, Relation::Removed), ("c", 5, Relation::Removed)], &[]);
     assert_eq!(judged(&ours(1), &asked).unwrap().raise_to, Some(Epoch(6)));
+    assert_eq!(judged(&ours(3), &asked).unwrap().removed_by, ["c"]);
     assert_eq!(judged(&ours(6), &asked).unwrap().raise_to, None);
 }
 
