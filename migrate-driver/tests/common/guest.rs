@@ -70,42 +70,61 @@ const CODE: [u8; 173] = [
 ];
 const PACE_AT: usize = 0x99;
 
-/// In place of the write above, for a guest that writes each page to its first disk and then to its second one:
+/// In place of the write above, for a guest that does more than that: `call routine`, 9 nops. The routine follows the code, at
+/// 7cad, and ends with the carry flag of its write.
+const CALL: [u8; 12] = [0xe8, 0x6e, 0x00, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
+
 /// ```text
-///       call both; 9 nops
-/// 7cad both:
 ///       mov si,dap; mov dl,[drive]; mov ax,0x4300; int 0x13; jc out
 ///       mov si,dap; mov dl,[drive]; inc dl; mov ax,0x4300; int 0x13
 /// out:  ret
 /// ```
-const CALL_BOTH: [u8; 12] = [0xe8, 0x6e, 0x00, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
-const BOTH: [u8; 29] = [
+const WRITE_BOTH_DISKS: [u8; 29] = [
     0xbe, 0x9d, 0x7c, 0x8a, 0x16, 0x94, 0x7c, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0x72, 0x0e, 0xbe, 0x9d, 0x7c,
     0x8a, 0x16, 0x94, 0x7c, 0xfe, 0xc2, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0xc3,
+];
+
+/// Fills the memory from 64 to 512 KiB with the counter.
+/// ```text
+///       mov si,dap; mov dl,[drive]; mov ax,0x4300; int 0x13; pushf; mov bx,0x1000
+/// next: mov es,bx; xor di,di; mov cx,0x4000; mov eax,[counter]; rep stosd
+///       add bx,0x1000; cmp bx,0x8000; jb next
+///       xor ax,ax; mov es,ax; popf; ret
+/// ```
+const WRITE_AND_FILL_MEMORY: [u8; 46] = [
+    0xbe, 0x9d, 0x7c, 0x8a, 0x16, 0x94, 0x7c, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0x9c, 0xbb, 0x00, 0x10, 0x8e,
+    0xc3, 0x31, 0xff, 0xb9, 0x00, 0x40, 0x66, 0xa1, 0x95, 0x7c, 0x66, 0xf3, 0xab, 0x81, 0xc3, 0x00, 0x10,
+    0x81, 0xfb, 0x00, 0x80, 0x72, 0xe8, 0x31, 0xc0, 0x8e, 0xc0, 0x9d, 0xc3,
 ];
 const WRITE_AT: usize = 60;
 
 /// A new disk that boots the guest.
 pub(crate) fn create_disk(path: &Path, pace: Pace) {
     fs::File::create_new(path).unwrap().set_len(DISK_BYTES).unwrap();
-    write_boot_sector(path, pace, false);
+    write_boot_sector(path, pace, &[]);
+}
+
+/// One that boots a guest which fills 448 KiB of its memory anew between two writes.
+pub(crate) fn create_disk_of_busy_guest(path: &Path) {
+    create_disk(path, Pace::Full);
+    write_boot_sector(path, Pace::Full, &WRITE_AND_FILL_MEMORY);
 }
 
 /// Two new disks; the guest boots from the first one, and writes each page there and then to the second one.
 pub(crate) fn create_two_disks(first: &Path, second: &Path, pace: Pace) {
     create_disk(first, pace);
-    write_boot_sector(first, pace, true);
+    write_boot_sector(first, pace, &WRITE_BOTH_DISKS);
     fs::File::create_new(second).unwrap().set_len(DISK_BYTES).unwrap();
 }
 
-/// Makes an image or block device boot the guest.
-pub(crate) fn write_boot_sector(path: &Path, pace: Pace, two_disks: bool) {
+/// Makes an image boot the guest, with a routine for its writes or none.
+fn write_boot_sector(path: &Path, pace: Pace, routine: &[u8]) {
     let file = fs::File::options().write(true).open(path).unwrap();
     let mut sector = [0; 512];
     sector[..CODE.len()].copy_from_slice(&CODE);
-    if two_disks {
-        sector[WRITE_AT..WRITE_AT + CALL_BOTH.len()].copy_from_slice(&CALL_BOTH);
-        sector[CODE.len()..CODE.len() + BOTH.len()].copy_from_slice(&BOTH);
+    if !routine.is_empty() {
+        sector[WRITE_AT..WRITE_AT + CALL.len()].copy_from_slice(&CALL);
+        sector[CODE.len()..CODE.len() + routine.len()].copy_from_slice(routine);
     }
     let pace: u32 = match pace {
         Pace::Full => 0,

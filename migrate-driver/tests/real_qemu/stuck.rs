@@ -212,7 +212,10 @@ async fn a_disk_on_another_tools_node_is_refused_and_nothing_is_left() {
 /// A line that takes less than the guest dirties: no wait without an end, and a word of what to do.
 #[tokio::test]
 async fn memory_that_does_not_converge_is_given_up_with_advice() {
-    let host = Host::with_guest(Pace::Full).await;
+    let host = Host::new();
+    crate::common::guest::create_disk_of_busy_guest(&host.image_path());
+    host.driver.start(&host.def).await.unwrap();
+    host.wait_for_writes(3).await;
     let params = MemoryParams { max_downtime: Duration::from_millis(1), ..memory_params() };
     let mut memory = host.driver.send_memory(host.vm(), &params).await.unwrap();
     let line = async {
