@@ -30,7 +30,8 @@
 //!
 //! What the machines rely on, so what their caller must hold to:
 //! * A record that is certainly not durable did not happen: nothing that follows it in the queue is carried out, and the
-//!   job goes on from its records, as after a crash of the daemon. So it does when its owner panics.
+//!   job goes on from its records, as after a crash of the daemon. So it does when its owner panics. A job without any
+//!   durable record ends: its machine is neither fed nor drained any more.
 //! * A record of which nobody can say whether it is durable ends the job's work in this process: nothing that follows it is
 //!   carried out, and nothing is answered. The job keeps its hold of the VM until the process has ended and the journal has
 //!   been read again, for the record may be the one that gives the VM away.
