@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::definition::{DiskFormat, VmDefinition, VmName};
 use crate::hypervisor::{
@@ -46,6 +46,9 @@ use migration::Move;
 
 /// How often a domain is asked for that is to end.
 const POLL: Duration = Duration::from_millis(200);
+
+/// Who asks for the status of many VMs does not wait longer for one of them; xl takes its time on a busy host.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state of a domain that came in and is not whole.
 const INCOMPLETE: &str = "incomplete";
@@ -184,6 +187,15 @@ impl Xen {
         Ok(())
     }
 
+    /// Where the guest stands, however long xl takes to tell.
+    async fn current(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
+        let moving = self.moving(vm)?;
+        match moving.status().await? {
+            Some(status) => Ok(status),
+            None => self.status_of_domains(vm, &moving.paths).await,
+        }
+    }
+
     /// Where the guest stands by its domains alone, with no keeper at work.
     async fn status_of_domains(&self, vm: &VmName, paths: &KeeperPaths) -> Result<GuestStatus, DriverError> {
         let domains = xl::domains(vm).await?;
@@ -213,7 +225,7 @@ impl Hypervisor for Xen {
             let message = "it has no [xen] part, and this platform runs Xen".into();
             return Err(DriverError::Start { vm: vm.clone(), message });
         };
-        if self.status(vm).await? != GuestStatus::Stopped {
+        if self.current(vm).await? != GuestStatus::Stopped {
             return Err(DriverError::AlreadyRunning { vm: vm.clone() });
         }
         let paths = self.directory(vm)?;
@@ -228,7 +240,7 @@ impl Hypervisor for Xen {
 
     async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError> {
         let rules = self.rules(def)?;
-        match self.status(&def.name).await? {
+        match self.current(&def.name).await? {
             GuestStatus::Stopped => {}
             // Left by an xl that was killed: its name would be in the way.
             GuestStatus::Other(state) if state == INCOMPLETE => self.stop(&def.name, StopHow::Kill).await?,
@@ -249,7 +261,7 @@ impl Hypervisor for Xen {
 
     /// xl decides by itself when to stop the guest: of `params` only the mode counts.
     async fn send_memory(&self, vm: &VmName, params: &MemoryParams) -> Result<UnixStream, DriverError> {
-        match self.status(vm).await? {
+        match self.current(vm).await? {
             GuestStatus::Running => {}
             status => {
                 let (doing, hint) = ("send its memory", "roll back first");
@@ -284,7 +296,7 @@ impl Hypervisor for Xen {
 
     async fn resume(&self, vm: &VmName) -> Result<(), DriverError> {
         let moving = self.moving(vm)?;
-        match self.status(vm).await? {
+        match self.current(vm).await? {
             GuestStatus::Running => {}
             GuestStatus::Paused => moving.unpause().await?,
             GuestStatus::PostMigrate => moving.take_back().await?,
@@ -307,7 +319,7 @@ impl Hypervisor for Xen {
     }
 
     async fn pause(&self, vm: &VmName) -> Result<(), DriverError> {
-        match self.status(vm).await? {
+        match self.current(vm).await? {
             GuestStatus::Running => xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await.map(drop),
             GuestStatus::Stopped => Err(DriverError::NotRunning { vm: vm.clone() }),
             _ => Ok(()),
@@ -317,18 +329,18 @@ impl Hypervisor for Xen {
     async fn rollback(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
         let moving = self.moving(vm)?;
         if moving.paths.incoming_mark().exists() {
-            match self.status(vm).await? {
+            match self.current(vm).await? {
                 GuestStatus::Running => moving.clear_marks()?,
                 status => return Ok(status),
             }
         }
         moving.take_back().await?;
         let removed = self.remove_taps(vm).await;
-        if self.status(vm).await? == GuestStatus::Paused {
+        if self.current(vm).await? == GuestStatus::Paused {
             moving.unpause().await?;
         }
         removed?;
-        self.status(vm).await
+        self.current(vm).await
     }
 
     async fn check_movable(&self, def: &VmDefinition, mode: Mode) -> Result<(), DriverError> {
@@ -336,7 +348,7 @@ impl Hypervisor for Xen {
         if def.xen.is_none() {
             return Err(refuse("it is defined for QEMU, and this platform runs Xen".into()));
         }
-        if self.status(&def.name).await? != GuestStatus::Running {
+        if self.current(&def.name).await? != GuestStatus::Running {
             return Ok(());
         }
         let text = xl::xl(&def.name, "look at its domain", &["list", "-l", def.name.as_str()]).await?;
@@ -376,11 +388,7 @@ impl Hypervisor for Xen {
     }
 
     async fn status(&self, vm: &VmName) -> Result<GuestStatus, DriverError> {
-        let moving = self.moving(vm)?;
-        match moving.status().await? {
-            Some(status) => Ok(status),
-            None => self.status_of_domains(vm, &moving.paths).await,
-        }
+        timeout(STATUS_TIMEOUT, self.current(vm)).await.unwrap_or(Ok(GuestStatus::Unresponsive))
     }
 
     async fn stop(&self, vm: &VmName, how: StopHow) -> Result<(), DriverError> {
@@ -410,7 +418,7 @@ impl Hypervisor for Xen {
         // xl's QEMU puts one filter in after the other: the domain stands still meanwhile, so that they show one moment.
         let is_warm = |tap: &Tap| !matches!(tap.kind, TapKind::Mirror | TapKind::Copy);
         let held =
-            taps.len() > 1 && taps.iter().any(is_warm) && self.status(vm).await? == GuestStatus::Running;
+            taps.len() > 1 && taps.iter().any(is_warm) && self.current(vm).await? == GuestStatus::Running;
         if held {
             xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await?;
         }
@@ -473,12 +481,12 @@ impl Hypervisor for Xen {
 
 impl Xen {
     async fn power_down(&self, vm: &VmName, bound: Duration) -> Result<(), DriverError> {
-        if self.status(vm).await? == GuestStatus::Stopped {
+        if self.current(vm).await? == GuestStatus::Stopped {
             return Ok(());
         }
         xl::xl(vm, "power it down", &["shutdown", "-F", vm.as_str()]).await?;
         let deadline = Instant::now() + bound;
-        while self.status(vm).await? != GuestStatus::Stopped {
+        while self.current(vm).await? != GuestStatus::Stopped {
             if Instant::now() > deadline {
                 return Err(DriverError::Timeout {
                     vm: vm.clone(),

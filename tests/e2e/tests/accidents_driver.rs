@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// So slow that the rest of the memory is on its way for seconds, in which the guest may stand still.
 const SLOW: LinkSettings = LinkSettings {
     delay: Duration::ZERO,
-    rate_bytes_s: Some(4 << 20),
+    rate_bytes_s: Some(2 << 20),
     loss_permille: 0,
     queue_bytes: 1 << 20,
 };
