@@ -23,14 +23,15 @@ fn open(disk: &HookedDisk, dir: &Path) -> Result<Store, OpenError> {
     Store::open_on(Arc::new(disk.clone()), dir, 20_000)
 }
 
-/// With sealed packs of four chunks, half of which are needed.
+/// With sealed packs of four chunks, half of which are needed; opened anew, so that nothing of them has been read.
 fn half_needed(disk: &HookedDisk, dir: &Path) -> (Store, Vec<Vec<u8>>) {
     let store = open(disk, dir).unwrap();
     put_all(&store, &chunks());
     let kept: Vec<_> = chunks().into_iter().step_by(2).collect();
     store.publish("kept", &manifest_of(&kept)).unwrap();
     store.sync().unwrap();
-    (store, kept)
+    drop(store);
+    (open(disk, dir).unwrap(), kept)
 }
 
 fn is_pack(path: &Path) -> bool {
