@@ -158,9 +158,9 @@ pub struct GuestDisk {
     pub file: DiskFile,
     /// Opens that file again, also where its path leads to another one by now: `/proc/PID/fd/N`. See [`GuestDisk::open`].
     pub descriptor: PathBuf,
-    /// Its path as the hypervisor has it.
+    /// Its path as the hypervisor has it: under which it was opened.
     pub path: PathBuf,
-    /// The path leads to another file by now, or to none.
+    /// The path in the definition leads to another file by now, or to none.
     pub is_replaced: bool,
     /// Its size as the guest sees it, in bytes. A device that was grown under the guest has more.
     pub size_bytes: u64,

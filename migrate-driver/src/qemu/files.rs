@@ -36,7 +36,8 @@ pub(crate) async fn disks(s: &Session, def: &VmDefinition) -> Result<Vec<GuestDi
     for (names, disk) in names.iter().zip(&def.disks) {
         blocks::check_disk(s, &nodes, &names.disk)?;
         let path = nodes.file_name(names).map_or_else(|| disk.path.clone(), PathBuf::from);
-        wanted.push((names.disk.clone(), path, nodes.size(names).unwrap_or(0), disk.format));
+        let size_bytes = nodes.size(names).unwrap_or(0);
+        wanted.push((names.disk.clone(), path, disk.path.clone(), size_bytes, disk.format));
     }
     let pid_path = s.vm.paths.pid();
     let Some(process) = Process::find(vm, &pid_path, &pid_path).await? else {
@@ -50,7 +51,7 @@ pub(crate) async fn disks(s: &Session, def: &VmDefinition) -> Result<Vec<GuestDi
         let paths: Vec<(&str, &Path)> =
             wanted.iter().map(|(disk, path, ..)| (disk.as_str(), path.as_path())).collect();
         let found = assign(&paths, &known, &open);
-        let disks = wanted.iter().zip(found).map(|((disk, path, size_bytes, format), found)| {
+        let disks = wanted.iter().zip(found).map(|((disk, path, defined, size_bytes, format), found)| {
             let Some((file, descriptor)) = found else {
                 return Err(DriverError::LostFile {
                     vm: name.clone(),
@@ -58,7 +59,7 @@ pub(crate) async fn disks(s: &Session, def: &VmDefinition) -> Result<Vec<GuestDi
                     path: path.clone(),
                 });
             };
-            let is_replaced = DiskFile::at(path).ok() != Some(file);
+            let is_replaced = DiskFile::at(defined).ok() != Some(file);
             let (name, path, format) = (disk.clone(), path.clone(), *format);
             Ok(GuestDisk { name, file, descriptor, path, is_replaced, size_bytes: *size_bytes, format })
         });

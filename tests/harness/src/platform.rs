@@ -6,6 +6,7 @@
 mod cli;
 mod disk;
 pub(crate) mod process;
+mod slow;
 
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -22,6 +23,7 @@ use serde_json::Value;
 
 use crate::{Guest, LinkSettings, Namespace, Relay, files, guest::DISK, shell};
 pub use cli::{CliOutcome, CliRun};
+pub use slow::SlowDisk;
 
 /// How long a command line may take unless the test says otherwise.
 pub const CLI_TIMEOUT: Duration = Duration::from_secs(300);
@@ -300,6 +302,15 @@ impl Platform {
         let dir = self.root.join(below);
         disk::mount_reflink(&dir, &dir.with_extension("xfs"), mib)?;
         Ok(dir)
+    }
+
+    /// As [`Platform::small_disk`], with an ext4 that can be made to read slowly.
+    ///
+    /// # Errors
+    /// When it cannot be made or mounted.
+    pub fn slow_disk(&self, below: &str, mib: u32) -> Result<SlowDisk> {
+        let dir = self.root.join(below);
+        SlowDisk::mount(&dir, &dir.with_extension("ext4"), mib)
     }
 
     /// Defines a guest as a VM and starts it.
