@@ -288,8 +288,8 @@ impl Role for DestinationRole {
 
     fn entered(&self, _: Phase) {}
 
-    fn cannot_journal(&self, error: &JournalFileError) -> Option<Message> {
-        Some(Message::Abort { reason: error.to_string() })
+    fn never_began(&self, why: &str) -> Option<Message> {
+        Some(Message::Abort { reason: why.to_owned() })
     }
 
     fn summary(&self) -> String {

@@ -51,8 +51,8 @@ pub(super) trait Role: Send + Sync + 'static {
     /// For the report: a phase begins.
     fn entered(&self, phase: Phase);
 
-    /// What is said to the other end of a hand-off that cannot be written down here.
-    fn cannot_journal(&self, error: &JournalFileError) -> Option<Message>;
+    /// What is said to the other end of a hand-off of which nothing could be written down here.
+    fn never_began(&self, why: &str) -> Option<Message>;
 
     /// What came of it, when it did not fail.
     fn summary(&self) -> String;
@@ -153,8 +153,8 @@ impl<R: Role> Driver<R> {
                 Err(panic) if panics < MAX_PANICS => {
                     panics += 1;
                     tracing::error!(job = %self.handle.id(), "the hand-off panicked ({panic}); it goes on from its journal");
-                    if let Err(error) = self.take_up_again().await {
-                        break Ending::Left(error.to_string());
+                    if let Err(ending) = self.take_up_again(&panic).await {
+                        break ending;
                     }
                 }
                 Err(panic) => {
@@ -285,21 +285,13 @@ impl<R: Role> Driver<R> {
 
     /// A record that is certainly not in the journal did not happen: the hand-off is taken up again from those that are.
     async fn journal_failed(&mut self, error: JournalFileError) -> Result<(), Ending> {
-        let records = self.journal.as_ref().map_or(&[][..], JournalFile::records);
-        if matches!(error, JournalFileError::Doubtful { .. }) || records.is_empty() {
-            if let Some(message) = self.role.cannot_journal(&error) {
-                self.link.transmit(message);
-            }
-            return Err(match error {
-                JournalFileError::Doubtful { .. } => Ending::Left(error.to_string()),
-                error => Ending::Ended(Err(error.to_string())),
-            });
+        if matches!(error, JournalFileError::Doubtful { .. }) {
+            return Err(Ending::Left(error.to_string()));
         }
         tracing::error!(job = %self.handle.id(), "{error}");
         self.end_actions().await;
         tokio::time::sleep(JOURNAL_RETRY).await;
-        self.restart_machine();
-        Ok(())
+        self.restart_machine(&error.to_string())
     }
 
     /// Waits until nothing of the job runs any more; outcomes of what ran are dropped.
@@ -310,21 +302,28 @@ impl<R: Role> Driver<R> {
     }
 
     /// After a panic: nothing of the job runs any more, then it goes on from what its journal holds on disk.
-    async fn take_up_again(&mut self) -> Result<(), JournalFileError> {
+    async fn take_up_again(&mut self, panic: &str) -> Result<(), Ending> {
         self.end_actions().await;
         let path = self.path.clone();
         let opened = task::spawn_blocking(move || JournalFile::open(&path)).await;
-        self.journal = Some(opened.map_err(|_| JournalFileError::lost(&self.path))??);
-        self.restart_machine();
-        Ok(())
+        let opened = opened.map_err(|_| JournalFileError::lost(&self.path)).and_then(|opened| opened);
+        self.journal = Some(opened.map_err(|error| Ending::Left(error.to_string()))?);
+        self.restart_machine(&format!("the daemon broke before it could write the job down: {panic}"))
     }
 
-    fn restart_machine(&mut self) {
+    /// Goes on from the journal's records. Without any nothing has been touched, and nothing may be: the job ends.
+    fn restart_machine(&mut self, why: &str) -> Result<(), Ending> {
         let records = self.journal.as_ref().map_or(&[][..], JournalFile::records);
-        if let Some(mut machine) = R::Machine::recover(records, self.limits) {
-            machine.restart(self.origin.elapsed());
-            self.machine = machine;
-        }
+        let Some(mut machine) = R::Machine::recover(records, self.limits) else {
+            if let Some(message) = self.role.never_began(why) {
+                self.link.transmit(message);
+            }
+            return Err(Ending::Ended(Err(why.to_owned())));
+        };
+        self.cx.vms.note(self.handle.id(), records);
+        machine.restart(self.origin.elapsed());
+        self.machine = machine;
+        Ok(())
     }
 
     /// Begins an action that does not run already. One that sweeps begins when nothing else of the job runs.

@@ -240,7 +240,7 @@ impl Role for SourceRole {
         }
     }
 
-    fn cannot_journal(&self, _: &JournalFileError) -> Option<Message> {
+    fn never_began(&self, _: &str) -> Option<Message> {
         None
     }
 

@@ -22,6 +22,8 @@ struct Script {
     log: Mutex<Vec<String>>,
     /// Panics of `observe` that are still to come, at the input that says that the disks are copied.
     panics: AtomicU32,
+    /// `observe` panics at the very first input.
+    panics_first: bool,
     /// The copy waits for a permit on a blocking thread, and does not ask whether it is to go on.
     go_on: Option<Arc<Semaphore>>,
     /// The copy's action panics.
@@ -66,6 +68,7 @@ impl Role for Script {
     }
 
     fn observe(&self, _: &Source, input: &SourceInput) {
+        assert!(!self.panics_first, "no space left to log on");
         if matches!(input, SourceInput::DisksCopied { .. }) {
             let panics = self.panics.load(Ordering::SeqCst);
             if panics > 0 {
@@ -77,7 +80,8 @@ impl Role for Script {
 
     fn entered(&self, _: Phase) {}
 
-    fn cannot_journal(&self, _: &JournalFileError) -> Option<Message> {
+    fn never_began(&self, why: &str) -> Option<Message> {
+        self.say(format!("never began: {why}"));
         None
     }
 
@@ -186,4 +190,15 @@ async fn a_job_whose_journal_is_in_doubt_keeps_its_vm() {
     assert!(said.is_empty(), "nothing follows a record that may not be there: {said:?}");
     assert!(matches!(vms.hold("web", OTHER, "test"), Err(VmError::Busy { job: JOB, .. })));
     assert!(handoffs.is_left(JOB) && inputs.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_breaks_before_its_first_record_has_never_been() {
+    let stage = Stage::new(Script { panics_first: true, ..Script::default() }, |_| {}).await;
+    let vms = stage.vms.clone();
+    let (report, said, records) = stage.ended().await;
+    assert_eq!(report.state, JobState::Failed);
+    assert!(matches!(&said[..], [one] if one.contains("no space left to log on")), "{said:?}");
+    assert!(records.is_empty(), "nothing may follow a record that was never written: {records:?}");
+    assert!(vms.hold("web", OTHER, "test").is_ok());
 }
