@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use crate::direct;
 use crate::map::Map;
 use crate::open::open_checked;
+use crate::{RawImage, ReadImage};
 use appended::{Appended, Below};
 
 /// A directory tree. Names last from [`Disk::sync_dir`] on, bytes from [`DiskFile::sync`] on.
@@ -30,6 +31,10 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// As [`Disk::create`], a file that is written at its end and cut, and nothing else, until it is [ended](DiskFile::end).
     /// Until then, and after a crash, zeroes may lie behind its end.
     fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates an image of `size` bytes that is one hole; `AlreadyExists` rather than opening one.
+    fn create_image(&self, path: &Path, size: u64) -> io::Result<Arc<dyn DiskImage>>;
+    /// Opens an image to read and write it.
+    fn open_image(&self, path: &Path) -> io::Result<Arc<dyn DiskImage>>;
     /// Gives a file another name, in place of what had that one.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name. Who has the file open keeps it.
@@ -56,6 +61,16 @@ pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
     }
     /// All its bytes. Only for a file that does not change while the map lives, see [`Map`].
     fn map(&self) -> io::Result<Map>;
+}
+
+/// A disk image, open. It keeps its size.
+pub(crate) trait DiskImage: ReadImage + fmt::Debug {
+    /// Writes all of `data`, which must end inside the image.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeroes, as a hole where that is possible.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes its bytes durable.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// The file system.
@@ -99,6 +114,14 @@ impl Disk for RealDisk {
         })
     }
 
+    fn create_image(&self, path: &Path, size: u64) -> io::Result<Arc<dyn DiskImage>> {
+        Ok(Arc::new(RawImage::create(path, size)?))
+    }
+
+    fn open_image(&self, path: &Path) -> io::Result<Arc<dyn DiskImage>> {
+        Ok(Arc::new(RawImage::open_write(path)?))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -139,6 +162,20 @@ impl DiskFile for File {
 
     fn map(&self) -> io::Result<Map> {
         Map::of(self)
+    }
+}
+
+impl DiskImage for RawImage {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        RawImage::write_at(self, offset, data)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        RawImage::zero(self, offset, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
     }
 }
 

@@ -56,7 +56,7 @@ pub use open::{FileId, open_regular};
 pub use pieces::{
     AVERAGE_CHUNK_BYTES, MIN_CHUNK_BYTES, MIN_HOLE_BYTES, Piece, PieceData, Pieces, pieces, pieces_in, scan,
 };
-pub use replica::{Generation, Pass, Replica, ReplicaError};
+pub use replica::{Generation, Pass, Place, Prepared, Replica, ReplicaError, SetId, Still, commit_set};
 pub use seeds::Seeds;
 pub use store::{
     BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin,

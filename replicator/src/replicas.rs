@@ -71,7 +71,7 @@ impl Replicas {
         let mut listed: Vec<_> = open
             .into_iter()
             .filter_map(|((name, disk), kept)| {
-                let Generation { number, size, root, taken_unix_ms, source } = kept.replica.generation()?;
+                let Generation { number, size, root, taken_unix_ms, source, .. } = kept.replica.generation()?;
                 let path = kept.replica.image_path();
                 Some(Listed { name, disk, generation: number, size, taken_unix_ms, source, root, path })
             })
@@ -291,7 +291,14 @@ impl Sink for ReplicaSink {
         };
         let number = self.generation + 1;
         let generation =
-            Generation { number, size: self.size, root: found, taken_unix_ms, source: self.source.clone() };
+            Generation {
+            number,
+            size: self.size,
+            root: found,
+            taken_unix_ms,
+            source: self.source.clone(),
+            set: None,
+        };
         image.0.commit(generation).map_err(|error| {
             let kind = if error.is_full() { RefusalKind::NoSpace } else { RefusalKind::Failed };
             refusal(kind, error.to_string())

@@ -2,14 +2,15 @@
 //! write, every length and every name that was not synced may be there, or not, or in part, independently of all
 //! others. Only the order of what touches the same bytes is kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::appended::{Appended, Below};
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, DiskImage};
+use crate::ReadImage;
 use crate::map::Map;
 
 /// What a device writes in one piece; a torn write is torn between two of them, or at any byte of the last one.
@@ -232,8 +233,10 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let state = self.state();
         state.powered()?;
-        let inside = state.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| path.file_name()).map(OsString::from).collect())
+        let below = state.names.keys().filter_map(|path| path.strip_prefix(dir).ok());
+        let inside: BTreeSet<OsString> =
+            below.filter_map(|path| path.iter().next()).map(OsString::from).collect();
+        Ok(inside.into_iter().collect())
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -247,6 +250,17 @@ impl Disk for SimDisk {
 
     fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(Arc::new(Appended::new(self.new_file(path)?)))
+    }
+
+    fn create_image(&self, path: &Path, size: u64) -> io::Result<Arc<dyn DiskImage>> {
+        let file = self.new_file(path)?;
+        DiskFile::set_len(&file, size)?;
+        Ok(Arc::new(file))
+    }
+
+    fn open_image(&self, path: &Path) -> io::Result<Arc<dyn DiskImage>> {
+        let file = self.state().find(path)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), file }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -320,6 +334,31 @@ impl DiskFile for SimFile {
         let state = self.disk.state();
         state.powered()?;
         Ok(Map::from(state.files[self.file].live.clone()))
+    }
+}
+
+/// All of it may be data.
+impl ReadImage for SimFile {
+    fn size(&self) -> u64 {
+        self.disk.state().files[self.file].live.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        DiskFile::read_at(self, offset, buf)
+    }
+}
+
+impl DiskImage for SimFile {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        DiskFile::write_at(self, offset, data)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        DiskFile::write_at(self, offset, &vec![0; len as usize])
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        DiskFile::sync(self)
     }
 }
 

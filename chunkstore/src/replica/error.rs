@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::verify::Place;
 use crate::FileError;
 
 /// Why a replica could not do what it was asked.
@@ -69,6 +70,23 @@ pub enum ReplicaError {
         /// The file.
         path: PathBuf,
     },
+    /// Bytes of the image are not what the pass has written.
+    #[error(
+        "generation {number} of the replica {dir} is damaged: {place}; run a new pass, which reads the whole replica and \
+         mends it",
+        dir = .dir.display()
+    )]
+    Rotten {
+        /// The replica.
+        dir: PathBuf,
+        /// The generation's number.
+        number: u64,
+        /// Where, as far as it is known.
+        place: Place,
+    },
+    /// Somebody stopped it.
+    #[error("stopped")]
+    Stopped,
     /// The pass is committed, and will be finished by the next one or the next start.
     #[error(
         "generation {number} is safely stored but not yet in place ({cause}); it will be at the next pass or restart"

@@ -4,13 +4,20 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use super::Generation;
 use super::extents::{Extents, Source};
+use super::{Generation, SetId};
 use crate::ImageRoot;
 use crate::parse::{Fields, check8};
 
+/// A generation that belongs to no set.
 const STATE_MAGIC: &[u8; 8] = b"LHREPL\x00\x01";
-const LOG_MAGIC: &[u8; 8] = b"LHREDO\x00\x01";
+/// A generation of a set.
+const SET_STATE_MAGIC: &[u8; 8] = b"LHREPL\x00\x02";
+/// Commits generations that belong to no set.
+const OLD_LOG_MAGIC: &[u8; 8] = b"LHREDO\x00\x01";
+const LOG_MAGIC: &[u8; 8] = b"LHREDO\x00\x02";
+const GUARD_MAGIC: &[u8; 8] = b"LHPREP\x00\x01";
+const RECORD_OF_SET_MAGIC: &[u8; 8] = b"LHRSET\x00\x01";
 const RECORD_MAGIC: &[u8; 4] = b"LHRD";
 pub(super) const LOG_HEADER_BYTES: usize = 40;
 pub(super) const RECORD_HEADER_BYTES: usize = 40;
@@ -22,15 +29,21 @@ pub(super) const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 pub(super) const MAX_SOURCE_BYTES: usize = 1024;
 
 /// Longest encoded generation.
-pub(super) const MAX_GENERATION_BYTES: usize = 8 + 8 + 32 + 8 + 2 + MAX_SOURCE_BYTES;
+pub(super) const MAX_GENERATION_BYTES: usize = 8 + 8 + 32 + 8 + 2 + MAX_SOURCE_BYTES + SET_BYTES;
+
+const SET_BYTES: usize = 16;
+
+/// Length of a guard, and of the record of a set.
+pub(super) const SET_FILE_BYTES: usize = 8 + SET_BYTES + 32;
 
 /// Longest state file.
 pub(super) const MAX_STATE_BYTES: usize = 8 + MAX_GENERATION_BYTES + 32;
 
 /// Begins like a state file or a redo log, but of another version.
 pub(super) fn is_other_version(bytes: &[u8]) -> bool {
-    let other = |magic: &[u8; 8]| bytes.starts_with(&magic[..6]) && !bytes.starts_with(magic);
-    bytes.len() >= 8 && (other(STATE_MAGIC) || other(LOG_MAGIC))
+    let known = [STATE_MAGIC, SET_STATE_MAGIC, OLD_LOG_MAGIC, LOG_MAGIC, GUARD_MAGIC, RECORD_OF_SET_MAGIC];
+    let ours = known.iter().any(|magic| bytes.starts_with(&magic[..6]));
+    bytes.len() >= 8 && ours && !known.iter().any(|magic| bytes.starts_with(*magic))
 }
 
 fn encode_generation(generation: &Generation) -> Vec<u8> {
@@ -42,6 +55,7 @@ fn encode_generation(generation: &Generation) -> Vec<u8> {
     bytes.extend_from_slice(&generation.taken_unix_ms.to_le_bytes());
     bytes.extend_from_slice(&(source.len() as u16).to_le_bytes());
     bytes.extend_from_slice(source);
+    bytes.extend_from_slice(generation.set.as_ref().map_or(&[], |set| &set[..]));
     bytes
 }
 
@@ -52,12 +66,13 @@ fn parse_generation(bytes: &[u8]) -> Option<Generation> {
     let taken_unix_ms = fields.u64()?;
     let len = usize::from(fields.u16()?);
     let source = std::str::from_utf8(fields.take(len)?).ok()?.to_owned();
+    let set = if fields.rest().is_empty() { None } else { Some(fields.array()?) };
     let whole = len <= MAX_SOURCE_BYTES && fields.rest().is_empty();
-    whole.then_some(Generation { number, size, root, taken_unix_ms, source })
+    whole.then_some(Generation { number, size, root, taken_unix_ms, source, set })
 }
 
 pub(super) fn encode_state(generation: &Generation) -> Vec<u8> {
-    let mut bytes = STATE_MAGIC.to_vec();
+    let mut bytes = state_magic(generation).to_vec();
     bytes.extend_from_slice(&encode_generation(generation));
     let check = blake3::hash(&bytes);
     bytes.extend_from_slice(check.as_bytes());
@@ -69,7 +84,41 @@ pub(super) fn parse_state(bytes: &[u8]) -> Option<Generation> {
     if blake3::hash(body).as_bytes() != check {
         return None;
     }
-    parse_generation(body.strip_prefix(STATE_MAGIC)?)
+    let generation = parse_generation(body.get(8..)?)?;
+    body.starts_with(state_magic(&generation)).then_some(generation)
+}
+
+fn state_magic(generation: &Generation) -> &'static [u8; 8] {
+    if generation.set.is_some() { SET_STATE_MAGIC } else { STATE_MAGIC }
+}
+
+/// The file beside a commit that counts only once its set is decided.
+pub(super) fn encode_guard(set: &SetId) -> Vec<u8> {
+    encode_set_file(GUARD_MAGIC, set)
+}
+
+pub(super) fn parse_guard(bytes: &[u8]) -> Option<SetId> {
+    parse_set_file(GUARD_MAGIC, bytes)
+}
+
+/// The file that decides for all disks of a set.
+pub(super) fn encode_set_record(set: &SetId) -> Vec<u8> {
+    encode_set_file(RECORD_OF_SET_MAGIC, set)
+}
+
+pub(super) fn parse_set_record(bytes: &[u8]) -> Option<SetId> {
+    parse_set_file(RECORD_OF_SET_MAGIC, bytes)
+}
+
+fn encode_set_file(magic: &[u8; 8], set: &SetId) -> Vec<u8> {
+    let body = [&magic[..], set].concat();
+    [&body[..], blake3::hash(&body).as_bytes()].concat()
+}
+
+fn parse_set_file(magic: &[u8; 8], bytes: &[u8]) -> Option<SetId> {
+    let (body, check) = bytes.split_at_checked(8 + SET_BYTES)?;
+    let set = body.strip_prefix(magic)?.try_into().ok()?;
+    (blake3::hash(body).as_bytes() == check).then_some(set)
 }
 
 /// The head of a redo log: it turns generation `base` of an image of `size` bytes into the next one.
@@ -92,7 +141,8 @@ impl LogHeader {
 
     pub(super) fn parse(bytes: &[u8]) -> Option<LogHeader> {
         let mut fields = Fields::new(bytes.get(..LOG_HEADER_BYTES)?);
-        if fields.take(8)? != LOG_MAGIC {
+        let magic = fields.take(8)?;
+        if magic != LOG_MAGIC && magic != OLD_LOG_MAGIC {
             return None;
         }
         let header = LogHeader { size: fields.u64()?, base: fields.u64()? };

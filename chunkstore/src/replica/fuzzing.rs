@@ -104,14 +104,17 @@ pub fn trees() -> Vec<Vec<u8>> {
 
 fn generation(number: u64, size: u64, source: &str) -> Generation {
     let root = ImageRoot::from_bytes([0x5a; 32]);
-    Generation { number, size, root, taken_unix_ms: 1_700_000_000_000, source: source.to_owned() }
+    Generation { number, size, root, taken_unix_ms: 1_700_000_000_000, source: source.to_owned(), set: None }
 }
 
 /// State files to begin with.
 pub fn states() -> Vec<Vec<u8>> {
-    ["", "site-a", "a name of umlauts: äöü"]
+    let of_a_set = Generation { set: Some([9; 16]), ..generation(7, 1 << 20, "site-a") };
+    let mut states: Vec<_> = ["", "site-a", "a name of umlauts: äöü"]
         .map(|source| format::encode_state(&generation(7, 1 << 20, source)))
-        .into()
+        .into();
+    states.push(format::encode_state(&of_a_set));
+    states
 }
 
 /// Redo logs to begin with: committed, with records that overlap, and not committed.

@@ -9,25 +9,32 @@ mod format;
 pub(crate) mod fuzzing;
 mod pass;
 mod recover;
+mod set;
 mod tree;
+mod verify;
 
+use std::fs;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 pub use error::ReplicaError;
 pub use pass::Pass;
+pub use set::{Prepared, commit_set};
+pub use verify::{Place, Still};
 
-use crate::disk::RealDisk;
+use crate::disk::{Disk, RealDisk};
 use crate::files::{self, DirLock, LockError};
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::sync::{lock, read, write};
-use crate::{FileError, ImageRoot, ImageTree, Manifest, ManifestWriter, RawImage, copy_sparse};
+use crate::{FileError, ImageRoot, ImageTree, Manifest, ManifestWriter, RawImage};
+
+/// Names the disks of a VM that are of one moment.
+pub type SetId = [u8; 16];
 
 /// One whole state of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +49,9 @@ pub struct Generation {
     pub taken_unix_ms: u64,
     /// The platform it came from; at most 1024 bytes.
     pub source: String,
+    /// The disks of a VM whose generations name the same set are of one moment, and were committed together. `None` for a
+    /// disk by itself.
+    pub set: Option<SetId>,
 }
 
 /// A replica, open. Clones are the same replica; the directory is free again when the last one and its pass are gone.
@@ -51,11 +61,13 @@ pub struct Replica {
 }
 
 struct Shared {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     state: Mutex<State>,
     /// Held for writing while the image changes, for reading by who needs it to hold still.
     image: RwLock<()>,
-    _lock: DirLock,
+    /// None on a disk that is no file system.
+    _lock: Option<DirLock>,
 }
 
 #[derive(Default)]
@@ -82,7 +94,7 @@ impl Shared {
             let _changing = write(&self.image);
             let mut state = lock(&self.state);
             if state.unfinished {
-                state.generation = recover::recover(&self.dir)?;
+                state.generation = recover::recover(&*self.disk, &self.dir)?;
                 state.unfinished = false;
             }
         }
@@ -99,10 +111,34 @@ impl Replica {
             LockError::InUse { pid } => ReplicaError::InUse { dir: dir.to_owned(), pid },
             LockError::File(error) => ReplicaError::File(error),
         })?;
-        let generation = recover::recover(dir)?;
+        Replica::open_on(Arc::new(RealDisk), dir, Some(lock))
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, dir: &Path, lock: Option<DirLock>) -> Result<Replica, ReplicaError> {
+        let generation = recover::recover(&*disk, dir)?;
         let state = Mutex::new(State { generation, ..State::default() });
-        let shared = Shared { dir: dir.to_owned(), state, image: RwLock::new(()), _lock: lock };
+        let shared = Shared { disk, dir: dir.to_owned(), state, image: RwLock::new(()), _lock: lock };
         Ok(Replica { shared: Arc::new(shared) })
+    }
+
+    /// The generation that the replica in `dir` holds. Reads only the state and opens the replica for no longer than it
+    /// takes to finish or drop an interrupted pass.
+    pub fn look(dir: impl AsRef<Path>) -> Result<Option<Generation>, ReplicaError> {
+        let dir = dir.as_ref();
+        let left = [recover::GUARD, recover::NEXT_STATE, recover::PARTIAL, recover::LOG];
+        if left.iter().any(|name| fs::symlink_metadata(dir.join(name)).is_ok()) {
+            return Ok(Replica::open(dir)?.generation());
+        }
+        let generation = recover::read_state(&RealDisk, &dir.join(recover::STATE))?;
+        if let Some(generation) = &generation {
+            recover::check_image(&RealDisk, &dir.join(recover::IMAGE), generation)?;
+        }
+        Ok(generation)
+    }
+
+    /// Where the replica in `dir` has its image.
+    pub fn image_in(dir: &Path) -> PathBuf {
+        dir.join(recover::IMAGE)
     }
 
     /// The generation it holds, if any.
@@ -139,26 +175,6 @@ impl Replica {
         Ok(pass)
     }
 
-    /// Copies the image to `path`, holes as holes. `path` must not exist, or be a block device. Passes may run
-    /// meanwhile; their commit waits.
-    pub fn restore_to(&self, path: impl AsRef<Path>) -> Result<Generation, ReplicaError> {
-        let path = path.as_ref();
-        drop(self.shared.settled()?);
-        let _still = read(&self.shared.image);
-        let generation = match &*lock(&self.shared.state) {
-            State { generation: Some(generation), unfinished: false, .. } => generation.clone(),
-            State { unfinished: true, .. } => {
-                return Err(ReplicaError::Busy { dir: self.shared.dir.clone() });
-            }
-            _ => return Err(ReplicaError::Empty { dir: self.shared.dir.clone() }),
-        };
-        copy_sparse(self.image_path(), path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => ReplicaError::Exists { path: path.to_owned() },
-            _ => FileError::at("write the image to", path)(error).into(),
-        })?;
-        Ok(generation)
-    }
-
     /// Begins the manifest of an image that becomes the next generation.
     pub fn manifest_writer(&self) -> Result<ManifestWriter, ReplicaError> {
         Ok(ManifestWriter::new(Arc::new(RealDisk), &self.shared.dir)?)
@@ -171,8 +187,12 @@ impl Replica {
 
     /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
     pub fn manifest(&self) -> Option<Manifest> {
-        let generation = self.generation()?;
-        let path = self.shared.path(recover::MANIFEST);
+        Replica::manifest_in(&self.shared.dir, &self.generation()?)
+    }
+
+    /// The manifest that the replica in `dir` keeps for this generation.
+    pub fn manifest_in(dir: &Path, generation: &Generation) -> Option<Manifest> {
+        let path = dir.join(recover::MANIFEST);
         let manifest =
             Manifest::parse(files::load_bounded(&RealDisk, &path, MAX_MANIFEST_BYTES).ok()?).ok()?;
         (manifest.root() == generation.root && manifest.size() == generation.size).then_some(manifest)

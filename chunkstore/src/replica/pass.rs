@@ -1,24 +1,22 @@
 //! A pass that is writing the next generation. Until its commit it changes nothing that the present one needs; it is
 //! read as the image it will become. It never commits by itself: dropping it is to abandon it.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Arc, RwLock};
 
 use super::extents::{Extents, Source};
 use super::format::{self, LogHeader, MAX_PAYLOAD_BYTES, MAX_SOURCE_BYTES, RECORD_HEADER_BYTES};
+use super::set::{self, Prepared};
 use super::{Generation, ReplicaError, Shared, recover};
-use crate::disk::RealDisk;
+use crate::disk::{DiskFile, DiskImage};
 use crate::sync::{lock, read, write};
-use crate::{FileError, RawImage, ReadImage, files};
+use crate::{FileError, ReadImage, files};
 
 /// A pass into a [`Replica`](crate::Replica). Its methods take `&self` and may be called from several threads; it
 /// reads as an image.
 pub struct Pass {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     base: Option<Generation>,
     size: u64,
     target: Target,
@@ -26,9 +24,9 @@ pub struct Pass {
 
 enum Target {
     /// A new image.
-    Whole(RawImage),
+    Whole(Arc<dyn DiskImage>),
     /// A redo log over the present image.
-    Log { image: RawImage, file: File, log: RwLock<Log> },
+    Log { image: Arc<dyn DiskImage>, file: Arc<dyn DiskFile>, log: RwLock<Log> },
 }
 
 /// A redo log as written so far.
@@ -44,25 +42,21 @@ impl Pass {
         base: Option<Generation>,
         size: u64,
     ) -> Result<Pass, ReplicaError> {
+        let disk = &*shared.disk;
         let target = match &base {
             None => {
                 let path = shared.path(recover::PARTIAL);
-                files::remove(&RealDisk, &path)?;
-                Target::Whole(RawImage::create(&path, size).map_err(FileError::at("create", &path))?)
+                files::remove(disk, &path)?;
+                Target::Whole(disk.create_image(&path, size).map_err(FileError::at("create", &path))?)
             }
             Some(base) => {
                 let (image_path, path) = (shared.path(recover::IMAGE), shared.path(recover::LOG));
                 let image =
-                    RawImage::open_read(&image_path).map_err(FileError::at("open the image", &image_path))?;
-                files::remove(&RealDisk, &path)?;
-                let file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)
-                    .map_err(FileError::at("create the redo log", &path))?;
+                    disk.open_image(&image_path).map_err(FileError::at("open the image", &image_path))?;
+                files::remove(disk, &path)?;
+                let file = disk.create(&path).map_err(FileError::at("create the redo log", &path))?;
                 let header = LogHeader { size, base: base.number }.encode();
-                file.write_all_at(&header, 0).map_err(FileError::at("write the redo log", &path))?;
+                file.write_at(0, &header).map_err(FileError::at("write the redo log", &path))?;
                 let log = Log { extents: Extents::default(), end: header.len() as u64, records: 0 };
                 Target::Log { image, file, log: RwLock::new(log) }
             }
@@ -79,9 +73,7 @@ impl Pass {
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ReplicaError> {
         self.check_range(offset, data.len() as u64)?;
         match &self.target {
-            Target::Whole(image) => {
-                Ok(image.write_at(offset, data).map_err(FileError::at("write to", image.path()))?)
-            }
+            Target::Whole(image) => Ok(image.write_at(offset, data).map_err(self.writing_partial())?),
             Target::Log { file, log, .. } => {
                 let mut at = offset;
                 for part in data.chunks(MAX_PAYLOAD_BYTES) {
@@ -90,7 +82,7 @@ impl Pass {
                     let payload_at = log.end + RECORD_HEADER_BYTES as u64;
                     let range = at..at + part.len() as u64;
                     at = range.end;
-                    self.append(file, &mut log, &record, range, Source::Log(payload_at))?;
+                    self.append(&**file, &mut log, &record, range, Source::Log(payload_at))?;
                 }
                 Ok(())
             }
@@ -101,27 +93,25 @@ impl Pass {
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), ReplicaError> {
         self.check_range(offset, len)?;
         match &self.target {
-            Target::Whole(image) => {
-                Ok(image.zero(offset, len).map_err(FileError::at("write to", image.path()))?)
-            }
+            Target::Whole(image) => Ok(image.zero(offset, len).map_err(self.writing_partial())?),
             Target::Log { .. } if len == 0 => Ok(()),
             Target::Log { file, log, .. } => {
                 let record = format::encode_zero(offset, len);
-                self.append(file, &mut write(log), &record, offset..offset + len, Source::Zero)
+                self.append(&**file, &mut write(log), &record, offset..offset + len, Source::Zero)
             }
         }
     }
 
     fn append(
         &self,
-        file: &File,
+        file: &dyn DiskFile,
         log: &mut Log,
         record: &[u8],
         range: Range<u64>,
         source: Source,
     ) -> Result<(), ReplicaError> {
         // A torn record is overwritten by the next one, or ends the log for who reads it after a crash.
-        file.write_all_at(record, log.end)
+        file.write_at(log.end, record)
             .map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?;
         log.end += record.len() as u64;
         log.records += 1;
@@ -136,34 +126,74 @@ impl Pass {
         }
     }
 
+    fn writing_partial(&self) -> impl FnOnce(io::Error) -> FileError + use<> {
+        let path = self.shared.path(recover::PARTIAL);
+        move |cause| FileError::at("write to", &path)(cause)
+    }
+
     /// Makes what was written the present generation. On an error the generation before stands, whole, but for
     /// [`ReplicaError::Unfinished`]: then the new one is durable and comes into place later.
     pub fn commit(self, generation: Generation) -> Result<(), ReplicaError> {
         self.check_generation(&generation)?;
+        self.make_durable()?;
+        self.write_commit(&generation)?;
+        self.place(generation)
+    }
+
+    /// Makes what was written durable as one disk of the set that `generation` names. It becomes the present generation
+    /// with all other disks of the set, by [`commit_set`](crate::commit_set), or not at all.
+    pub fn prepare(self, generation: Generation) -> Result<Prepared, ReplicaError> {
+        self.check_generation(&generation)?;
+        let number = generation.number;
+        let set = generation.set.ok_or(ReplicaError::BadGeneration { number, reason: "it is of no set" })?;
+        self.make_durable()?;
+        let prepared = set::write_guard(&*self.shared.disk, &self.shared.dir, &set)
+            .and_then(|()| self.write_commit(&generation));
+        // Held from here on: what is on the disk must be undone when it is dropped.
+        let held = Prepared::new(self, generation, set);
+        prepared.map(|()| held)
+    }
+
+    /// Makes what was written durable, and the names of its files.
+    fn make_durable(&self) -> Result<(), ReplicaError> {
         match &self.target {
             Target::Whole(image) => {
-                image.sync_all().map_err(FileError::at("sync", image.path()))?;
-                self.commit_image(&generation)?;
-                self.finish(generation, recover::place_image)
+                image.sync().map_err(FileError::at("sync", &self.shared.path(recover::PARTIAL)))?;
             }
             Target::Log { file, log, .. } => {
+                let end = write(log).end;
+                // Bytes of a record that failed to be written must not follow the last good one.
+                file.set_len(end)
+                    .and_then(|()| file.sync())
+                    .map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?;
+            }
+        }
+        Ok(files::sync_dir(&*self.shared.disk, &self.shared.dir)?)
+    }
+
+    /// Writes what commits the pass: the state of a new image, the last record of a log.
+    fn write_commit(&self, generation: &Generation) -> Result<(), ReplicaError> {
+        match &self.target {
+            Target::Whole(_) => self.commit_image(generation),
+            Target::Log { file, log, .. } => {
                 let log = write(log);
-                self.commit_log(file, &log, &generation)?;
-                self.finish(generation, |dir, generation| {
-                    recover::finish_log(dir, file, &log.extents, generation)
-                })
+                let record = format::encode_commit(generation, log.records);
+                let written = file.write_at(log.end, &record).and_then(|()| file.sync());
+                Ok(written.map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?)
             }
         }
     }
 
     /// Puts a committed generation into place.
-    fn finish(
-        &self,
-        generation: Generation,
-        place: impl FnOnce(&Path, &Generation) -> Result<(), ReplicaError>,
-    ) -> Result<(), ReplicaError> {
+    pub(super) fn place(&self, generation: Generation) -> Result<(), ReplicaError> {
+        let (disk, dir) = (&*self.shared.disk, &self.shared.dir);
         let _changing = write(&self.shared.image);
-        let placed = place(&self.shared.dir, &generation);
+        let placed = match &self.target {
+            Target::Whole(_) => recover::place_image(disk, dir, &generation),
+            Target::Log { file, log, .. } => {
+                recover::finish_log(disk, dir, &**file, &read(log).extents, &generation)
+            }
+        };
         let mut state = lock(&self.shared.state);
         match placed {
             Ok(()) => {
@@ -177,32 +207,17 @@ impl Pass {
         }
     }
 
-    /// Makes the new image's name durable, then the state that commits it: never the other way round.
     fn commit_image(&self, generation: &Generation) -> Result<(), ReplicaError> {
-        let dir = &self.shared.dir;
-        files::sync_dir(&RealDisk, dir)?;
-        let written =
-            files::replace(&RealDisk, dir, recover::NEXT_STATE, [&format::encode_state(generation)[..]]);
+        let (disk, dir) = (&*self.shared.disk, &self.shared.dir);
+        let written = files::replace(disk, dir, recover::NEXT_STATE, [&format::encode_state(generation)[..]]);
         if let Err(error) = written {
             // Perhaps it is there all the same. It must be gone before the image that it speaks for.
             let next = self.shared.path(recover::NEXT_STATE);
-            if files::remove(&RealDisk, &next).and_then(|()| files::sync_dir(&RealDisk, dir)).is_err() {
+            if files::remove(disk, &next).and_then(|()| files::sync_dir(disk, dir)).is_err() {
                 lock(&self.shared.state).unfinished = true;
             }
             return Err(error.into());
         }
-        Ok(())
-    }
-
-    /// Makes the log durable, then its commit record.
-    fn commit_log(&self, file: &File, log: &Log, generation: &Generation) -> Result<(), ReplicaError> {
-        let path = self.shared.path(recover::LOG);
-        let writing = || FileError::at("write the redo log", &path);
-        // Bytes of a record that failed to be written must not follow the last good one.
-        file.set_len(log.end).and_then(|()| file.sync_all()).map_err(writing())?;
-        files::sync_dir(&RealDisk, &self.shared.dir)?;
-        let record = format::encode_commit(generation, log.records);
-        file.write_all_at(&record, log.end).and_then(|()| file.sync_all()).map_err(writing())?;
         Ok(())
     }
 
@@ -226,8 +241,8 @@ impl Drop for Pass {
         let mut state = lock(&self.shared.state);
         if !state.unfinished {
             // Nothing is there any more after a commit; what stays because it cannot be removed, recovery removes.
-            let _ = files::remove(&RealDisk, &self.shared.path(recover::PARTIAL));
-            let _ = files::remove(&RealDisk, &self.shared.path(recover::LOG));
+            let _ = files::remove(&*self.shared.disk, &self.shared.path(recover::PARTIAL));
+            let _ = files::remove(&*self.shared.disk, &self.shared.path(recover::LOG));
         }
         state.in_pass = false;
     }
@@ -246,7 +261,7 @@ impl ReadImage for Pass {
                 if self.check_range(offset, buf.len() as u64).is_err() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                recover::read_over(image, file, &read(log).extents, offset, buf)
+                recover::read_over(&**image, &**file, &read(log).extents, offset, buf)
             }
         }
     }
@@ -254,7 +269,7 @@ impl ReadImage for Pass {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         match &self.target {
             Target::Whole(image) => image.next_data(offset),
-            Target::Log { image, log, .. } => recover::next_data_over(image, &read(log).extents, offset),
+            Target::Log { image, log, .. } => recover::next_data_over(&**image, &read(log).extents, offset),
         }
     }
 }

@@ -1,17 +1,15 @@
 //! The steps that make a committed pass the present generation, and the same steps again after a crash. Each can be
 //! repeated; none of them decides whether a pass is committed.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::extents::{Extents, Source};
-use super::format;
 use super::{Generation, ReplicaError};
-use crate::disk::RealDisk;
-use crate::{FileError, RawImage, ReadImage, files};
+use super::{format, set};
+use crate::disk::{Disk, DiskFile, DiskImage};
+use crate::{FileError, files};
 
 pub(super) const IMAGE: &str = "image.raw";
 pub(super) const PARTIAL: &str = "image.partial";
@@ -19,6 +17,8 @@ pub(super) const LOG: &str = "redo.log";
 pub(super) const STATE: &str = "state";
 /// The state that belongs to [`PARTIAL`]: once it is there, that image is committed.
 pub(super) const NEXT_STATE: &str = "state.next";
+/// Beside a commit that counts only once the set's record names its set.
+pub(super) const GUARD: &str = "prepared";
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const TREE: &str = "tree";
 
@@ -26,45 +26,71 @@ pub(super) const TREE: &str = "tree";
 const APPLY_BYTES: usize = 1 << 20;
 
 /// Brings the directory into order and gives the generation it holds.
-pub(super) fn recover(dir: &Path) -> Result<Option<Generation>, ReplicaError> {
-    if let Some(generation) = read_state(&dir.join(NEXT_STATE))? {
-        place_image(dir, &generation)?;
+pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Option<Generation>, ReplicaError> {
+    set::settle(disk, dir)?;
+    if let Some(generation) = read_state(disk, &dir.join(NEXT_STATE))? {
+        place_image(disk, dir, &generation)?;
     } else {
-        files::remove(&RealDisk, &dir.join(PARTIAL))?;
+        files::remove(disk, &dir.join(PARTIAL))?;
     }
-    let Some(mut generation) = read_state(&dir.join(STATE))? else {
-        files::remove(&RealDisk, &dir.join(LOG))?;
+    let Some(generation) = read_state(disk, &dir.join(STATE))? else {
+        files::remove(disk, &dir.join(LOG))?;
         return Ok(None);
     };
-    check_image(&dir.join(IMAGE), &generation)?;
-    let log_path = dir.join(LOG);
-    match File::open(&log_path) {
-        Ok(log) => {
-            let reading = || FileError::at("read the redo log", &log_path);
-            let mut magic = [0; 8];
-            if log.read_at(&mut magic, 0).map_err(reading())? == 8 && format::is_other_version(&magic) {
-                return Err(ReplicaError::OtherVersion { path: log_path });
-            }
-            let committed =
-                format::read_log(&mut BufReader::with_capacity(1 << 20, &log)).map_err(reading())?;
-            // A log that starts from another generation has been applied already.
-            match committed {
-                Some(committed) if committed.header.base == generation.number => {
-                    check_image(&dir.join(IMAGE), &committed.generation)?;
-                    finish_log(dir, &log, &committed.extents, &committed.generation)?;
-                    generation = committed.generation;
-                }
-                _ => files::remove(&RealDisk, &log_path)?,
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(FileError::at("open the redo log", &log_path)(error).into()),
-    }
-    Ok(Some(generation))
+    check_image(disk, &dir.join(IMAGE), &generation)?;
+    recover_log(disk, dir, generation).map(Some)
 }
 
-fn read_state(path: &Path) -> Result<Option<Generation>, ReplicaError> {
-    let bytes = match files::read_bounded(&RealDisk, path, format::MAX_STATE_BYTES as u64) {
+/// Applies the redo log if it is committed and starts from this generation.
+fn recover_log(disk: &dyn Disk, dir: &Path, generation: Generation) -> Result<Generation, ReplicaError> {
+    let path = dir.join(LOG);
+    let log = match disk.open(&path) {
+        Ok(log) => log,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(generation),
+        Err(error) => return Err(FileError::at("open the redo log", &path)(error).into()),
+    };
+    let reading = || FileError::at("read the redo log", &path);
+    let len = log.len().map_err(reading())?;
+    let mut magic = [0; 8];
+    if len >= 8 {
+        log.read_at(0, &mut magic).map_err(reading())?;
+    }
+    if format::is_other_version(&magic) {
+        return Err(ReplicaError::OtherVersion { path });
+    }
+    let mut reader = BufReader::with_capacity(1 << 20, LogReader { log: &*log, at: 0, len });
+    match format::read_log(&mut reader).map_err(reading())? {
+        // A log that starts from another generation has been applied already.
+        Some(committed) if committed.header.base == generation.number => {
+            check_image(disk, &dir.join(IMAGE), &committed.generation)?;
+            finish_log(disk, dir, &*log, &committed.extents, &committed.generation)?;
+            Ok(committed.generation)
+        }
+        _ => {
+            files::remove(disk, &path)?;
+            Ok(generation)
+        }
+    }
+}
+
+/// A log from its beginning to its end.
+struct LogReader<'a> {
+    log: &'a dyn DiskFile,
+    at: u64,
+    len: u64,
+}
+
+impl Read for LogReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = (self.len - self.at).min(buf.len() as u64) as usize;
+        self.log.read_at(self.at, &mut buf[..count])?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+pub(super) fn read_state(disk: &dyn Disk, path: &Path) -> Result<Option<Generation>, ReplicaError> {
+    let bytes = match files::read_bounded(disk, path, format::MAX_STATE_BYTES as u64) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Vec::new(),
@@ -77,10 +103,10 @@ fn read_state(path: &Path) -> Result<Option<Generation>, ReplicaError> {
     format::parse_state(&bytes).map(Some).ok_or_else(damaged)
 }
 
-fn check_image(path: &Path, generation: &Generation) -> Result<(), ReplicaError> {
+pub(super) fn check_image(disk: &dyn Disk, path: &Path, generation: &Generation) -> Result<(), ReplicaError> {
     let damaged = |reason| ReplicaError::Damaged { path: path.to_owned(), reason };
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() == generation.size => Ok(()),
+    match disk.open(path).and_then(|image| image.len()) {
+        Ok(len) if len == generation.size => Ok(()),
         Ok(_) => Err(damaged("does not have the size of its generation")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged("is missing")),
         Err(error) => Err(FileError::at("look at", path)(error).into()),
@@ -88,39 +114,40 @@ fn check_image(path: &Path, generation: &Generation) -> Result<(), ReplicaError>
 }
 
 /// Makes a committed new image the present one. The image's name must be durable before the state's.
-pub(super) fn place_image(dir: &Path, generation: &Generation) -> Result<(), ReplicaError> {
+pub(super) fn place_image(disk: &dyn Disk, dir: &Path, generation: &Generation) -> Result<(), ReplicaError> {
     let (partial, image) = (dir.join(PARTIAL), dir.join(IMAGE));
-    match fs::rename(&partial, &image) {
+    match disk.rename(&partial, &image) {
         // Renamed before the crash.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         renamed => renamed.map_err(FileError::at("put the new image in place of", &image))?,
     }
-    check_image(&image, generation)?;
-    files::sync_dir(&RealDisk, dir)?;
+    check_image(disk, &image, generation)?;
+    files::sync_dir(disk, dir)?;
     let state = dir.join(STATE);
-    fs::rename(dir.join(NEXT_STATE), &state)
+    disk.rename(&dir.join(NEXT_STATE), &state)
         .map_err(FileError::at("put the new state in place of", &state))?;
-    Ok(files::sync_dir(&RealDisk, dir)?)
+    Ok(files::sync_dir(disk, dir)?)
 }
 
 /// Makes a committed redo log the present generation.
 pub(super) fn finish_log(
+    disk: &dyn Disk,
     dir: &Path,
-    log: &File,
+    log: &dyn DiskFile,
     extents: &Extents,
     generation: &Generation,
 ) -> Result<(), ReplicaError> {
     let path = dir.join(IMAGE);
     let applying = || FileError::at("apply the redo log to", &path);
-    let image = RawImage::open_write(&path).map_err(applying())?;
-    apply(log, extents, &image).and_then(|()| image.sync_all()).map_err(applying())?;
-    files::replace(&RealDisk, dir, STATE, [&format::encode_state(generation)[..]])?;
-    files::remove(&RealDisk, &dir.join(LOG))?;
-    Ok(files::sync_dir(&RealDisk, dir)?)
+    let image = disk.open_image(&path).map_err(applying())?;
+    apply(log, extents, &*image).and_then(|()| image.sync()).map_err(applying())?;
+    files::replace(disk, dir, STATE, [&format::encode_state(generation)[..]])?;
+    files::remove(disk, &dir.join(LOG))?;
+    Ok(files::sync_dir(disk, dir)?)
 }
 
 /// Writes every changed range to the image, neighbours together.
-fn apply(log: &File, extents: &Extents, image: &RawImage) -> io::Result<()> {
+fn apply(log: &dyn DiskFile, extents: &Extents, image: &dyn DiskImage) -> io::Result<()> {
     let mut gathered = Gathered { start: 0, bytes: Vec::with_capacity(APPLY_BYTES) };
     for (range, source) in extents.iter() {
         match source {
@@ -137,7 +164,13 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn add(&mut self, log: &File, mut at: u64, mut range: Range<u64>, image: &RawImage) -> io::Result<()> {
+    fn add(
+        &mut self,
+        log: &dyn DiskFile,
+        mut at: u64,
+        mut range: Range<u64>,
+        image: &dyn DiskImage,
+    ) -> io::Result<()> {
         while !range.is_empty() {
             let full = self.bytes.len() == APPLY_BYTES;
             if full || self.start + self.bytes.len() as u64 != range.start {
@@ -147,14 +180,14 @@ impl Gathered {
             let held = self.bytes.len();
             let now = (range.end - range.start).min((APPLY_BYTES - held) as u64);
             self.bytes.resize(held + now as usize, 0);
-            log.read_exact_at(&mut self.bytes[held..], at)?;
+            log.read_at(at, &mut self.bytes[held..])?;
             at += now;
             range.start += now;
         }
         Ok(())
     }
 
-    fn flush(&mut self, image: &RawImage) -> io::Result<()> {
+    fn flush(&mut self, image: &dyn DiskImage) -> io::Result<()> {
         if !self.bytes.is_empty() {
             image.write_at(self.start, &self.bytes)?;
             self.bytes.clear();
@@ -165,8 +198,8 @@ impl Gathered {
 
 /// Reads changed ranges over an image: the image as it will be once the log is applied.
 pub(super) fn read_over(
-    image: &RawImage,
-    log: &File,
+    image: &dyn DiskImage,
+    log: &dyn DiskFile,
     extents: &Extents,
     offset: u64,
     buf: &mut [u8],
@@ -182,7 +215,7 @@ pub(super) fn read_over(
         };
         let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
         match changed {
-            Some((range, Source::Log(from))) if range.start == at => log.read_exact_at(part, from)?,
+            Some((range, Source::Log(from))) if range.start == at => log.read_at(from, part)?,
             Some((range, Source::Zero)) if range.start == at => part.fill(0),
             _ => image.read_at(at, part)?,
         }
@@ -193,7 +226,7 @@ pub(super) fn read_over(
 
 /// The next data at or after `offset`, of the image with the changed ranges over it.
 pub(super) fn next_data_over(
-    image: &RawImage,
+    image: &dyn DiskImage,
     extents: &Extents,
     mut offset: u64,
 ) -> io::Result<Option<Range<u64>>> {

@@ -1,4 +1,5 @@
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -10,12 +11,13 @@ use crate::{ImageTree, IngestOptions, Manifest, RawImage, ReadImage, ingest, pie
 
 const SIZE: u64 = 3_000_000;
 
-fn generation(number: u64, bytes: &[u8]) -> Generation {
+pub(super) fn generation(number: u64, bytes: &[u8]) -> Generation {
     let mut tree = ImageTree::new(bytes.size());
     tree.mark_all();
     tree.refresh(&bytes.to_vec()).unwrap();
     let size = bytes.size();
-    Generation { number, size, root: tree.root(), taken_unix_ms: 1_700_000_000_000, source: "a".to_owned() }
+    let (root, taken_unix_ms) = (tree.root(), 1_700_000_000_000);
+    Generation { number, size, root, taken_unix_ms, source: "a".to_owned(), set: None }
 }
 
 fn content(image: &dyn ReadImage) -> Vec<u8> {
@@ -162,6 +164,50 @@ fn restores_are_sparse_and_replace_nothing() {
     assert!(matches!(error, ReplicaError::Exists { .. }), "{error}");
 }
 
+/// Rot in the middle of the image. Gives the offset of its leaf.
+fn rot(replica: &Replica) -> u64 {
+    let image = RawImage::open_write(replica.image_path()).unwrap();
+    image.write_at(500_000, b"ROT").unwrap();
+    500_000 / crate::LEAF_BYTES * crate::LEAF_BYTES
+}
+
+#[test]
+fn damage_is_not_restored_and_the_image_is_not_believed_any_more() {
+    let dir = scratch();
+    first_generation(&dir.path().join("replica"));
+    let replica = Replica::open(dir.path().join("replica")).unwrap();
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    replica.hold_still().unwrap().verify(&|_| ControlFlow::Continue(())).unwrap();
+    let leaf = rot(&replica);
+    let out = dir.path().join("out.raw");
+    for known in [Some(leaf), None] {
+        let error = replica.restore_to(&out).unwrap_err();
+        let ReplicaError::Rotten { number: 1, place, .. } = error else { panic!("{error}") };
+        assert_eq!(place.offset, known, "the tree tells where, and is forgotten");
+        assert!(!out.exists());
+        assert!(replica.tree().is_none());
+    }
+    let still = replica.hold_still().unwrap();
+    assert!(matches!(still.verify(&|_| ControlFlow::Break(())), Err(ReplicaError::Stopped)));
+    assert!(matches!(still.verify(&|_| ControlFlow::Continue(())), Err(ReplicaError::Rotten { .. })));
+}
+
+#[test]
+fn a_look_opens_nothing_unless_something_is_to_be_finished() {
+    let dir = scratch();
+    assert_eq!(Replica::look(dir.path().join("nowhere")).unwrap(), None);
+    let bytes = first_generation(dir.path());
+    fs::remove_file(dir.path().join("LOCK")).unwrap();
+    assert_eq!(Replica::look(dir.path()).unwrap(), Some(generation(1, &bytes)));
+    assert!(!dir.path().join("LOCK").exists());
+    let (dir, log, _, after) = before_the_redo();
+    fs::write(dir.path().join(recover::LOG), log).unwrap();
+    assert_eq!(Replica::look(dir.path()).unwrap(), Some(generation(2, &after)));
+    assert!(fs::read(Replica::image_in(dir.path())).unwrap() == after);
+    fs::remove_file(dir.path().join(recover::IMAGE)).unwrap();
+    assert!(matches!(Replica::look(dir.path()), Err(ReplicaError::Damaged { reason: "is missing", .. })));
+}
+
 #[test]
 fn a_manifest_is_kept_for_its_generation_only() {
     let dir = scratch();
@@ -258,7 +304,7 @@ fn bytes_called_zero_are_ignored() {
 #[test]
 fn a_log_of_another_version_is_left_alone() {
     let (dir, mut log, ..) = before_the_redo();
-    log[7] = 2;
+    log[7] = 3;
     fs::write(dir.path().join(recover::LOG), &log).unwrap();
     assert!(matches!(Replica::open(dir.path()), Err(ReplicaError::OtherVersion { .. })));
     assert!(fs::read(dir.path().join(recover::LOG)).unwrap() == log);

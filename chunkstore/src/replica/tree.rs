@@ -9,7 +9,7 @@ use crate::parse::Fields;
 use crate::{ImageRoot, ImageTree, LEAF_BYTES};
 
 const MAGIC: &[u8; 8] = b"LHTREE\x00\x01";
-const HEADER_BYTES: usize = 8 + 8 + 32 + 8 + 4 + 4;
+pub(super) const HEADER_BYTES: usize = 8 + 8 + 32 + 8 + 4 + 4;
 const RUN_BYTES: usize = 8 + 8;
 
 /// Hashes read at once.
@@ -37,7 +37,6 @@ impl Subject {
     }
 
     /// `None` for what is no header of this version.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn parse(bytes: &[u8]) -> Option<Subject> {
         let mut fields = Fields::new(bytes);
         (fields.take(MAGIC.len())? == MAGIC).then_some(())?;
