@@ -5,7 +5,7 @@
 mod places;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
@@ -26,8 +26,9 @@ pub struct Seeds {
     images: RwLock<Vec<Arc<SeedImage>>>,
 }
 
+/// Opened for each read: there may be more images than a process may have files open.
 struct SeedImage {
-    image: RawImage,
+    path: PathBuf,
     places: Places,
 }
 
@@ -40,18 +41,18 @@ impl Seeds {
     /// Adds the image at `path`, said to have the content of `manifest`, in place of what was known of that path.
     /// Chunks that end beyond the first 64 TiB are left out.
     pub fn add_image(&self, path: impl AsRef<Path>, manifest: &Manifest) -> io::Result<()> {
-        let image = RawImage::open_read(path)?;
+        let path = RawImage::open_read(path)?.path().to_owned();
         let places = Places::new(manifest.placed().filter_map(|placed| match placed.extent {
             ManifestExtent::Data { len, id } => Some((prefix(&id), Place::new(placed.offset, len)?)),
             ManifestExtent::Hole { .. } => None,
         }));
-        self.add(SeedImage { image, places });
+        self.add(SeedImage { path, places });
         Ok(())
     }
 
     fn add(&self, added: SeedImage) {
         let mut images = write(&self.images);
-        images.retain(|known| known.image.path() != added.image.path());
+        images.retain(|known| known.path != added.path);
         images.push(Arc::new(added));
     }
 
@@ -78,16 +79,16 @@ impl Seeds {
         })
     }
 
-    /// Forgets an image and closes its file.
+    /// Forgets an image.
     pub fn forget(&self, path: impl AsRef<Path>) {
-        write(&self.images).retain(|known| known.image.path() != path.as_ref());
+        write(&self.images).retain(|known| known.path != path.as_ref());
     }
 }
 
 impl SeedImage {
     fn read(&self, place: Place) -> Option<Vec<u8>> {
         let mut bytes = vec![0; place.len()];
-        self.image.read_at(place.offset(), &mut bytes).ok()?;
+        RawImage::open_read(&self.path).ok()?.read_at(place.offset(), &mut bytes).ok()?;
         Some(bytes)
     }
 }
