@@ -41,6 +41,7 @@ mod random;
 pub mod replicas;
 pub mod restore;
 pub mod serve;
+pub mod targets;
 pub mod transfer;
 pub mod upkeep;
 pub mod vms;

@@ -1,10 +1,9 @@
 //! Base images out of the store again: into a new file, or over what an image holds already. It writes where it was told
 //! and nowhere else, and refuses to write over what this platform lives on.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,11 +13,11 @@ use longhaul_proto::JobId;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::config::Layout;
 use crate::files;
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
 use crate::platform::Platform;
+use crate::targets::{self, TargetError};
 use crate::transfer::Counters;
 use crate::transfer::sink::Holdings;
 
@@ -47,14 +46,9 @@ pub enum RestoreError {
         /// The base's.
         needs: u64,
     },
-    /// Writing there would harm this platform.
-    #[error("{path} is {what}: it is not written to; choose another file", path = .path.display())]
-    Ours {
-        /// The file.
-        path: PathBuf,
-        /// What it is to the platform.
-        what: String,
-    },
+    /// What is not to be written to.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// There is nothing to share with an image that is there already.
     #[error("--like is for a new file: with --in-place {path} itself is what the base is compared with", path = .path.display())]
     LikeInPlace {
@@ -130,11 +124,7 @@ pub fn restore(
     request: &RestoreRequest,
 ) -> Result<JobId, RestoreError> {
     let manifest = platform.store().manifest(name)?;
-    let disks = platform.vms.list().into_iter().flat_map(|definition| {
-        let vm = definition.name.to_string();
-        definition.disks.into_iter().map(move |disk| (vm.clone(), disk.path))
-    });
-    check_not_ours(&platform.layout, disks, &request.path)?;
+    targets::check(&platform.layout, &platform.vms, &request.path)?;
     let target = Target::open(request, manifest.size())?;
     let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
     handle.update(|report| report.image_bytes = manifest.size());
@@ -247,47 +237,6 @@ async fn write_out(
         Ok((target.path().to_owned(), restored))
     });
     working.await.map_err(|_| RestoreError::Worker)?
-}
-
-/// Refuses what the platform keeps its own things in, and its VMs' disks, by whatever name they are reached.
-fn check_not_ours(
-    layout: &Layout,
-    disks: impl Iterator<Item = (String, PathBuf)>,
-    path: &Path,
-) -> Result<(), RestoreError> {
-    let io = |what| move |source| RestoreError::Io { what, path: path.to_owned(), source };
-    let resolved = resolve(path).map_err(io("the directory of the file to be written,"))?;
-    let ours = |what| RestoreError::Ours { path: path.to_owned(), what };
-    for own in layout.own() {
-        if resolved.starts_with(resolve(&own).unwrap_or(own.clone())) {
-            return Err(ours(format!("in {}, where this platform keeps its own state", own.display())));
-        }
-    }
-    let target = fs::metadata(path).ok();
-    for (vm, disk) in disks {
-        let same_file = target.as_ref().zip(fs::metadata(&disk).ok()).is_some_and(|(a, b)| same(a, &b));
-        if same_file || resolve(&disk).is_ok_and(|disk| disk == resolved) {
-            return Err(ours(format!("a disk of VM '{vm}'")));
-        }
-    }
-    Ok(())
-}
-
-/// Without links. Of what is not there only the last part may be missing.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
-    path.canonicalize().or_else(|error| match (path.parent(), path.file_name()) {
-        (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),
-        _ => Err(error),
-    })
-}
-
-/// The same file by another name, or the same device by another node.
-fn same(a: &Metadata, b: &Metadata) -> bool {
-    let device = |of: &Metadata| of.file_type().is_block_device().then(|| of.rdev());
-    match (device(a), device(b)) {
-        (None, None) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        (a, b) => a == b,
-    }
 }
 
 #[cfg(test)]
