@@ -60,7 +60,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
     let peers = Arc::new(Peers::load(&layout.identity())?);
     let origins = Origins::load(&layout.base_origins());
     let seeds = Arc::new(Seeds::new());
-    let replicas = Replicas::load(&layout.replicas(), seeds.clone()).context("opening the replicas")?;
+    let replicas = Replicas::load(&layout.replicas(), seeds.clone(), peers.clone());
     let vms = Arc::new(Vms::load(&layout.vms(), &layout.journal())?);
     let jobs = Arc::new(Jobs::load(&layout.journal()).context("reading the reports of earlier jobs")?);
     let addresses = match &config.mobility {

@@ -38,6 +38,8 @@ pub enum JobKind {
     MigrateOut,
     /// A peer's `migrate`, at the destination.
     MigrateIn,
+    /// `replica verify`
+    ReplicaVerify,
     /// `store gc`
     StoreGc,
     /// `store verify`
@@ -58,6 +60,40 @@ pub enum JobState {
     Done,
     /// It did not, and what it touched is as before.
     Failed,
+}
+
+/// How it was found what to send of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// The peer had nothing of it.
+    FirstCopy,
+    /// The hypervisor knew which blocks were written since the pass before.
+    DirtyBlocks,
+    /// All of it was read.
+    WholeScan,
+}
+
+impl Found {
+    /// For a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Found::FirstCopy => "first copy",
+            Found::DirtyBlocks => "dirty blocks",
+            Found::WholeScan => "whole scan",
+        }
+    }
+}
+
+/// A disk of a warm pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// The disk.
+    pub disk: String,
+    /// Its generation at the peer.
+    pub generation: u64,
+    /// How it was found what to send.
+    pub found: Found,
 }
 
 /// A phase of a job.
@@ -120,6 +156,9 @@ pub struct Report {
     pub disk_switchover_ms: Option<f64>,
     /// What a migration left out.
     pub notes: Vec<String>,
+    /// The disks of a warm pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskReport>,
     /// What a job of the store found or did, in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<serde_json::Value>,
@@ -150,6 +189,7 @@ impl Report {
             downtime_ms: None,
             disk_switchover_ms: None,
             notes: Vec::new(),
+            disks: Vec::new(),
             result: None,
         }
     }

@@ -1,19 +1,37 @@
-//! The replicas that this platform keeps of others' disks, opened when they are first used. One writer a replica at a time.
+//! The replicas that this platform keeps of others' disks: one directory for each VM of each peer, one writer a replica at
+//! a time. What they hold is known without opening them; a replica is open while a pass or a restore works on it.
 
-use std::collections::HashMap;
+mod owners;
+mod restore;
+mod sets;
+mod sink;
+
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 
-use chunkstore::{
-    ChunkId, Generation, Group, ImageRoot, ImageTree, Manifest, ManifestWriter, Pass, ReadImage, Replica,
-    ReplicaError, Seeds,
-};
-use longhaul_proto::handoff::Root;
+use chunkstore::{Generation, ImageRoot, ImageTree, Manifest, Replica, ReplicaError, Seeds};
 use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
 use serde::Serialize;
 
-use crate::transfer::sink::{Assembly, Holdings, Sink, WriteImage};
+use crate::files;
+use crate::identity::Fingerprint;
+use crate::jobs;
+use crate::peers::Peers;
+use crate::targets::TargetError;
+use crate::transfer::sink::{Assembly, Holdings};
+
+use owners::Owner;
+pub use owners::Source;
+pub use restore::{RestoreRequest, Restored, verify};
+pub use sets::SetOf;
+use sets::Sets;
+use sink::PassImage;
+pub use sink::ReplicaSink;
+use sink::failed_commit;
 
 /// The disk of a replica that was sent as an image, by `image send`.
 pub const IMAGE_DISK: &str = "image";
@@ -25,142 +43,365 @@ pub struct Listed {
     pub name: String,
     /// The disk.
     pub disk: String,
-    /// Its generation.
+    /// Its generation; 0 when there is none that can be read.
     pub generation: u64,
     /// Size in bytes.
     pub size: u64,
     /// When the image was so, in milliseconds since the Unix epoch.
     pub taken_unix_ms: u64,
-    /// The platform it came from.
+    /// The peer it is of, by its name here; the name of its time where the peer is not known any more.
     pub source: String,
     /// Root of the image.
-    pub root: ImageRoot,
+    pub root: Option<ImageRoot>,
     /// Where it lies.
     pub path: PathBuf,
+    /// `ok`, or what is wrong with it.
+    pub state: String,
 }
 
+/// Something that cannot be done with replicas.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ReplicasError {
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The transfer is not of the protocol, or its set has ended.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("there is no replica '{name}'; `longhaul replica list` shows those there are")]
+    Unknown { name: String },
+    #[error("replica '{name}' has no disk '{disk}', only {known}")]
+    NoDisk { name: String, disk: String, known: String },
+    #[error(
+        "replica '{name}' is damaged: {damage}; run a new pass, which starts it anew and keeps what is there aside"
+    )]
+    Damaged { name: String, damage: String },
+    #[error("several peers have a VM '{name}' here: give --from, one of {peers}")]
+    Ambiguous { name: String, peers: String },
+    #[error(
+        "the disks of replica '{name}' are of different passes: run a new pass, or restore one of them with --disk, one of {disks}"
+    )]
+    Mixed { name: String, disks: String },
+    #[error("{what} {path}: {source}", path = .path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl ReplicasError {
+    /// As the sender of a pass is told it.
+    pub fn refusal(&self) -> Refusal {
+        let kind = match self {
+            ReplicasError::Refused(refusal) => return refusal.clone(),
+            ReplicasError::Replica(ReplicaError::Busy { .. }) => RefusalKind::Busy,
+            ReplicasError::Replica(error) if error.is_full() => RefusalKind::NoSpace,
+            _ => RefusalKind::Failed,
+        };
+        Refusal { kind, reason: self.to_string() }
+    }
+}
+
+/// A disk's replica.
 struct Kept {
-    replica: Replica,
-    /// Of the current generation; not known after a restart or a pass that failed: then the replica may have kept it.
-    tree: Mutex<Option<ImageTree>>,
+    dir: PathBuf,
+    state: Mutex<State>,
+    /// While somebody works on it.
+    open: Mutex<Weak<Replica>>,
 }
 
-/// All replicas below one directory: `NAME/DISK/`.
+#[derive(Default)]
+struct State {
+    generation: Option<Generation>,
+    damage: Option<Damage>,
+}
+
+enum Damage {
+    /// It cannot be opened, and is started anew by the next pass.
+    Unreadable(String),
+    /// Bytes of its image are not what they should be. The next pass mends it.
+    Rotten(String),
+}
+
+impl Kept {
+    fn load(dir: PathBuf) -> Kept {
+        let state = match Replica::look(&dir) {
+            Ok(generation) => State { generation, damage: None },
+            Err(error) => {
+                tracing::warn!("{} is left out: {error}", dir.display());
+                State { generation: None, damage: Some(Damage::Unreadable(error.to_string())) }
+            }
+        };
+        Kept { dir, state: Mutex::new(state), open: Mutex::default() }
+    }
+
+    fn open(&self) -> Result<Arc<Replica>, ReplicaError> {
+        let mut open = lock(&self.open);
+        if let Some(replica) = open.upgrade() {
+            return Ok(replica);
+        }
+        let opened = Replica::open(&self.dir).inspect_err(|error| {
+            if matches!(error, ReplicaError::Damaged { .. }) {
+                lock(&self.state).damage = Some(Damage::Unreadable(error.to_string()));
+            }
+        });
+        let replica = Arc::new(opened?);
+        *open = Arc::downgrade(&replica);
+        lock(&self.state).generation = replica.generation();
+        Ok(replica)
+    }
+
+    fn committed(&self, generation: Generation) {
+        *lock(&self.state) = State { generation: Some(generation), damage: None };
+    }
+
+    fn generation(&self) -> Option<Generation> {
+        lock(&self.state).generation.clone()
+    }
+
+    fn is_unreadable(&self) -> bool {
+        matches!(lock(&self.state).damage, Some(Damage::Unreadable(_)))
+    }
+}
+
+/// The replicas of one VM of one peer.
+struct Vm {
+    dir: PathBuf,
+    name: String,
+    /// `None`: whoever the generations came from by name; they are of before there were owners.
+    owner: Option<Owner>,
+    disks: BTreeMap<String, Arc<Kept>>,
+}
+
+impl Vm {
+    fn load(dir: PathBuf, name: &str, peers: &Peers) -> Vm {
+        let owner = Owner::load(&dir).unwrap_or_else(|error| {
+            tracing::warn!("{}: whose replicas these are cannot be read: {error}", dir.display());
+            None
+        });
+        let disks =
+            subdirs(&dir).into_iter().map(|(disk, path)| (disk, Arc::new(Kept::load(path)))).collect();
+        let name = owner.as_ref().map_or(name, |owner| &owner.vm).to_owned();
+        let mut vm = Vm { dir, name, owner, disks };
+        if vm.owner.is_none()
+            && let [only] = &vm.sources()[..]
+            && let Ok(peer) = peers.get(only)
+        {
+            let source = Source { name: only.clone(), fingerprint: peer.fingerprint };
+            if let Err(error) = vm.adopt(&source) {
+                tracing::warn!("{}: its owner cannot be noted: {error}", vm.dir.display());
+            }
+        }
+        vm
+    }
+
+    /// Where the generations came from, by the names of their time.
+    fn sources(&self) -> Vec<String> {
+        let sources = self.disks.values().filter_map(|kept| kept.generation()).map(|held| held.source);
+        sources.collect::<HashSet<_>>().into_iter().collect()
+    }
+
+    fn adopt(&mut self, source: &Source) -> Result<(), ReplicasError> {
+        let owner = Owner::new(&self.name, source);
+        let path = self.dir.clone();
+        owner.save(&path).map_err(|source| ReplicasError::Io {
+            what: "noting the owner of",
+            path,
+            source,
+        })?;
+        self.owner = Some(owner);
+        Ok(())
+    }
+
+    /// Whether a pass of this peer goes here.
+    fn is_of(&self, vm: &str, source: &Source) -> bool {
+        self.name == vm
+            && match &self.owner {
+                Some(owner) => owner.fingerprint == source.fingerprint,
+                None => self.sources().iter().all(|name| *name == source.name),
+            }
+    }
+
+    /// The name of its peer here.
+    fn peer(&self, peers: &Peers) -> String {
+        match &self.owner {
+            Some(owner) => peers.name_of(owner.fingerprint).unwrap_or_else(|| owner.peer.clone()),
+            None => self.sources().join(", "),
+        }
+    }
+}
+
+/// All replicas below one directory: `NAME/DISK/`, or `NAME@PEER/DISK/` where another peer has that name already.
 pub struct Replicas {
     dir: PathBuf,
-    open: Mutex<HashMap<(String, String), Arc<Kept>>>,
+    peers: Arc<Peers>,
+    /// By the name of their directory.
+    vms: Mutex<BTreeMap<String, Vm>>,
+    sets: Sets,
     seeds: Arc<Seeds>,
+    _seeding: Seeding,
 }
 
 impl Replicas {
-    /// Opens every replica there is: interrupted passes are finished or dropped, and their chunks become seeds.
-    pub fn load(dir: &Path, seeds: Arc<Seeds>) -> Result<Self, ReplicaError> {
-        let replicas = Replicas { dir: dir.to_owned(), open: Mutex::default(), seeds };
-        for (name, disk) in subdirs(dir).into_iter().flat_map(|(name, path)| {
-            subdirs(&path).into_iter().map(move |(disk, _)| (name.clone(), disk)).collect::<Vec<_>>()
-        }) {
-            let kept = replicas.get(&name, &disk)?;
-            replicas.seed(&kept.replica);
-        }
-        Ok(replicas)
-    }
-
-    /// Those with a generation, by name and disk.
-    pub fn list(&self) -> Vec<Listed> {
-        let open: Vec<_> = self.lock().iter().map(|(key, kept)| (key.clone(), kept.clone())).collect();
-        let mut listed: Vec<_> = open
+    /// Looks at every replica there is: interrupted passes are finished or dropped. Their chunks become seeds, which takes
+    /// its time and is not waited for. What cannot be read is left out and said.
+    pub fn load(dir: &Path, seeds: Arc<Seeds>, peers: Arc<Peers>) -> Self {
+        let vms: BTreeMap<_, _> = subdirs(dir)
             .into_iter()
-            .filter_map(|((name, disk), kept)| {
-                let Generation { number, size, root, taken_unix_ms, source, .. } = kept.replica.generation()?;
-                let path = kept.replica.image_path();
-                Some(Listed { name, disk, generation: number, size, taken_unix_ms, source, root, path })
+            .map(|(name, path)| {
+                let vm = Vm::load(path, name.split('@').next().unwrap_or(&name), &peers);
+                (name, vm)
             })
             .collect();
-        listed.sort_by(|a, b| (&a.name, &a.disk).cmp(&(&b.name, &b.disk)));
+        let known = vms.values().flat_map(|vm| vm.disks.values());
+        let known = known.filter_map(|kept| Some((kept.dir.clone(), kept.generation()?))).collect();
+        let _seeding = Seeding::start(known, seeds.clone());
+        let (dir, sets) = (dir.to_owned(), Sets::default());
+        Replicas { dir, peers, vms: Mutex::new(vms), sets, seeds, _seeding }
+    }
+
+    /// Those with a generation and those that are damaged, by name and disk.
+    pub fn list(&self) -> Vec<Listed> {
+        let vms = lock(&self.vms);
+        let mut listed: Vec<_> = vms.values().flat_map(|vm| self.list_vm(vm)).collect();
+        listed.sort_by(|a, b| (&a.name, &a.source, &a.disk).cmp(&(&b.name, &b.source, &b.disk)));
         listed
     }
 
-    /// The image of a replica's current generation.
-    pub fn image(&self, name: &str, disk: &str) -> Option<PathBuf> {
-        let kept = self.lock().get(&(name.to_owned(), disk.to_owned())).cloned()?;
-        kept.replica.generation().map(|_| kept.replica.image_path())
-    }
-
-    /// What there is of a replica.
-    pub fn status(&self, name: &str, disk: &str) -> TargetStatus {
-        let kept = self.lock().get(&(name.to_owned(), disk.to_owned())).cloned();
-        match kept.and_then(|kept| kept.replica.generation()) {
-            Some(generation) => {
-                TargetStatus { generation: generation.number, root: Some(*generation.root.as_bytes()) }
+    fn list_vm(&self, vm: &Vm) -> Vec<Listed> {
+        let peer = vm.owner.as_ref().map(|_| vm.peer(&self.peers));
+        let disks = vm.disks.iter().filter_map(|(disk, kept)| {
+            let state = lock(&kept.state);
+            let (held, damage) = (state.generation.as_ref(), state.damage.as_ref());
+            if held.is_none() && damage.is_none() {
+                return None;
             }
-            None => TargetStatus { generation: 0, root: None },
-        }
+            let source = peer.clone().or_else(|| Some(held?.source.clone()));
+            Some(Listed {
+                name: vm.name.clone(),
+                disk: disk.clone(),
+                generation: held.map_or(0, |held| held.number),
+                size: held.map_or(0, |held| held.size),
+                taken_unix_ms: held.map_or(0, |held| held.taken_unix_ms),
+                source: source.unwrap_or_default(),
+                root: held.map(|held| held.root),
+                path: Replica::image_in(&kept.dir),
+                state: match damage {
+                    None => "ok".to_owned(),
+                    Some(Damage::Unreadable(what) | Damage::Rotten(what)) => format!("damaged: {what}"),
+                },
+            })
+        });
+        disks.collect()
     }
 
-    /// Copies a replica's image to `path`, which must not exist.
-    pub fn restore(&self, name: &str, disk: &str, path: &Path) -> Result<Generation, ReplicaError> {
-        self.get(name, disk)?.replica.restore_to(path)
+    /// The image of the latest generation there is of a VM's disk, whichever peer it is of.
+    pub fn image(&self, name: &str, disk: &str) -> Option<PathBuf> {
+        self.latest(name, disk, |_| true)
     }
 
-    /// Begins the next generation of a replica, of `size` bytes, on behalf of the platform `source`.
+    /// The same, of one peer.
+    pub fn image_of(&self, peer: &Fingerprint, name: &str, disk: &str) -> Option<PathBuf> {
+        self.latest(name, disk, |vm| vm.owner.as_ref().is_some_and(|owner| owner.fingerprint == *peer))
+    }
+
+    fn latest(&self, name: &str, disk: &str, wanted: impl Fn(&Vm) -> bool) -> Option<PathBuf> {
+        let vms = lock(&self.vms);
+        let kept =
+            vms.values().filter(|vm| vm.name == name && wanted(vm)).filter_map(|vm| vm.disks.get(disk));
+        let held = kept.filter_map(|kept| Some((kept.generation()?.taken_unix_ms, &kept.dir)));
+        held.max_by_key(|(taken, _)| *taken).map(|(_, dir)| Replica::image_in(dir))
+    }
+
+    /// What there is of a peer's disk.
+    pub fn status(&self, name: &str, disk: &str, source: &Source) -> TargetStatus {
+        let vms = lock(&self.vms);
+        let kept = vms.values().find(|vm| vm.is_of(name, source)).and_then(|vm| vm.disks.get(disk));
+        status_of(kept.and_then(|kept| kept.generation()).as_ref())
+    }
+
+    /// Begins the next generation of a peer's disk, of `size` bytes; with `set`, as one disk of a pass of several, which are
+    /// committed together.
     pub fn sink(
         &self,
         name: &str,
         disk: &str,
         size: u64,
-        source: &str,
+        source: &Source,
+        set: Option<SetOf>,
         holdings: Holdings,
-    ) -> Result<ReplicaSink, ReplicaError> {
-        let kept = self.get(name, disk)?;
-        let pass = kept.replica.begin(size)?;
-        let mut known = kept.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken out: it belongs to the pass, and comes back only when the pass is committed.
-        let remembered = known.take();
+    ) -> Result<ReplicaSink, ReplicasError> {
+        let (dir, kept) = self.claim(name, disk, source)?;
+        let replica = kept.open()?;
+        let pass = replica.begin(size)?;
+        let member = match set {
+            Some(set) => Some((set, self.sets.join(&dir, set, disk)?)),
+            None => None,
+        };
         let tree = match pass.base() {
             None => ImageTree::new(size),
-            Some(_) => remembered
-                .filter(|tree| tree.size() == size)
-                .or_else(|| kept.replica.tree())
-                .unwrap_or_else(|| unread(size)),
+            Some(_) => replica.tree().unwrap_or_else(|| unread(size)),
         };
-        drop(known);
         // Of another size it starts from nothing, and still follows the one there is.
-        let generation = kept.replica.generation().map_or(0, |before| before.number);
+        let before = replica.generation();
         let fresh = pass.base().is_none();
-        let extents = Some(kept.replica.manifest_writer()?);
+        let extents = Some(replica.manifest_writer()?);
         let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings, extents);
-        let seeds = self.seeds.clone();
-        Ok(ReplicaSink {
-            assembly: Some(assembly),
-            kept,
-            seeds,
-            size,
-            source: source.to_owned(),
-            generation,
-            fresh,
-        })
+        let (seeds, source) = (self.seeds.clone(), source.name.clone());
+        let assembly = Some(assembly);
+        Ok(ReplicaSink { member, assembly, replica, kept, seeds, size, source, before, fresh })
     }
 
-    fn get(&self, name: &str, disk: &str) -> Result<Arc<Kept>, ReplicaError> {
-        let key = (name.to_owned(), disk.to_owned());
-        let mut open = self.lock();
-        if let Some(kept) = open.get(&key) {
-            return Ok(kept.clone());
+    /// The peer's directory for this VM, and the disk in it: made when there is none, started anew where it is damaged.
+    fn claim(&self, name: &str, disk: &str, source: &Source) -> Result<(PathBuf, Arc<Kept>), ReplicasError> {
+        let mut vms = lock(&self.vms);
+        let held = vms.iter().find(|(_, vm)| vm.is_of(name, source)).map(|(key, _)| key.clone());
+        let key = held.unwrap_or_else(|| self.free_name(name, source));
+        let path = self.dir.join(&key);
+        let io = |what| {
+            let path = path.clone();
+            move |source| ReplicasError::Io { what, path, source }
+        };
+        std::fs::create_dir_all(&path).map_err(io("creating"))?;
+        let (dir, disks) = (path.clone(), BTreeMap::new());
+        let vm = vms.entry(key).or_insert_with(|| Vm { dir, name: name.to_owned(), owner: None, disks });
+        if vm.owner.is_none() {
+            vm.adopt(source)?;
         }
-        let replica = Replica::open(self.dir.join(name).join(disk))?;
-        let kept = Arc::new(Kept { replica, tree: Mutex::new(None) });
-        open.insert(key, kept.clone());
-        Ok(kept)
-    }
-
-    fn seed(&self, replica: &Replica) {
-        if let (Some(_), Some(manifest)) = (replica.generation(), replica.manifest()) {
-            seed(&self.seeds, replica, &manifest);
+        let place = path.join(disk);
+        if vm.disks.get(disk).is_some_and(|kept| kept.is_unreadable()) {
+            let aside = path.join(format!(".damaged-{disk}-{}", jobs::unix_ms()));
+            std::fs::rename(&place, &aside).map_err(io("setting aside the damaged replica in"))?;
+            tracing::warn!("the damaged replica {} is kept aside as {}", place.display(), aside.display());
+            vm.disks.remove(disk);
         }
+        if let Some(kept) = vm.disks.get(disk) {
+            return Ok((path, kept.clone()));
+        }
+        // What is committed in there must not be lost with a name above it.
+        std::fs::create_dir_all(&place)
+            .and_then(|()| files::sync_dir(&path))
+            .and_then(|()| files::sync_dir(&self.dir))
+            .map_err(io("creating a replica in"))?;
+        let kept = Arc::new(Kept::load(place));
+        vm.disks.insert(disk.to_owned(), kept.clone());
+        Ok((path, kept))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Arc<Kept>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A name for a directory that nothing has.
+    fn free_name(&self, name: &str, source: &Source) -> String {
+        let key = source.fingerprint.to_string();
+        let names =
+            [name.to_owned(), format!("{name}@{}", source.name), format!("{name}@{}.{key}", source.name)];
+        let free = |name: &&String| self.dir.join(name).symlink_metadata().is_err();
+        let [.., last] = &names;
+        names.iter().find(free).unwrap_or(last).clone()
+    }
+}
+
+fn status_of(generation: Option<&Generation>) -> TargetStatus {
+    match generation {
+        Some(held) => TargetStatus { generation: held.number, root: Some(*held.root.as_bytes()) },
+        None => TargetStatus { generation: 0, root: None },
     }
 }
 
@@ -171,148 +412,81 @@ fn unread(size: u64) -> ImageTree {
     tree
 }
 
-fn seed(seeds: &Seeds, replica: &Replica, manifest: &Manifest) {
-    if let Err(error) = seeds.add_image(replica.image_path(), manifest) {
-        tracing::warn!("{} cannot serve chunks: {error}", replica.image_path().display());
+fn seed(seeds: &Seeds, image: &Path, manifest: &Manifest) {
+    if let Err(error) = seeds.add_image(image, manifest) {
+        tracing::warn!("{} cannot serve chunks: {error}", image.display());
     }
 }
 
+/// Makes the chunks of replicas known, on a thread of its own.
+struct Seeding {
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Seeding {
+    fn start(replicas: Vec<(PathBuf, Generation)>, seeds: Arc<Seeds>) -> Seeding {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let work = move || {
+            for (dir, generation) in replicas {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Some(manifest) = Replica::manifest_in(&dir, &generation) {
+                    seed(&seeds, &Replica::image_in(&dir), &manifest);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("seeds".to_owned()).spawn(work);
+        let thread = thread.inspect_err(|error| tracing::warn!("replicas serve no chunks yet: {error}"));
+        Seeding { stop, thread: Mutex::new(thread.ok()) }
+    }
+
+    /// Waits until all are known.
+    fn wait(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Seeding {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.wait();
+    }
+}
+
+/// The directories in `dir` that can be of a VM or a disk, by name. Others are named in the log.
 fn subdirs(dir: &Path) -> Vec<(String, PathBuf)> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.path().is_dir())
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .collect()
-}
-
-struct PassImage(Pass);
-
-impl ReadImage for PassImage {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buf)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>> {
-        self.0.next_data(offset)
-    }
-}
-
-impl WriteImage for PassImage {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, bytes).map_err(to_io)
-    }
-
-    fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zero(offset, len).map_err(to_io)
-    }
-}
-
-fn to_io(error: ReplicaError) -> io::Error {
-    let kind = if error.is_full() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
-    io::Error::new(kind, error)
-}
-
-/// The next generation of a replica. Dropped before its commit it leaves the one before.
-pub struct ReplicaSink {
-    assembly: Option<Assembly<PassImage>>,
-    kept: Arc<Kept>,
-    seeds: Arc<Seeds>,
-    size: u64,
-    source: String,
-    /// The generation there is; 0 when there is none.
-    generation: u64,
-    /// The pass starts from nothing, so it must bring everything.
-    fresh: bool,
-}
-
-impl ReplicaSink {
-    /// Makes chunks of the new generation known. That this fails is no reason to give up the generation.
-    fn keep_chunk_list(&self, extents: ManifestWriter, root: ImageRoot) {
-        let kept = extents.finish(root).map_err(ReplicaError::from).and_then(|manifest| {
-            seed(&self.seeds, &self.kept.replica, &manifest);
-            self.kept.replica.save_manifest(&manifest)
-        });
-        if let Err(error) = kept {
-            tracing::warn!("the replica is whole, but its chunk list cannot be kept: {error}");
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(dir).inspect_err(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::warn!("the replicas in {} are left out: {error}", dir.display());
         }
-    }
-
-    fn assembly(&mut self) -> Result<&mut Assembly<PassImage>, Refusal> {
-        self.assembly.as_mut().ok_or_else(|| refusal(RefusalKind::Protocol, "the pass has ended".to_owned()))
-    }
-}
-
-fn refusal(kind: RefusalKind, reason: String) -> Refusal {
-    Refusal { kind, reason }
-}
-
-impl Sink for ReplicaSink {
-    fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
-        self.assembly()?.place(offset, len, name)
-    }
-
-    fn expect(&mut self, _offset: u64, len: u32, name: ChunkId) -> Result<(), Refusal> {
-        self.assembly()?.expect(len, name)
-    }
-
-    fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
-        self.assembly()?.hole(offset, len)
-    }
-
-    fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
-        self.assembly()?.chunks(group, offsets)
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
-        self.assembly()?.put(offset, bytes)
-    }
-
-    fn sync(&mut self, _mark: u32) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn commit(&mut self, root: Root, after: u64, taken_unix_ms: u64, whole: bool) -> Result<u64, Refusal> {
-        if after != self.generation || (self.fresh && !whole) {
-            let reason = format!("the replica is at generation {}, the pass is for {after}", self.generation);
-            return Err(refusal(RefusalKind::Diverged, reason));
-        }
-        let found = self.assembly()?.refresh()?;
-        let expected = ImageRoot::from_bytes(root);
-        if found != expected {
-            let reason = format!("after the pass the image's root would be {found}, not {expected}");
-            return Err(refusal(RefusalKind::Diverged, reason));
-        }
-        let Some(Assembly { image, tree, extents, .. }) = self.assembly.take() else {
-            return Err(refusal(RefusalKind::Protocol, "the pass has ended".to_owned()));
+    });
+    for entry in entries.into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(name) = entry.file_name().into_string() else {
+            tracing::warn!("{} is not of a replica, and is left out", path.display());
+            continue;
         };
-        let number = self.generation + 1;
-        let generation =
-            Generation {
-            number,
-            size: self.size,
-            root: found,
-            taken_unix_ms,
-            source: self.source.clone(),
-            set: None,
-        };
-        image.0.commit(generation).map_err(|error| {
-            let kind = if error.is_full() { RefusalKind::NoSpace } else { RefusalKind::Failed };
-            refusal(kind, error.to_string())
-        })?;
-        if let (true, Some(extents)) = (whole, extents) {
-            self.keep_chunk_list(extents, found);
+        // Files of ours lie beside the disks; what begins with a dot was set aside.
+        let is_ours = name.starts_with('.') || name == "set" || name == "owner";
+        let (base, peer) = name.split_once('@').unwrap_or((&name, "peer"));
+        let fits = files::check_name("replica", base).is_ok() && !peer.is_empty();
+        if fits && path.is_dir() {
+            found.push((name, path));
+        } else if !is_ours && name != "lost+found" {
+            tracing::warn!("{} is not of a replica, and is left out", path.display());
         }
-        let tree = Arc::try_unwrap(tree).ok().and_then(|tree| tree.into_inner().ok());
-        if let Some(Err(error)) = tree.as_ref().map(|tree| self.kept.replica.save_tree(tree)) {
-            tracing::warn!("the replica is whole, but it will be read again after a restart: {error}");
-        }
-        *self.kept.tree.lock().unwrap_or_else(PoisonError::into_inner) = tree;
-        Ok(number)
     }
+    found
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

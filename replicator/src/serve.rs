@@ -19,6 +19,7 @@ use crate::migrate::{self, destination};
 use crate::net::lanes::{self, LaneRecv};
 use crate::net::{self, Dialled, NetError};
 use crate::platform::Platform;
+use crate::replicas::{SetOf, Source};
 use crate::transfer::receiver;
 use crate::transfer::sink::{EstimateSink, Sink};
 
@@ -289,14 +290,12 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Replica { vm, disk } => {
             name("replica", vm)?;
             name("disk", disk)?;
-            let sink = platform.replicas.sink(vm, disk, size, peer, platform.holdings.clone());
-            match sink {
-                Ok(sink) => Ok((platform.replicas.status(vm, disk), Box::new(sink))),
-                Err(error @ chunkstore::ReplicaError::Busy { .. }) => {
-                    Err(refusal(RefusalKind::Busy, error.to_string()))
-                }
-                Err(error) => Err(refusal(RefusalKind::Failed, error.to_string())),
-            }
+            replica_sink(platform, peer, (vm, disk), size, None)
+        }
+        Target::ReplicaSet { vm, disk, set, disks } => {
+            name("replica", vm)?;
+            name("disk", disk)?;
+            replica_sink(platform, peer, (vm, disk), size, Some(SetOf { id: *set, disks: *disks }))
         }
         Target::Migration { job, disk } => {
             let port = platform.handoffs.incoming(*job, peer);
@@ -315,9 +314,28 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
             name("disk", disk)?;
             let start = landing::existing_image(platform, vm, disk);
             let sink = EstimateSink::new(platform.holdings.clone(), start);
-            Ok((platform.replicas.status(vm, disk), Box::new(sink)))
+            Ok((platform.replicas.status(vm, disk, &source(platform, peer)?), Box::new(sink)))
         }
     }
+}
+
+fn replica_sink(
+    platform: &Platform,
+    peer: &str,
+    (vm, disk): (&str, &str),
+    size: u64,
+    set: Option<SetOf>,
+) -> Result<Opened, Refusal> {
+    let source = source(platform, peer)?;
+    let sink = platform.replicas.sink(vm, disk, size, &source, set, platform.holdings.clone());
+    let sink = sink.map_err(|error| error.refusal())?;
+    Ok((sink.status(), Box::new(sink)))
+}
+
+/// The peer, as the owner of replicas.
+fn source(platform: &Platform, peer: &str) -> Result<Source, Refusal> {
+    let known = platform.peers.get(peer).map_err(|error| refusal(RefusalKind::Failed, error.to_string()))?;
+    Ok(Source { name: peer.to_owned(), fingerprint: known.fingerprint })
 }
 
 fn refusal(kind: RefusalKind, reason: impl Into<String>) -> Refusal {

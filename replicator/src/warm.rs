@@ -1,20 +1,25 @@
 //! Warm replication: one incremental pass of a VM's disks to a peer, as they are at one moment. The next pass sends what
 //! the hypervisor saw written since; when that cannot be trusted, a whole scan, never "nothing".
 
+mod image;
+mod moment;
+
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chunkstore::{ImageRoot, ImageTree, LEAF_BYTES, RawImage, ReadImage};
+use chunkstore::{ImageRoot, ImageTree, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::wire::{RefusalKind, Target, TargetStatus};
 use migrate_driver::nbd::{NbdServer, Overlay};
-use migrate_driver::{DiskDefinition, DiskFormat, DriverError, GuestStatus, TapKind, VmName};
+use migrate_driver::{
+    DiskDefinition, DiskFormat, DriverError, GuestStatus, Tap, TapKind, VmDefinition, VmName,
+};
 use quinn::Connection;
+use tokio::task::JoinSet;
 
-use crate::jobs::{self, JobHandle, JobKind};
+use crate::jobs::{self, DiskReport, Found, JobHandle, JobKind};
 use crate::lease::{Lease, Leased, Revoked};
 use crate::net::NetError;
 use crate::outgoing::OverlayImage;
@@ -22,6 +27,9 @@ use crate::platform::Platform;
 use crate::transfer::TransferError;
 use crate::transfer::sender::Sender;
 use crate::vms::VmError;
+
+pub use image::send_image;
+use moment::{Cut, Moment, leaves};
 
 /// A pass that failed. The replica is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +80,40 @@ pub enum WarmError {
         /// What it is.
         format: &'static str,
     },
+    /// The file of the disk's name is not the one that the guest has.
+    #[error(
+        "cannot replicate disk '{disk}': {path} is another file than the one that the running guest writes to; put that one \
+         back in its place, or restart the VM, then retry",
+        path = .path.display()
+    )]
+    Replaced {
+        /// Which.
+        disk: String,
+        /// Where.
+        path: PathBuf,
+    },
     /// A person.
     #[error(transparent)]
     Cancelled(#[from] Revoked),
 }
 
 impl WarmError {
+    /// Whether the peer's replica is not what was taken for it: a whole scan puts it right.
+    fn is_divergence(&self) -> bool {
+        matches!(self, WarmError::Transfer { source, .. } if source.is_divergence())
+    }
+
+    /// Of the errors of several disks the one that says most: a disk that was given up because of another one says least.
+    fn weight(&self) -> u8 {
+        match self {
+            _ if self.is_divergence() => 3,
+            WarmError::Transfer { source: TransferError::Refused(refusal), .. } => {
+                u8::from(refusal.kind != RefusalKind::Failed)
+            }
+            _ => 2,
+        }
+    }
+
     /// Whether another pass has hold of the replica: the same try may succeed later.
     fn is_busy(&self) -> bool {
         matches!(self, WarmError::Transfer { source: TransferError::Refused(refusal), .. } if refusal.kind == RefusalKind::Busy)
@@ -127,14 +163,15 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
     }
     let handle = platform.jobs.begin(job, JobKind::Replicate, vm, Some(peer));
     let (jobs, platform, peer) = (platform.jobs.clone(), platform.clone(), peer.to_owned());
-    let pass = Pass { platform, handle: handle.clone(), vm: definition.name.clone(), peer };
+    let vm = definition.name.clone();
+    let pass = Pass { platform, handle: handle.clone(), definition, vm, peer };
     jobs.run(&handle, hold, move |lease| async move {
         let outcome = lease
-            .run(pass.run(&lease, &definition.disks))
+            .run(pass.run(&lease, &pass.definition.disks))
             .await
             .unwrap_or_else(|revoked| Err(revoked.into()));
         if outcome.is_err() {
-            pass.clean_up(&definition.disks).await;
+            pass.clean_up(&pass.definition.disks).await;
         }
         noted(&pass.handle, outcome)
     });
@@ -144,8 +181,47 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
 struct Pass {
     platform: Arc<Platform>,
     handle: JobHandle,
+    definition: VmDefinition,
     vm: VmName,
     peer: String,
+}
+
+/// A disk on its way. All disks of a pass are opened before the moment that the pass shows.
+struct Outgoing {
+    name: String,
+    path: String,
+    image: Arc<Leased<Cut>>,
+    sender: Sender,
+    status: TargetStatus,
+    /// What is known of it, when the blocks written since are enough.
+    warm: Option<Warm>,
+}
+
+impl Outgoing {
+    fn error(&self, source: TransferError) -> WarmError {
+        WarmError::Transfer { disk: self.name.clone(), source }
+    }
+
+    fn found(&self) -> Found {
+        match (&self.warm, self.status.generation) {
+            (Some(_), _) => Found::DirtyBlocks,
+            (None, 0) => Found::FirstCopy,
+            (None, _) => Found::WholeScan,
+        }
+    }
+}
+
+/// A disk that has been sent.
+struct Sent {
+    outgoing: Outgoing,
+    found: Found,
+    tree: ImageTree,
+}
+
+/// The moment that a pass of a running VM shows.
+struct Taps {
+    overlays: Vec<Arc<Overlay>>,
+    _server: NbdServer,
 }
 
 impl Pass {
@@ -160,87 +236,175 @@ impl Pass {
                 return Err(DriverError::WrongState { vm, doing: "replicate", status, hint }.into());
             }
         };
-        let mut generations = Vec::new();
-        let mut ways = Vec::new();
-        for disk in disks {
-            let (generation, way) = self.disk(lease, &connection, disk, running).await?;
-            generations.push(format!("{} at generation {generation}", disk.name));
-            ways.push(way);
-        }
-        self.handle.refresh();
-        Ok(format!(
+        let reports = match self.attempt(lease, &connection, disks, running).await {
+            Ok(Some(reports)) => reports,
+            Ok(None) => self.again(lease, &connection, disks, running).await?,
+            Err(error) if error.is_divergence() => {
+                tracing::warn!("{error}; scanning the whole VM");
+                self.again(lease, &connection, disks, running).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let generations: Vec<_> =
+            reports.iter().map(|disk| format!("{} at generation {}", disk.disk, disk.generation)).collect();
+        let found: Vec<_> = reports.iter().map(|disk| disk.found.words()).collect();
+        let summary = format!(
             "VM '{}' replicated to '{}': {} ({})",
             self.vm,
             self.peer,
             generations.join(", "),
-            ways.join(", ")
-        ))
+            found.join(", ")
+        );
+        self.handle.update(|report| report.disks = reports);
+        self.handle.refresh();
+        Ok(summary)
     }
 
-    /// One disk. Gives its new generation at the peer and how it was found what to send.
-    async fn disk(
+    /// A second attempt, in which all of it is scanned: the first has used up what was remembered.
+    async fn again(
         &self,
         lease: &Lease,
         connection: &Connection,
-        disk: &DiskDefinition,
+        disks: &[DiskDefinition],
         running: bool,
-    ) -> Result<(u64, &'static str), WarmError> {
-        let image = RawImage::open_read(&disk.path)
-            .map_err(|source| WarmError::Io { what: format!("opening {}", disk.path.display()), source })?;
-        let size = image.size();
-        self.handle.update(|report| report.image_bytes += size);
-        let key = (self.vm.to_string(), disk.name.clone(), self.peer.clone());
-        let known = self.platform.warm.take(&key);
-        let image = Arc::new(Leased::new(image, lease));
-        if let (Some(warm), true) = (known, running) {
-            self.handle.phase("dirty blocks");
-            match self.dirty_pass(lease, connection, disk, &image, warm).await {
-                Ok(Some(warm)) => {
-                    let generation = warm.generation;
-                    self.platform.warm.keep(key, warm);
-                    return Ok((generation, "dirty blocks"));
-                }
-                Ok(None) => {}
-                Err(WarmError::Transfer { source, .. }) if source.is_divergence() => {
-                    tracing::warn!("{source}; scanning the whole disk");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.handle.phase("scan");
-        let (warm, way) = self.scan_pass(lease, connection, disk, &image, running).await?;
-        let generation = warm.generation;
-        if running {
-            self.platform.warm.keep(key, warm);
-        }
-        Ok((generation, way))
+    ) -> Result<Vec<DiskReport>, WarmError> {
+        self.clean_up(disks).await;
+        let reports = self.attempt(lease, connection, disks, running).await?;
+        reports.ok_or_else(|| WarmError::Io {
+            what: "replicating".to_owned(),
+            source: io::Error::other("the disks changed while the pass began; try again"),
+        })
     }
 
-    /// `None` when a scan is needed instead.
-    async fn dirty_pass(
+    /// All disks, as they are at one moment: committed at the peer together, or not at all. `None` when what was remembered
+    /// turned out not to be enough; it is forgotten then.
+    async fn attempt(
         &self,
         lease: &Lease,
         connection: &Connection,
-        disk: &DiskDefinition,
-        image: &Arc<Leased<RawImage>>,
-        mut warm: Warm,
+        disks: &[DiskDefinition],
+        running: bool,
+    ) -> Result<Option<Vec<DiskReport>>, WarmError> {
+        let outgoing = self.open_all(lease, connection, disks, running).await?;
+        let (taken, taps) = match running {
+            true => self.tap_all(&outgoing).await?,
+            false => (jobs::unix_ms(), None),
+        };
+        let overlays: Vec<Option<Arc<Overlay>>> = match &taps {
+            Some(taps) => taps.overlays.iter().cloned().map(Some).collect(),
+            None => vec![None; outgoing.len()],
+        };
+        let (quick, whole): (Vec<_>, Vec<_>) =
+            outgoing.into_iter().zip(overlays).partition(|(disk, _)| disk.warm.is_some());
+        let mut sent = Vec::new();
+        if !quick.is_empty() {
+            self.handle.phase("dirty blocks");
+            let names: Vec<&str> = quick.iter().map(|(disk, _)| disk.name.as_str()).collect();
+            // From here on the bitmaps have forgotten what they told us: warm states are only kept when all has arrived.
+            self.platform.hypervisor.finish_dirty_all(&self.vm, &names).await?;
+        }
+        for (mut outgoing, overlay) in quick {
+            let found = outgoing.found();
+            let Some(tree) = self.dirty(lease, &mut outgoing, overlay).await? else { return Ok(None) };
+            sent.push(Sent { outgoing, found, tree });
+        }
+        for (mut outgoing, overlay) in whole {
+            self.handle.phase("scan");
+            let found = outgoing.found();
+            let tree = self.scan(lease, &mut outgoing, overlay).await?;
+            sent.push(Sent { outgoing, found, tree });
+        }
+        let mut reports = self.commit(sent, taken, running).await?;
+        reports.sort_by_key(|report| disks.iter().position(|disk| disk.name == report.disk));
+        drop(taps);
+        Ok(Some(reports))
+    }
+
+    async fn open_all(
+        &self,
+        lease: &Lease,
+        connection: &Connection,
+        disks: &[DiskDefinition],
+        running: bool,
+    ) -> Result<Vec<Outgoing>, WarmError> {
+        let seen = if running {
+            moment::guest_disks(&self.platform, &self.definition).await?
+        } else {
+            HashMap::new()
+        };
+        let set = jobs::new_id();
+        let mut outgoing = Vec::new();
+        for disk in disks {
+            let image = Cut::open(disk, seen.get(&disk.name))?;
+            let size = image.size();
+            let image = Arc::new(Leased::new(image, lease));
+            let (vm, name, count) = (self.vm.to_string(), disk.name.clone(), disks.len() as u32);
+            let target = Target::ReplicaSet { vm, disk: name.clone(), set, disks: count };
+            let settings = self.platform.transfer_settings();
+            let (sender, status) = Sender::open(connection, target, size, settings, self.handle.counters())
+                .await
+                .map_err(|source| WarmError::Transfer { disk: name.clone(), source })?;
+            let path = disk.path.display().to_string();
+            let warm = if running { self.remembered(&name, size, &status).await? } else { None };
+            outgoing.push(Outgoing { name, path, image, sender, status, warm });
+        }
+        let total = outgoing.iter().map(|disk| disk.image.size()).sum();
+        self.handle.update(|report| report.image_bytes = total);
+        Ok(outgoing)
+    }
+
+    /// What the last pass left of a disk, when it still holds. It is taken: only a pass that ends well leaves something.
+    async fn remembered(
+        &self,
+        disk: &str,
+        size: u64,
+        status: &TargetStatus,
     ) -> Result<Option<Warm>, WarmError> {
-        let hypervisor = &self.platform.hypervisor;
-        let bitmap = self.bitmap();
-        if warm.tree.size() != image.size() || !hypervisor.bitmap_ok(&self.vm, &disk.name, &bitmap).await? {
-            return Ok(None);
+        let Some(warm) = self.platform.warm.take(&self.key(disk)) else { return Ok(None) };
+        let there = TargetStatus { generation: warm.generation, root: Some(*warm.root.as_bytes()) };
+        let holds = warm.tree.size() == size
+            && *status == there
+            && self.platform.hypervisor.bitmap_ok(&self.vm, disk, &self.bitmap()).await?;
+        Ok(holds.then_some(warm))
+    }
+
+    /// Taps all disks in one moment. Gives it, and where the disks' old or dirty blocks arrive.
+    async fn tap_all(&self, disks: &[Outgoing]) -> Result<(u64, Option<Taps>), WarmError> {
+        let scratch = self.platform.layout.scratch();
+        let (mut exports, mut taps) = (Vec::new(), Vec::new());
+        for disk in disks {
+            let overlay = Overlay::new(disk.image.size(), &scratch).map_err(|source| WarmError::Io {
+                what: format!("scratch file in {}", scratch.display()),
+                source,
+            })?;
+            exports.push((disk.name.clone(), Arc::new(overlay)));
+            let kind = match disk.warm {
+                Some(_) => TapKind::Dirty { bitmap: self.bitmap() },
+                None => TapKind::CopyBefore { bitmap: Some(self.bitmap()) },
+            };
+            taps.push(Tap { disk: disk.name.clone(), export: disk.name.clone(), kind });
         }
-        let (mut sender, status) = self.open(connection, disk, image.size()).await?;
-        if status != (TargetStatus { generation: warm.generation, root: Some(*warm.root.as_bytes()) }) {
-            return Ok(None);
-        }
+        let overlays = exports.iter().map(|(_, overlay)| overlay.clone()).collect();
+        let server = self.platform.serve_taps(&self.vm, exports);
+        let server = server.map_err(|source| WarmError::Io { what: "NBD server".into(), source })?;
         let taken = jobs::unix_ms();
-        let (overlay, server) = self.tap(disk, image.size(), TapKind::Dirty { bitmap }).await?;
-        // From here on the bitmap has forgotten what it told us: the warm state is only kept when all has arrived.
-        hypervisor.finish_dirty(&self.vm, &disk.name).await?;
-        check(&overlay, disk)?;
+        self.platform.hypervisor.tap_all(&self.vm, server.socket(), &taps).await?;
+        Ok((taken, Some(Taps { overlays, _server: server })))
+    }
+
+    /// Sends the blocks that are in the overlay. `None` when a scan is needed instead.
+    async fn dirty(
+        &self,
+        lease: &Lease,
+        disk: &mut Outgoing,
+        overlay: Option<Arc<Overlay>>,
+    ) -> Result<Option<ImageTree>, WarmError> {
+        let (Some(Warm { mut tree, .. }), Some(overlay)) = (disk.warm.take(), overlay) else {
+            return Ok(None);
+        };
+        check(&overlay, &disk.name)?;
         let ranges = overlay.take_dirty();
-        let whole_leaves = ranges.iter().all(|range| overlay.covers(leaves(range, image.size())));
+        let whole_leaves = ranges.iter().all(|range| overlay.covers(leaves(range, disk.image.size())));
         if !whole_leaves {
             tracing::warn!(
                 "disk '{}': the hypervisor's dirty blocks are smaller than ours; scanning",
@@ -248,41 +412,29 @@ impl Pass {
             );
             return Ok(None);
         }
-        let blocks: Arc<dyn ReadImage> = Arc::new(OverlayImage(overlay));
+        let blocks: Arc<dyn ReadImage> = Arc::new(Leased::new(OverlayImage(overlay.clone()), lease));
         let hashed = {
             let (blocks, ranges) = (blocks.clone(), ranges.clone());
             lease.run_blocking(move || {
-                ranges.iter().for_each(|range| warm.tree.mark(range.clone()));
-                warm.tree.refresh(&*blocks).map(|_| warm)
+                ranges.iter().for_each(|range| tree.mark(range.clone()));
+                tree.refresh(&*blocks).map(|_| tree)
             })
         };
-        let transfer = |source| WarmError::Transfer { disk: disk.name.clone(), source };
-        sender.delta(blocks, ranges).await.map_err(transfer)?;
-        let mut warm = flatten(hashed.await, "hashing dirty blocks")?;
-        warm.root = warm.tree.root();
-        warm.generation = sender.commit(warm.root, warm.generation, taken).await.map_err(transfer)?;
-        drop(server);
-        Ok(Some(warm))
+        let sent = disk.sender.delta(blocks, ranges).await;
+        sent.map_err(|source| disk.error(source))?;
+        Ok(Some(flatten(hashed.await, "hashing dirty blocks")?))
     }
 
-    async fn scan_pass(
+    /// Scans a disk, as it was at the tap when there is one, and sends what the other side lacks.
+    async fn scan(
         &self,
         lease: &Lease,
-        connection: &Connection,
-        disk: &DiskDefinition,
-        image: &Arc<Leased<RawImage>>,
-        running: bool,
-    ) -> Result<(Warm, &'static str), WarmError> {
-        let (mut sender, status) = self.open(connection, disk, image.size()).await?;
-        let taken = jobs::unix_ms();
-        let mut tap = None;
-        if running {
-            let kind = TapKind::CopyBefore { bitmap: Some(self.bitmap()) };
-            tap = Some(self.tap(disk, image.size(), kind).await?);
-        }
-        let moment: Arc<dyn ReadImage> = match &tap {
-            Some((overlay, _)) => Arc::new(Moment { image: image.clone(), overlay: overlay.clone() }),
-            None => image.clone(),
+        disk: &mut Outgoing,
+        overlay: Option<Arc<Overlay>>,
+    ) -> Result<ImageTree, WarmError> {
+        let moment: Arc<dyn ReadImage> = match &overlay {
+            Some(overlay) => Arc::new(Moment { image: disk.image.clone(), overlay: overlay.clone() }),
+            None => disk.image.clone(),
         };
         let hashed = {
             let moment = moment.clone();
@@ -292,48 +444,51 @@ impl Pass {
                 tree.refresh(&*moment).map(|_| tree)
             })
         };
-        let transfer = |source| WarmError::Transfer { disk: disk.name.clone(), source };
-        sender.scan(moment, &disk.path.display().to_string()).await.map_err(transfer)?;
+        let scanned = disk.sender.scan(moment, &disk.path).await;
+        scanned.map_err(|source| disk.error(source))?;
         let tree = flatten(hashed.await, "hashing the disk")?;
-        if let Some((overlay, _)) = &tap {
-            check(overlay, disk)?;
+        if let Some(overlay) = &overlay {
+            check(overlay, &disk.name)?;
             self.platform.hypervisor.untap(&self.vm, &disk.name).await?;
         }
-        let root = tree.root();
-        let generation = sender.commit(root, status.generation, taken).await.map_err(transfer)?;
-        let way = if status.generation == 0 { "first copy" } else { "whole scan" };
-        Ok((Warm { generation, root, tree }, way))
+        Ok(tree)
     }
 
-    async fn open(
+    /// Has the peer commit all disks, which it does together, and remembers them for the next pass.
+    async fn commit(
         &self,
-        connection: &Connection,
-        disk: &DiskDefinition,
-        size: u64,
-    ) -> Result<(Sender, TargetStatus), WarmError> {
-        let target = Target::Replica { vm: self.vm.to_string(), disk: disk.name.clone() };
-        let settings = self.platform.transfer_settings();
-        Sender::open(connection, target, size, settings, self.handle.counters())
-            .await
-            .map_err(|source| WarmError::Transfer { disk: disk.name.clone(), source })
-    }
-
-    async fn tap(
-        &self,
-        disk: &DiskDefinition,
-        size: u64,
-        kind: TapKind,
-    ) -> Result<(Arc<Overlay>, NbdServer), WarmError> {
-        let scratch = self.platform.layout.scratch();
-        let overlay = Overlay::new(size, &scratch).map_err(|source| WarmError::Io {
-            what: format!("scratch file in {}", scratch.display()),
-            source,
-        })?;
-        let overlay = Arc::new(overlay);
-        let server = self.platform.serve_taps(&self.vm, vec![(disk.name.clone(), overlay.clone())]);
-        let server = server.map_err(|source| WarmError::Io { what: "NBD server".into(), source })?;
-        self.platform.hypervisor.tap(&self.vm, &disk.name, server.socket(), &disk.name, kind).await?;
-        Ok((overlay, server))
+        disks: Vec<Sent>,
+        taken: u64,
+        running: bool,
+    ) -> Result<Vec<DiskReport>, WarmError> {
+        let mut commits = JoinSet::new();
+        for Sent { outgoing, found, tree } in disks {
+            commits.spawn(async move {
+                let Outgoing { name, sender, status, .. } = outgoing;
+                let generation = sender.commit(tree.root(), status.generation, taken).await;
+                let generation =
+                    generation.map_err(|source| WarmError::Transfer { disk: name.clone(), source });
+                (name, found, tree, generation)
+            });
+        }
+        let (mut committed, mut errors) = (Vec::new(), Vec::new());
+        for (name, found, tree, generation) in commits.join_all().await {
+            match generation {
+                Ok(generation) => committed.push((name, found, tree, generation)),
+                Err(error) => errors.push(error),
+            }
+        }
+        if let Some(error) = errors.into_iter().max_by_key(WarmError::weight) {
+            return Err(error);
+        }
+        let keep = |(name, found, tree, generation): (String, Found, ImageTree, u64)| {
+            if running {
+                let warm = Warm { generation, root: tree.root(), tree };
+                self.platform.warm.keep(self.key(&name), warm);
+            }
+            DiskReport { disk: name, generation, found }
+        };
+        Ok(committed.into_iter().map(keep).collect())
     }
 
     /// The guest must not be left with a tap whose other end is gone.
@@ -350,47 +505,14 @@ impl Pass {
     fn bitmap(&self) -> String {
         format!("longhaul-{}", self.peer)
     }
-}
 
-/// The disk as it was at the tap: old data where the guest has written since, else the image.
-struct Moment {
-    image: Arc<Leased<RawImage>>,
-    overlay: Arc<Overlay>,
-}
-
-impl ReadImage for Moment {
-    fn size(&self) -> u64 {
-        self.image.size()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.overlay.read_over(offset, buf, |offset, buf| self.image.read_at(offset, buf))
-    }
-
-    // A hole of the image may have been punched since: where the overlay has old data, there is data.
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let data = self.image.next_data(offset)?;
-        let until = data.as_ref().map_or(self.size(), |data| data.start);
-        // In that order: what is punched after the image was asked had its old data put into the overlay before.
-        let mut at = offset;
-        while at < until {
-            let end = (at / LEAF_BYTES + 1) * LEAF_BYTES;
-            if self.overlay.covers(at / LEAF_BYTES * LEAF_BYTES..end.min(self.size())) {
-                return Ok(Some(at..end.min(self.size())));
-            }
-            at = end;
-        }
-        Ok(data)
+    fn key(&self, disk: &str) -> (String, String, String) {
+        (self.vm.to_string(), disk.to_owned(), self.peer.clone())
     }
 }
 
-fn leaves(range: &Range<u64>, size: u64) -> Range<u64> {
-    let start = range.start / LEAF_BYTES * LEAF_BYTES;
-    start..range.end.next_multiple_of(LEAF_BYTES).min(size)
-}
-
-fn check(overlay: &Overlay, disk: &DiskDefinition) -> Result<(), WarmError> {
-    overlay.failed().map_or(Ok(()), |reason| Err(WarmError::Overlay { disk: disk.name.clone(), reason }))
+fn check(overlay: &Overlay, disk: &str) -> Result<(), WarmError> {
+    overlay.failed().map_or(Ok(()), |reason| Err(WarmError::Overlay { disk: disk.to_owned(), reason }))
 }
 
 fn flatten<T>(joined: Result<io::Result<T>, tokio::task::JoinError>, what: &str) -> Result<T, WarmError> {
@@ -398,74 +520,6 @@ fn flatten<T>(joined: Result<io::Result<T>, tokio::task::JoinError>, what: &str)
         .map_err(io::Error::other)
         .and_then(|result| result)
         .map_err(|source| WarmError::Io { what: what.to_owned(), source })
-}
-
-/// Begins to copy a raw image or a block device to a peer, where it is kept as the replica `name`.
-pub fn send_image(
-    platform: &Arc<Platform>,
-    image: &Path,
-    peer: &str,
-    name: &str,
-) -> Result<JobId, WarmError> {
-    platform.peers.get(peer).map_err(NetError::from)?;
-    let open = RawImage::open_read(image)
-        .map_err(|source| WarmError::Io { what: format!("opening {}", image.display()), source })?;
-    let job = jobs::new_id();
-    let handle = platform.jobs.begin(job, JobKind::ImageSend, name, Some(peer));
-    handle.update(|report| report.image_bytes = open.size());
-    let (platform, peer, name) = (platform.clone(), peer.to_owned(), name.to_owned());
-    let (jobs, sending) = (platform.jobs.clone(), handle.clone());
-    jobs.run(&handle, (), move |lease| async move {
-        let image = Arc::new(Leased::new(open, &lease));
-        let path = image.get()?.path().display().to_string();
-        let sent = lease.run(send_one(&platform, &sending, &lease, image, &path, &peer, &name));
-        noted(&sending, sent.await.unwrap_or_else(|revoked| Err(revoked.into())))
-    });
-    Ok(job)
-}
-
-async fn send_one(
-    platform: &Platform,
-    handle: &JobHandle,
-    lease: &Lease,
-    image: Arc<Leased<RawImage>>,
-    path: &str,
-    peer: &str,
-    name: &str,
-) -> Result<String, WarmError> {
-    let connection = platform.network.dial(peer).await?;
-    let transfer = |source| WarmError::Transfer { disk: path.to_owned(), source };
-    let taken = jobs::unix_ms();
-    let target = Target::Replica { vm: name.to_owned(), disk: crate::replicas::IMAGE_DISK.to_owned() };
-    handle.phase("scan");
-    let (mut sender, status) =
-        Sender::open(&connection, target, image.size(), platform.transfer_settings(), handle.counters())
-            .await
-            .map_err(transfer)?;
-    // Hashed from the file a second time, and compared with what the other side wrote: an image that changes while
-    // it is sent is found out.
-    let hashed = {
-        let image = image.clone();
-        lease.run_blocking(move || {
-            let mut tree = ImageTree::new(image.size());
-            tree.mark_all();
-            tree.refresh(&*image).map(|_| tree.root())
-        })
-    };
-    sender.scan(image.clone(), path).await.map_err(transfer)?;
-    let root = flatten(hashed.await, "hashing the image")?;
-    let generation = sender.commit(root, status.generation, taken).await.map_err(|source| {
-        if source.is_divergence() {
-            return WarmError::Io {
-                what: format!("sending {path}"),
-                source: io::Error::other(
-                    "the image changed while it was read; stop whoever writes to it, or `replicate` its VM",
-                ),
-            };
-        }
-        transfer(source)
-    })?;
-    Ok(format!("{path} is on '{peer}' as '{name}', generation {generation}"))
 }
 
 #[cfg(test)]

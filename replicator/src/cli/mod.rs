@@ -280,15 +280,26 @@ struct Verdict {
 enum ReplicaCommand {
     /// List them
     List,
-    /// Copy a replica's image to a new file
+    /// Compare replicas with the hashes of their generations; a damaged one is mended by its next pass
+    Verify {
+        /// The VM, or the image's name; all replicas when it is left out
+        name: Option<String>,
+    },
+    /// Copy a replica's image to a new file, or all disks of a VM, of one moment, into a new directory
     Restore {
         /// The VM, or the image's name
         name: String,
-        /// The new file
+        /// The new file; the new directory for a VM with several disks
         path: PathBuf,
-        /// Which disk, when there are several
+        /// Only this disk
         #[arg(long)]
         disk: Option<String>,
+        /// Of this peer, when several have a VM of that name
+        #[arg(long)]
+        from: Option<String>,
+        /// Overwrite the block device at PATH
+        #[arg(long)]
+        in_place: bool,
     },
 }
 

@@ -102,8 +102,12 @@ pub(super) fn request(command: Command) -> anyhow::Result<Request> {
             Post(at("/v1/vms", &vm, "/resolve")?, json!({ "keep": verdict.keep && !verdict.give_up }))
         }
         Command::Replica(ReplicaCommand::List) => Get("/v1/replicas".into()),
-        Command::Replica(ReplicaCommand::Restore { name, path, disk }) => {
-            Post(at("/v1/replicas", &name, "/restore")?, json!({ "path": absolute(path)?, "disk": disk }))
+        Command::Replica(ReplicaCommand::Verify { name }) => {
+            Job("/v1/replicas/verify".into(), json!({ "name": name }))
+        }
+        Command::Replica(ReplicaCommand::Restore { name, path, disk, from, in_place }) => {
+            let body = json!({ "path": absolute(path)?, "disk": disk, "from": from, "in_place": in_place });
+            Post(at("/v1/replicas", &name, "/restore")?, body)
         }
         Command::Job(JobCommand::List) => Get("/v1/jobs".into()),
         Command::Job(JobCommand::Show { job }) => Get(at("/v1/jobs", &job, "")?),

@@ -104,7 +104,9 @@ fn an_image_goes_to_a_peer_under_its_own_name_or_another() {
 #[test]
 fn paths_are_the_callers_not_the_daemons() {
     assert_eq!(asks("base add debian x.raw").2["image"], json!(here("x.raw")));
-    assert_eq!(asks("replica restore web x.raw").2["path"], json!(here("x.raw")));
+    let restore = asks("replica restore web x.raw --from c --disk root --in-place").2;
+    let path = here("x.raw");
+    assert_eq!(restore, json!({ "path": path, "disk": "root", "from": "c", "in_place": true }));
     let restore = json!({ "path": here("x"), "in_place": false, "like": here("y") });
     assert_eq!(asks("base restore debian x --like y").2, restore);
     let export = json!({ "path": here("x"), "names": ["debian"] });
@@ -144,6 +146,7 @@ fn every_other_command_asks_for_what_it_says() {
         ("vm stop web --kill", "post", "/v1/vms/web/stop", json!({ "kill": true })),
         ("replicate web --to b", "pass", "/v1/vms/web/replicate", json!({ "to": "b" })),
         ("replica list", "get", "/v1/replicas", null.clone()),
+        ("replica verify web", "job", "/v1/replicas/verify", json!({ "name": "web" })),
         ("job list", "get", "/v1/jobs", null.clone()),
         ("job show 12", "get", "/v1/jobs/12", null.clone()),
         ("job watch 12", "watch", "12", null.clone()),

@@ -30,7 +30,7 @@ use crate::peers::Peer;
 use crate::platform::Platform;
 use crate::vms::VmError;
 use crate::warm::WarmError;
-use crate::{bases, files, restore, upkeep, warm};
+use crate::{bases, files, replicas, restore, targets, upkeep, warm};
 
 pub use vms::definition_request;
 
@@ -114,6 +114,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/addresses", get(list_addresses))
         .route("/v1/addresses/{name}", delete(release_address))
         .route("/v1/replicas", get(list_replicas))
+        .route("/v1/replicas/verify", post(verify_replicas))
         .route("/v1/replicas/{name}/restore", post(restore_replica))
         .route("/v1/jobs", get(list_jobs))
         .route("/v1/jobs/{id}", get(show_job))
@@ -310,38 +311,30 @@ async fn list_replicas(State(platform): Shared) -> Answer {
     Ok(Json(serde_json::to_value(platform.replicas.list())?))
 }
 
-#[derive(Deserialize)]
-struct RestoreReplica {
-    disk: Option<String>,
-    path: PathBuf,
-}
-
 async fn restore_replica(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(restore): Json<RestoreReplica>,
+    Json(request): Json<replicas::RestoreRequest>,
 ) -> Answer {
-    let disks: Vec<_> = platform.replicas.list().into_iter().filter(|replica| replica.name == name).collect();
-    let chosen = match (&restore.disk, &disks[..]) {
-        (_, []) => {
-            return Err(refused(format!(
-                "there is no replica '{name}'; `longhaul replica list` shows those there are"
-            )));
-        }
-        (None, [one]) => one.disk.clone(),
-        (None, several) => {
-            let names: Vec<_> = several.iter().map(|replica| replica.disk.as_str()).collect();
-            return Err(refused(format!(
-                "replica '{name}' has several disks: give --disk, one of {}",
-                names.join(", ")
-            )));
-        }
-        (Some(disk), _) if disks.iter().any(|replica| replica.disk == *disk) => disk.clone(),
-        (Some(disk), _) => return Err(refused(format!("replica '{name}' has no disk '{disk}'"))),
-    };
-    let path = restore.path.clone();
-    let generation = blocking(move || platform.replicas.restore(&name, &chosen, &path)).await??;
-    Ok(Json(json!({ "restored": restore.path, "generation": generation.number, "root": generation.root })))
+    let path = request.path.clone();
+    let restored = blocking(move || {
+        targets::check(&platform.layout, &platform.vms, &request.path)?;
+        platform.replicas.restore(&name, &request)
+    })
+    .await??;
+    Ok(Json(match &restored[..] {
+        [one] => json!({ "restored": path, "generation": one.generation, "root": one.root }),
+        several => json!({ "restored": path, "disks": several }),
+    }))
+}
+
+#[derive(Deserialize)]
+struct VerifyReplicas {
+    name: Option<String>,
+}
+
+async fn verify_replicas(State(platform): Shared, Json(request): Json<VerifyReplicas>) -> Answer {
+    job(replicas::verify(&platform, request.name.as_deref())?)
 }
 
 async fn list_jobs(State(platform): Shared) -> Answer {

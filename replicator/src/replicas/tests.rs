@@ -1,16 +1,34 @@
 //! Replicas as the receiving side of a transfer writes them: pass by pass, and what a bad pass leaves.
 
-use chunkstore::{Chunk, PieceData, RawImage, Store, pieces};
+use std::thread;
+
+use chunkstore::{Chunk, ChunkId, Group, PieceData, RawImage, Store, pieces};
+use longhaul_proto::JobId;
+use longhaul_proto::handoff::Root;
 
 use super::*;
+use crate::peers::Peer;
+use crate::transfer::sink::Sink;
 
 const DISK: &str = "root";
 const MIB: usize = 1 << 20;
 
 struct Site {
-    replicas: Replicas,
+    replicas: Arc<Replicas>,
     holdings: Holdings,
+    peers: Arc<Peers>,
     dir: tempfile::TempDir,
+}
+
+/// The peer of this name and key.
+fn source(name: &str, key: u8) -> Source {
+    Source { name: name.to_owned(), fingerprint: [key; 32].into() }
+}
+
+fn load(dir: &Path, seeds: &Arc<Seeds>, peers: &Arc<Peers>) -> Arc<Replicas> {
+    let replicas = Replicas::load(&dir.join("replicas"), seeds.clone(), peers.clone());
+    replicas._seeding.wait();
+    Arc::new(replicas)
 }
 
 impl Site {
@@ -18,21 +36,65 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let seeds = Arc::new(Seeds::new());
         let store = Arc::new(Store::open(dir.path().join("store")).unwrap());
-        let replicas = Replicas::load(&dir.path().join("replicas"), seeds.clone()).unwrap();
-        Site { replicas, holdings: Holdings { store, seeds }, dir }
+        let peers = Arc::new(Peers::load(dir.path()).unwrap());
+        let site = Site {
+            replicas: load(dir.path(), &seeds, &peers),
+            holdings: Holdings { store, seeds },
+            peers,
+            dir,
+        };
+        site.knows("a", 1);
+        site
+    }
+
+    fn knows(&self, name: &str, key: u8) {
+        let peer = Peer { address: "192.0.2.1:4433".to_owned(), fingerprint: [key; 32].into() };
+        self.peers.add(name, peer).unwrap();
     }
 
     /// The site after its daemon was started again.
     fn restarted(self) -> Site {
-        let Site { replicas, holdings: Holdings { store, .. }, dir } = self;
+        let Site { replicas, holdings: Holdings { store, .. }, peers, dir } = self;
         drop(replicas);
         let seeds = Arc::new(Seeds::new());
-        let replicas = Replicas::load(&dir.path().join("replicas"), seeds.clone()).unwrap();
-        Site { replicas, holdings: Holdings { store, seeds }, dir }
+        let replicas = load(dir.path(), &seeds, &peers);
+        Site { replicas, holdings: Holdings { store, seeds }, peers, dir }
     }
 
     fn sink(&self, name: &str, size: usize) -> ReplicaSink {
-        self.replicas.sink(name, DISK, size as u64, "a", self.holdings.clone()).unwrap()
+        self.sink_of(name, DISK, size, &source("a", 1), None).unwrap()
+    }
+
+    fn sink_of(
+        &self,
+        name: &str,
+        disk: &str,
+        size: usize,
+        of: &Source,
+        set: Option<SetOf>,
+    ) -> Result<ReplicaSink, ReplicasError> {
+        self.replicas.sink(name, disk, size as u64, of, set, self.holdings.clone())
+    }
+
+    /// A whole pass of another peer.
+    fn pass_of(&self, name: &str, content: &[u8], of: &Source) -> u64 {
+        let mut sink = self.sink_of(name, DISK, content.len(), of, None).unwrap();
+        let after = sink.status().generation;
+        self.scan(&mut sink, content);
+        sink.commit(self.root(content), after, 5, true).unwrap()
+    }
+
+    fn replica_dir(&self, name: &str) -> PathBuf {
+        self.dir.path().join("replicas").join(name).join(DISK)
+    }
+
+    fn status(&self, name: &str) -> TargetStatus {
+        self.replicas.status(name, DISK, &source("a", 1))
+    }
+
+    fn restore(&self, name: &str, path: &str) -> Result<Vec<Restored>, ReplicasError> {
+        let path = self.dir.path().join(path);
+        self.replicas.restore(name, &RestoreRequest { path, ..RestoreRequest::default() })
     }
 
     /// Scans `content` into `sink` as a transfer would. Gives the bytes that had to be sent.
@@ -60,7 +122,7 @@ impl Site {
     /// A whole pass of `content`. Gives its generation and the bytes that had to be sent.
     fn pass(&self, name: &str, content: &[u8]) -> (u64, usize) {
         let mut sink = self.sink(name, content.len());
-        let after = self.replicas.status(name, DISK).generation;
+        let after = self.status(name).generation;
         let sent = self.scan(&mut sink, content);
         (sink.commit(self.root(content), after, 5, true).unwrap(), sent)
     }
@@ -99,12 +161,12 @@ fn image(seed: u8) -> Vec<u8> {
 fn the_first_pass_makes_generation_one() {
     let site = Site::new();
     let empty = TargetStatus { generation: 0, root: None };
-    assert_eq!(site.replicas.status("web", DISK), empty);
+    assert_eq!(site.status("web"), empty);
     assert_eq!(site.replicas.image("web", DISK), None);
     assert_eq!(site.pass("web", &image(1)), (1, 2 * MIB));
     assert_eq!(site.content("web"), image(1));
     let root = site.root(&image(1));
-    assert_eq!(site.replicas.status("web", DISK), TargetStatus { generation: 1, root: Some(root) });
+    assert_eq!(site.status("web"), TargetStatus { generation: 1, root: Some(root) });
     let [listed] = &site.replicas.list()[..] else { panic!("one replica") };
     assert_eq!((listed.name.as_str(), listed.disk.as_str(), listed.generation), ("web", DISK, 1));
     assert_eq!((listed.size, listed.source.as_str(), listed.taken_unix_ms), (3 * MIB as u64, "a", 5));
@@ -143,7 +205,7 @@ fn a_delta_follows_a_scan_also_after_a_restart() {
 /// The replica is what it was: number, root, bytes, and ready for another pass.
 fn unchanged(site: &Site, content: &[u8]) {
     let status = TargetStatus { generation: 1, root: Some(site.root(content)) };
-    assert_eq!(site.replicas.status("web", DISK), status);
+    assert_eq!(site.status("web"), status);
     assert_eq!(site.content("web"), content);
     assert_eq!(site.pass("web", &image(40)).0, 2);
 }
@@ -228,8 +290,8 @@ fn nothing_follows_a_commit() {
 fn one_pass_at_a_time() {
     let site = Site::new();
     let sink = site.sink("web", MIB);
-    let second = site.replicas.sink("web", DISK, MIB as u64, "c", site.holdings.clone());
-    assert!(matches!(second.err(), Some(ReplicaError::Busy { .. })));
+    let second = site.sink_of("web", DISK, MIB, &source("a", 1), None);
+    assert_eq!(second.err().map(|error| error.refusal().kind), Some(RefusalKind::Busy));
     drop(sink);
     site.sink("web", MIB);
 }
@@ -249,12 +311,13 @@ fn what_one_replica_holds_is_not_sent_for_another_also_after_a_restart() {
 #[test]
 fn a_restore_is_a_copy_and_overwrites_nothing() {
     let site = Site::new();
-    let target = site.dir.path().join("restored.raw");
-    assert!(matches!(site.replicas.restore("web", DISK, &target), Err(ReplicaError::Empty { .. })));
+    assert!(matches!(site.restore("web", "out"), Err(ReplicasError::Unknown { .. })));
     site.pass("web", &image(1));
-    assert_eq!(site.replicas.restore("web", DISK, &target).unwrap().number, 1);
-    assert_eq!(std::fs::read(&target).unwrap(), image(1));
-    assert!(matches!(site.replicas.restore("web", DISK, &target), Err(ReplicaError::Exists { .. })));
+    let [restored] = &site.restore("web", "out").unwrap()[..] else { panic!("one disk") };
+    assert_eq!((restored.generation, restored.path.clone()), (1, site.dir.path().join("out")));
+    assert_eq!(std::fs::read(site.dir.path().join("out")).unwrap(), image(1));
+    let again = site.restore("web", "out");
+    assert!(matches!(again, Err(ReplicasError::Replica(ReplicaError::Exists { .. }))));
 }
 
 #[test]
@@ -281,4 +344,266 @@ fn after_a_restart_the_image_is_known_unless_somebody_has_touched_it() {
     content[MIB / 2] ^= 1;
     assert_eq!(site.pass("web", &content).0, 2);
     assert_eq!(site.content("web"), content);
+}
+
+/// Bytes of the image at `path` decay.
+fn rot(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"ROT", 100_000).unwrap();
+}
+
+#[test]
+fn damage_is_not_handed_out_and_the_next_pass_mends_it() {
+    let site = Site::new();
+    let mut content = image(1);
+    site.pass("web", &content);
+    rot(&site.replica_dir("web").join("image.raw"));
+    assert!(matches!(site.restore("web", "out"), Err(ReplicasError::Replica(ReplicaError::Rotten { .. }))));
+    assert!(!site.dir.path().join("out").exists());
+    assert!(site.replicas.list()[0].state.starts_with("damaged"), "{:?}", site.replicas.list());
+    // What was damaged is known to the next pass: blocks alone cannot lead to the right root.
+    content[2 * MIB..2 * MIB + 4096].copy_from_slice(&noise(9, 4096));
+    let mut sink = site.sink("web", content.len());
+    sink.write(2 * MIB as u64, &noise(9, 4096)).unwrap();
+    assert_eq!(kind(sink.commit(site.root(&content), 1, 6, false)), RefusalKind::Diverged);
+    drop(sink);
+    assert_eq!(site.pass("web", &content).0, 2);
+    assert_eq!(site.content("web"), content);
+    assert_eq!(site.replicas.list()[0].state, "ok");
+    site.restore("web", "out").unwrap();
+}
+
+#[test]
+fn two_peers_have_a_vm_of_one_name() {
+    let site = Site::new();
+    let (a, c) = (source("a", 1), source("c", 3));
+    site.knows("c", 3);
+    assert_eq!(site.pass_of("web", &image(1), &a), 1);
+    assert_eq!(site.pass_of("web", &image(7), &c), 1, "of its own, not after a's");
+    assert_eq!(site.pass_of("web", &image(7), &c), 2);
+    let site = site.restarted();
+    let listed = site.replicas.list();
+    let listed: Vec<_> = listed.iter().map(|l| (l.name.as_str(), l.source.as_str(), l.generation)).collect();
+    assert_eq!(listed, [("web", "a", 1), ("web", "c", 2)]);
+    assert_eq!(std::fs::read(site.replica_dir("web").join("image.raw")).unwrap(), image(1));
+    assert_eq!(std::fs::read(site.replica_dir("web@c").join("image.raw")).unwrap(), image(7));
+    let of = |peer: u8| site.replicas.image_of(&[peer; 32].into(), "web", DISK);
+    assert_eq!(of(3), Some(site.replica_dir("web@c").join("image.raw")));
+    // Which one is meant has to be said.
+    let restore = |name: &str, from: Option<&str>, path: &str| {
+        let (path, from) = (site.dir.path().join(path), from.map(str::to_owned));
+        site.replicas.restore(name, &RestoreRequest { path, from, ..RestoreRequest::default() })
+    };
+    assert!(matches!(restore("web", None, "x"), Err(ReplicasError::Ambiguous { .. })));
+    assert!(matches!(restore("web", Some("d"), "x"), Err(ReplicasError::Unknown { .. })));
+    restore("web", Some("c"), "of-c").unwrap();
+    restore("web@c", None, "of-c-too").unwrap();
+    restore("web", Some("a"), "of-a").unwrap();
+    assert_eq!(std::fs::read(site.dir.path().join("of-c")).unwrap(), image(7));
+    assert_eq!(std::fs::read(site.dir.path().join("of-a")).unwrap(), image(1));
+}
+
+#[test]
+fn a_peer_is_known_by_its_key_whatever_its_name() {
+    let site = Site::new();
+    site.pass("web", &image(1));
+    // The same platform under another name goes on with its replicas; another platform under the old name does not.
+    site.peers.remove("a").unwrap();
+    site.knows("renamed", 1);
+    assert_eq!(site.pass_of("web", &image(2), &source("renamed", 1)), 2);
+    site.knows("a", 9);
+    assert_eq!(site.pass_of("web", &image(3), &source("a", 9)), 1);
+    assert_eq!(std::fs::read(site.replica_dir("web").join("image.raw")).unwrap(), image(2));
+    assert_eq!(site.replicas.list()[1].source, "renamed");
+    // And a third one of that name.
+    assert_eq!(site.pass_of("web", &image(4), &source("a", 10)), 1);
+    assert_eq!(std::fs::read(site.replica_dir("web@a").join("image.raw")).unwrap(), image(3));
+}
+
+#[test]
+fn replicas_of_before_there_were_owners_are_their_source_s() {
+    let site = Site::new();
+    site.pass("web", &image(1));
+    let owner = site.replica_dir("web").with_file_name("owner");
+    let noted = std::fs::read(&owner).unwrap();
+    std::fs::remove_file(&owner).unwrap();
+    let site = site.restarted();
+    assert_eq!(std::fs::read(&owner).unwrap(), noted, "its source is a peer that is known");
+    std::fs::remove_file(&owner).unwrap();
+    site.peers.remove("a").unwrap();
+    let site = site.restarted();
+    assert!(!owner.exists(), "its source is not known");
+    assert_eq!(site.pass_of("web", &image(2), &source("c", 3)), 1, "not after a's");
+    assert_eq!(site.pass_of("web", &image(1), &source("a", 1)), 2, "after its own");
+    assert!(owner.exists());
+}
+
+/// Passes of both disks of a VM, side by side: each of one content, or refused.
+fn pass_of_set(
+    site: &Site,
+    id: u8,
+    contents: [&[u8]; 2],
+    announced: [&[u8]; 2],
+) -> [Result<u64, Refusal>; 2] {
+    let set = Some(SetOf { id: JobId([id; 16]), disks: 2 });
+    let sinks = ["root", "data"].map(|disk| {
+        let content = if disk == "root" { contents[0] } else { contents[1] };
+        site.sink_of("web", disk, content.len(), &source("a", 1), set).unwrap()
+    });
+    thread::scope(|scope| {
+        let mut sinks = sinks.into_iter();
+        let mut commit = |index: usize| {
+            let mut sink = sinks.next().unwrap();
+            scope.spawn(move || {
+                let after = sink.status().generation;
+                for (at, block) in contents[index].chunks(chunkstore::MAX_CHUNK_BYTES).enumerate() {
+                    let (offset, chunk) =
+                        (at * chunkstore::MAX_CHUNK_BYTES, Chunk::of(block.to_vec().into()));
+                    sink.expect(offset as u64, block.len() as u32, ChunkId::of(block)).unwrap();
+                    sink.chunks(&Group::of(vec![chunk]), &[vec![offset as u64]]).unwrap();
+                }
+                sink.commit(root_of(announced[index]), after, 5, true)
+            })
+        };
+        let (root, data) = (commit(0), commit(1));
+        [root.join().unwrap(), data.join().unwrap()]
+    })
+}
+
+fn root_of(content: &[u8]) -> Root {
+    let mut tree = ImageTree::new(content.len() as u64);
+    tree.mark_all();
+    tree.refresh(&content.to_vec()).unwrap();
+    *tree.root().as_bytes()
+}
+
+#[test]
+fn the_disks_of_a_pass_are_committed_together_or_not_at_all() {
+    let site = Site::new();
+    let [a, b, c, d] = [1, 2, 3, 4].map(|seed| noise(seed, MIB));
+    assert_eq!(pass_of_set(&site, 1, [&a, &b], [&a, &b]), [Ok(1), Ok(1)]);
+    // One of them is not what its sender says: neither is committed.
+    let outcome = pass_of_set(&site, 2, [&c, &d], [&c, &a]);
+    assert_eq!(outcome[1].as_ref().map_err(|refusal| refusal.kind), Err(RefusalKind::Diverged));
+    assert!(outcome[0].is_err());
+    let listed = || site.replicas.list().iter().map(|l| (l.disk.clone(), l.generation)).collect::<Vec<_>>();
+    assert_eq!(listed(), [("data".to_owned(), 1), ("root".to_owned(), 1)]);
+    // And both at the next try, which is possible at once.
+    assert_eq!(pass_of_set(&site, 3, [&c, &d], [&c, &d]), [Ok(2), Ok(2)]);
+    let site = site.restarted();
+    let restored = site.restore("web", "all").unwrap();
+    assert_eq!(restored.iter().map(|disk| disk.generation).collect::<Vec<_>>(), [2, 2]);
+    assert!(std::fs::read(site.dir.path().join("all/root.raw")).unwrap() == c);
+    assert!(std::fs::read(site.dir.path().join("all/data.raw")).unwrap() == d);
+    // A disk by itself is of another moment.
+    site.pass("web", &a);
+    assert!(matches!(site.restore("web", "mixed"), Err(ReplicasError::Mixed { .. })));
+    assert!(!site.dir.path().join("mixed").exists());
+}
+
+#[test]
+fn a_disk_that_never_comes_ends_its_set() {
+    let site = Site::new();
+    let set = Some(SetOf { id: JobId([1; 16]), disks: 2 });
+    let open = |disk: &str| site.sink_of("web", disk, MIB, &source("a", 1), set);
+    let content = noise(1, MIB);
+    let commit = |sink: &mut ReplicaSink| {
+        site.scan(sink, &content);
+        sink.commit(site.root(&content), 0, 5, true)
+    };
+    // The other one was not even opened.
+    let mut alone = open("root").unwrap();
+    assert_eq!(kind(commit(&mut alone)), RefusalKind::Protocol);
+    drop(alone);
+    // It was given up while the first waited for it.
+    let (mut root, data) = (open("root").unwrap(), open("data").unwrap());
+    assert!(matches!(open("third"), Err(ReplicasError::Refused(_))), "two disks, no more");
+    let outcome = thread::scope(|scope| {
+        let waiting = scope.spawn(move || commit(&mut root));
+        drop(data);
+        waiting.join().unwrap()
+    });
+    assert_eq!(kind(outcome), RefusalKind::Failed);
+    assert!(site.replicas.list().is_empty());
+    let site = site.restarted();
+    assert!(site.replicas.list().is_empty());
+    assert_eq!(pass_of_set(&site, 2, [&content, &content], [&content, &content]), [Ok(1), Ok(1)]);
+}
+
+#[test]
+fn broken_replicas_are_left_out_and_the_next_pass_starts_them_anew() {
+    let site = Site::new();
+    for name in ["good", "stateless", "imageless", "foreign"] {
+        site.pass(name, &image(1));
+    }
+    let dir = site.dir.path().join("replicas");
+    std::fs::write(site.replica_dir("stateless").join("state"), b"").unwrap();
+    std::fs::remove_file(site.replica_dir("imageless").join("image.raw")).unwrap();
+    std::fs::write(site.replica_dir("foreign").join("state"), b"LHREPL\x00\x09 of another version").unwrap();
+    std::fs::create_dir_all(dir.join("empty/disk")).unwrap();
+    std::fs::create_dir_all(dir.join("lost+found")).unwrap();
+    std::fs::create_dir_all(dir.join("good/lost+found")).unwrap();
+    std::fs::write(dir.join("README"), b"x").unwrap();
+    std::os::unix::fs::symlink("/nonexistent", dir.join("dead")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", dir.join("good/dead")).unwrap();
+    let site = site.restarted();
+    let listed = site.replicas.list();
+    let damaged: Vec<_> = listed.iter().filter(|l| l.state != "ok").map(|l| l.name.as_str()).collect();
+    assert_eq!((listed.len(), damaged), (4, vec!["foreign", "imageless", "stateless"]));
+    assert!(matches!(site.restore("imageless", "out"), Err(ReplicasError::Damaged { .. })));
+    site.restore("good", "good.raw").unwrap();
+    for name in ["imageless", "stateless", "empty", "good"] {
+        let generation = if name == "good" { 2 } else { 1 };
+        assert_eq!(site.pass(name, &image(1)).0, generation, "{name}");
+        assert_eq!(site.content(name), image(1));
+    }
+    let aside = std::fs::read_dir(dir.join("stateless")).unwrap().flatten();
+    let aside = aside
+        .map(|entry| entry.path())
+        .find(|path| path.join("image.raw").exists() && *path != site.replica_dir("stateless"));
+    assert_eq!(std::fs::read(aside.unwrap().join("image.raw")).unwrap(), image(1), "kept aside, not deleted");
+    let site = site.restarted();
+    assert_eq!(site.replicas.list().iter().filter(|l| l.state == "ok").count(), 4);
+}
+
+/// Open files of this process below a directory.
+fn open_files(below: &Path) -> usize {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    entries.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(below))).count()
+}
+
+#[test]
+fn a_thousand_replicas_take_no_time_and_no_open_files() {
+    let site = Site::new();
+    let content = noise(1, 4096);
+    site.pass("vm-0", &content);
+    let dir = site.dir.path().join("replicas");
+    for number in 1..1000 {
+        let (from, to) = (site.replica_dir("vm-0"), site.replica_dir(&format!("vm-{number}")));
+        std::fs::create_dir_all(&to).unwrap();
+        for file in ["image.raw", "state", "manifest", "tree"] {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+        std::fs::write(
+            to.with_file_name("owner"),
+            format!(r#"{{"vm":"vm-{number}","peer":"a","fingerprint":"{}"}}"#, "01".repeat(32)),
+        )
+        .unwrap();
+    }
+    let site = site.restarted();
+    // The best of a few: the machine does other things too.
+    let quickest = |work: &dyn Fn()| {
+        let times = (0..5).map(|_| {
+            let started = std::time::Instant::now();
+            work();
+            started.elapsed()
+        });
+        times.min().unwrap()
+    };
+    let loading = quickest(&|| drop(Replicas::load(&dir, Arc::new(Seeds::new()), site.peers.clone())));
+    let listing = quickest(&|| assert_eq!(site.replicas.list().len(), 1000));
+    assert!(loading.as_millis() < 100 && listing.as_millis() < 100, "load {loading:?}, list {listing:?}");
+    assert_eq!(open_files(&dir), 0);
+    site.pass("vm-7", &noise(2, 4096));
+    assert_eq!(open_files(&dir), 0);
 }

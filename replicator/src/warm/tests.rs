@@ -1,19 +1,23 @@
 //! The disk at the moment of a pass, and what is remembered between two.
 
-use migrate_driver::DiskFormat;
+use std::path::Path;
 
+use chunkstore::{FileId, LEAF_BYTES, RawImage};
+
+use super::moment::Seen;
 use super::*;
 
 const LEAF: usize = LEAF_BYTES as usize;
 
-/// An image of four leaves, the second one a hole, and an empty overlay for it.
-fn moment(dir: &Path) -> Moment {
-    let image = RawImage::create(dir.join("disk.raw"), 4 * LEAF_BYTES).unwrap();
+/// An image of four leaves, the second one a hole, and an empty overlay for it. Gives the image to be written to as well.
+fn moment(dir: &Path) -> (Moment, RawImage) {
+    let guest = RawImage::create(dir.join("disk.raw"), 4 * LEAF_BYTES).unwrap();
     for leaf in [0, 2, 3] {
-        image.write_at(leaf * LEAF_BYTES, &[leaf as u8 + 1; LEAF]).unwrap();
+        guest.write_at(leaf * LEAF_BYTES, &[leaf as u8 + 1; LEAF]).unwrap();
     }
     let overlay = Arc::new(Overlay::new(4 * LEAF_BYTES, dir).unwrap());
-    Moment { image: Arc::new(Leased::new(image, &Lease::new())), overlay }
+    let image = Cut::new(RawImage::open_read(guest.path()).unwrap(), 4 * LEAF_BYTES);
+    (Moment { image: Arc::new(Leased::new(image, &Lease::new())), overlay }, guest)
 }
 
 fn read(moment: &Moment, offset: u64) -> [u8; 1] {
@@ -25,10 +29,10 @@ fn read(moment: &Moment, offset: u64) -> [u8; 1] {
 #[test]
 fn what_the_guest_overwrites_is_seen_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let moment = moment(dir.path());
+    let (moment, guest) = moment(dir.path());
     // As QEMU does it: the old data first, then the guest's.
     moment.overlay.write(0, &[1; LEAF]).unwrap();
-    moment.image.get().unwrap().write_at(0, &[99; LEAF]).unwrap();
+    guest.write_at(0, &[99; LEAF]).unwrap();
     assert_eq!(read(&moment, 0), [1]);
     assert_eq!(read(&moment, 2 * LEAF_BYTES), [3], "elsewhere the image itself is read");
     assert_eq!(moment.size(), 4 * LEAF_BYTES);
@@ -37,12 +41,12 @@ fn what_the_guest_overwrites_is_seen_as_it_was() {
 #[test]
 fn holes_are_skipped_but_not_where_there_was_data() {
     let dir = tempfile::tempdir().unwrap();
-    let moment = moment(dir.path());
+    let (moment, guest) = moment(dir.path());
     let found = moment.next_data(LEAF_BYTES).unwrap().unwrap();
     assert_eq!(found.start, 2 * LEAF_BYTES, "the second leaf is a hole");
     // The guest discards the third leaf: its old data goes into the overlay before the hole is punched.
     moment.overlay.write(2 * LEAF_BYTES, &[3; LEAF]).unwrap();
-    moment.image.get().unwrap().zero(2 * LEAF_BYTES, LEAF_BYTES).unwrap();
+    guest.zero(2 * LEAF_BYTES, LEAF_BYTES).unwrap();
     assert_eq!(moment.next_data(LEAF_BYTES).unwrap(), Some(2 * LEAF_BYTES..3 * LEAF_BYTES));
     assert_eq!(read(&moment, 2 * LEAF_BYTES), [3]);
     let inside = 2 * LEAF_BYTES + 4096;
@@ -50,10 +54,36 @@ fn holes_are_skipped_but_not_where_there_was_data() {
 }
 
 #[test]
+fn a_file_that_has_grown_is_read_as_far_as_the_guest_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let image = RawImage::create(&path, 3 * LEAF_BYTES).unwrap();
+    image.write_at(LEAF_BYTES, &[1; 2 * LEAF]).unwrap();
+    let disk = DiskDefinition { name: "root".to_owned(), path, format: DiskFormat::Raw };
+    let file = FileId::of_path(&disk.path).unwrap();
+    let open = |size| Cut::open(&disk, Some(&Seen { file, size })).unwrap();
+    let cut = open(2 * LEAF_BYTES);
+    assert_eq!(cut.size(), 2 * LEAF_BYTES);
+    assert_eq!(cut.next_data(0).unwrap(), Some(LEAF_BYTES..2 * LEAF_BYTES));
+    assert_eq!(cut.next_data(2 * LEAF_BYTES).unwrap(), None);
+    // What the hypervisor calls the size of a file that ends in the middle of a sector.
+    assert_eq!(open(3 * LEAF_BYTES + 100).size(), 3 * LEAF_BYTES);
+    assert_eq!(open(0).size(), 3 * LEAF_BYTES, "not known");
+    // Another file of that name is not the guest's disk; neither is none.
+    std::fs::rename(&disk.path, dir.path().join("old")).unwrap();
+    let gone = Cut::open(&disk, Some(&Seen { file, size: 3 * LEAF_BYTES }));
+    std::fs::copy(dir.path().join("old"), &disk.path).unwrap();
+    let replaced = Cut::open(&disk, Some(&Seen { file, size: 3 * LEAF_BYTES }));
+    for refused in [gone, replaced] {
+        assert!(matches!(refused, Err(WarmError::Replaced { .. })));
+    }
+}
+
+#[test]
 fn the_end_of_the_disk_is_no_data() {
     let dir = tempfile::tempdir().unwrap();
-    let moment = moment(dir.path());
-    moment.image.get().unwrap().zero(3 * LEAF_BYTES, LEAF_BYTES).unwrap();
+    let (moment, guest) = moment(dir.path());
+    guest.zero(3 * LEAF_BYTES, LEAF_BYTES).unwrap();
     assert_eq!(moment.next_data(3 * LEAF_BYTES).unwrap(), None);
     assert_eq!(moment.next_data(4 * LEAF_BYTES).unwrap(), None);
 }
@@ -82,10 +112,9 @@ fn a_pass_takes_what_is_remembered_so_that_a_failed_one_leaves_nothing_to_trust(
 fn an_overlay_that_lost_something_fails_the_pass_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let overlay = Overlay::new(LEAF_BYTES, dir.path()).unwrap();
-    let disk = DiskDefinition { name: "root".to_owned(), path: "/x.raw".into(), format: DiskFormat::Raw };
-    check(&overlay, &disk).unwrap();
+    check(&overlay, "root").unwrap();
     overlay.fail("no space left");
-    let message = check(&overlay, &disk).unwrap_err().to_string();
+    let message = check(&overlay, "root").unwrap_err().to_string();
     for part in ["'root'", "no space left", "scratch directory"] {
         assert!(message.contains(part), "no {part} in: {message}");
     }

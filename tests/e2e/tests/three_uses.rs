@@ -148,7 +148,7 @@ fn a_block_device_is_an_image() -> Result<()> {
     let spare = backing("spare")?;
     patch(&spare, 0, &noise(4, 9 * MIB as usize))?;
     let target = BlockDevice::over(&spare)?;
-    b.cli(&["replica", "restore", "disk", &target.path().display().to_string()])?;
+    b.cli(&["replica", "restore", "disk", &target.path().display().to_string(), "--in-place"])?;
     assert!(same_bytes(device.path(), target.path())?, "the restored device differs");
 
     // A device as a base: what the store holds of it is not sent.

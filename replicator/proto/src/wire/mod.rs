@@ -254,6 +254,20 @@ pub enum Target {
         #[serde(deserialize_with = "bounded::name")]
         disk: String,
     },
+    /// The next generation of one of a VM's disks, which become the present ones together: the receiver answers
+    /// [`ToReceiver::Commit`] of none of them before all have come.
+    ReplicaSet {
+        /// The VM.
+        #[serde(deserialize_with = "bounded::name")]
+        vm: String,
+        /// The disk.
+        #[serde(deserialize_with = "bounded::name")]
+        disk: String,
+        /// The pass, the same for all of its disks and for no other.
+        set: JobId,
+        /// How many disks it has, 1 to [`MAX_DISKS`].
+        disks: u32,
+    },
 }
 
 /// How much of a memory stream its receiver has given to the hypervisor.

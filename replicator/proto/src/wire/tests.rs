@@ -71,6 +71,12 @@ fn target() -> impl Strategy<Value = Target> {
         (name(), name()).prop_map(|(vm, disk)| Target::Replica { vm, disk }),
         (job(), any::<u32>()).prop_map(|(job, disk)| Target::Migration { job, disk }),
         (name(), name()).prop_map(|(vm, disk)| Target::Estimate { vm, disk }),
+        (name(), name(), job(), any::<u32>()).prop_map(|(vm, disk, set, disks)| Target::ReplicaSet {
+            vm,
+            disk,
+            set,
+            disks
+        }),
     ]
 }
 
@@ -399,6 +405,7 @@ fn the_numbers_of_the_document() {
         Target::Replica { vm: text(), disk: text() },
         Target::Migration { job: JobId([0; 16]), disk: 0 },
         Target::Estimate { vm: text(), disk: text() },
+        Target::ReplicaSet { vm: text(), disk: text(), set: JobId([0; 16]), disks: 0 },
     ];
     let data = Packed { codec: 0, plain_len: 0, bytes: Bytes::new() };
     let to_receiver = [

@@ -38,7 +38,11 @@ pub(super) fn open(bytes: &[u8]) {
     let names = match message::<Open>(bytes) {
         Some(Open::Transfer { target: Target::Base { name }, .. }) => vec![name],
         Some(Open::Transfer {
-            target: Target::Replica { vm, disk } | Target::Estimate { vm, disk }, ..
+            target:
+                Target::Replica { vm, disk }
+                | Target::Estimate { vm, disk }
+                | Target::ReplicaSet { vm, disk, .. },
+            ..
         }) => {
             vec![vm, disk]
         }
@@ -128,6 +132,7 @@ fn open_messages() -> Vec<Open> {
         Target::Base { name: too_long_name() },
         Target::Replica { vm: vm.clone(), disk: disk.clone() },
         Target::Migration { job, disk: 255 },
+        Target::ReplicaSet { vm: vm.clone(), disk: disk.clone(), set: job, disks: 2 },
         Target::Estimate { vm: vm.clone(), disk },
     ];
     let messages = [

@@ -1,0 +1,237 @@
+//! Replicas out again: one disk into a file, or all disks of a VM, of one moment, into a new directory. What is handed out
+//! has been compared with what the generation says; damage is remembered, so that the next pass mends it.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chunkstore::{ImageRoot, Replica, ReplicaError, Still};
+use longhaul_proto::JobId;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Damage, Kept, Replicas, ReplicasError, Vm, lock};
+use crate::jobs::{self, JobHandle, JobKind};
+use crate::lease::Lease;
+use crate::platform::Platform;
+use crate::targets;
+use crate::transfer::Counters;
+
+/// How often all disks are looked at for one moment, while a pass puts them into place one after the other.
+const TRIES: u32 = 100;
+
+/// What `replica restore` is asked.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct RestoreRequest {
+    /// Where to, absolute: a new file, a device, or a new directory for all disks of a VM that has several.
+    pub path: PathBuf,
+    /// Only this disk.
+    pub disk: Option<String>,
+    /// Of this peer.
+    pub from: Option<String>,
+    /// A device may be overwritten.
+    #[serde(default)]
+    pub in_place: bool,
+}
+
+/// A disk that was written out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Restored {
+    /// The disk.
+    pub disk: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The generation's number.
+    pub generation: u64,
+    /// And its root.
+    pub root: ImageRoot,
+}
+
+/// A disk that is to be written out.
+struct Chosen {
+    disk: String,
+    kept: Arc<Kept>,
+}
+
+impl Replicas {
+    /// Copies what is asked for. `path` of the request has been looked at by [`targets::check`].
+    pub fn restore(&self, name: &str, request: &RestoreRequest) -> Result<Vec<Restored>, ReplicasError> {
+        targets::check_device(&request.path, request.in_place)?;
+        let chosen = self.choose(name, request.from.as_deref(), request.disk.as_deref())?;
+        let replicas = chosen.iter().map(|chosen| chosen.kept.open()).collect::<Result<Vec<_>, _>>()?;
+        let still = hold_still(name, &chosen, &replicas)?;
+        let paths = paths(&request.path, &chosen)?;
+        let mut restored = Vec::new();
+        for ((chosen, still), path) in chosen.iter().zip(&still).zip(paths) {
+            let written = still.restore_to(&path);
+            if let Err(error) = written {
+                note(&chosen.kept, &error);
+                if request.path != path {
+                    // Of this restore, all of it.
+                    let _ = std::fs::remove_dir_all(&request.path);
+                }
+                return Err(error.into());
+            }
+            let (generation, root) = (still.generation().number, still.generation().root);
+            restored.push(Restored { disk: chosen.disk.clone(), path, generation, root });
+        }
+        Ok(restored)
+    }
+
+    /// The disks that are meant: the one named, else all that the VM has.
+    fn choose(
+        &self,
+        name: &str,
+        from: Option<&str>,
+        disk: Option<&str>,
+    ) -> Result<Vec<Chosen>, ReplicasError> {
+        let vms = lock(&self.vms);
+        let named = vms.iter().filter(|(key, vm)| vm.name == name || *key == name);
+        let of_peer = |vm: &Vm| from.is_none_or(|from| vm.peer(&self.peers) == from);
+        let found: Vec<&Vm> = named
+            .map(|(_, vm)| vm)
+            .filter(|vm| of_peer(vm) && vm.disks.values().any(|kept| kept.is_there()))
+            .collect();
+        let vm = match found[..] {
+            [] => return Err(ReplicasError::Unknown { name: name.to_owned() }),
+            [vm] => vm,
+            _ => {
+                let peers: Vec<_> = found.iter().map(|vm| vm.peer(&self.peers)).collect();
+                return Err(ReplicasError::Ambiguous { name: name.to_owned(), peers: peers.join(", ") });
+            }
+        };
+        let there = vm.disks.iter().filter(|(_, kept)| kept.is_there());
+        let known: Vec<_> = there.clone().map(|(disk, _)| disk.as_str()).collect();
+        let chosen: Vec<_> = there
+            .filter(|(name, _)| disk.is_none_or(|disk| disk == *name))
+            .map(|(disk, kept)| Chosen { disk: disk.clone(), kept: kept.clone() })
+            .collect();
+        if let (Some(disk), []) = (disk, &chosen[..]) {
+            let (name, disk, known) = (name.to_owned(), disk.to_owned(), known.join(", "));
+            return Err(ReplicasError::NoDisk { name, disk, known });
+        }
+        let unreadable = chosen.iter().find_map(|chosen| match &lock(&chosen.kept.state).damage {
+            Some(Damage::Unreadable(damage)) => Some(damage.clone()),
+            _ => None,
+        });
+        match unreadable {
+            Some(damage) => Err(ReplicasError::Damaged { name: name.to_owned(), damage }),
+            None => Ok(chosen),
+        }
+    }
+}
+
+impl Kept {
+    fn is_there(&self) -> bool {
+        let state = lock(&self.state);
+        state.generation.is_some() || state.damage.is_some()
+    }
+}
+
+/// Holds all of them at one moment: one disk, or disks whose generations are of one set.
+fn hold_still<'a>(
+    name: &str,
+    chosen: &[Chosen],
+    replicas: &'a [Arc<Replica>],
+) -> Result<Vec<Still<'a>>, ReplicasError> {
+    for _ in 0..TRIES {
+        let still =
+            replicas.iter().map(|replica| replica.hold_still()).collect::<Result<Vec<_>, ReplicaError>>()?;
+        let sets: Vec<_> = still.iter().map(|still| still.generation().set).collect();
+        let of_one_moment = sets.iter().all(|set| set.is_some() && *set == sets[0]);
+        if still.len() == 1 || of_one_moment {
+            return Ok(still);
+        }
+        // A pass that has been decided puts its disks into place one after the other.
+        drop(still);
+        std::thread::yield_now();
+    }
+    let disks: Vec<_> = chosen.iter().map(|chosen| chosen.disk.as_str()).collect();
+    Err(ReplicasError::Mixed { name: name.to_owned(), disks: disks.join(", ") })
+}
+
+/// Where each disk goes. For several the directory is made.
+fn paths(path: &Path, chosen: &[Chosen]) -> Result<Vec<PathBuf>, ReplicasError> {
+    if chosen.len() == 1 {
+        return Ok(vec![path.to_owned()]);
+    }
+    std::fs::create_dir(path).map_err(|source| {
+        let path = path.to_owned();
+        ReplicasError::Io { what: "the VM has several disks: creating a directory for them,", path, source }
+    })?;
+    Ok(chosen.iter().map(|chosen| path.join(format!("{}.raw", chosen.disk))).collect())
+}
+
+/// Remembers damage that was found.
+fn note(kept: &Kept, error: &ReplicaError) {
+    if let ReplicaError::Rotten { place, .. } = error {
+        lock(&kept.state).damage = Some(Damage::Rotten(place.to_string()));
+    }
+}
+
+/// Begins to compare replicas with their roots: those of one name, or all.
+pub fn verify(platform: &Arc<Platform>, name: Option<&str>) -> Result<JobId, ReplicasError> {
+    let chosen = match name {
+        Some(name) => {
+            let vms = lock(&platform.replicas.vms);
+            let named: Vec<_> = vms.iter().filter(|(key, vm)| vm.name == name || *key == name).collect();
+            if named.is_empty() {
+                return Err(ReplicasError::Unknown { name: name.to_owned() });
+            }
+            named.into_iter().flat_map(|(key, vm)| of_vm(key, vm)).collect()
+        }
+        None => lock(&platform.replicas.vms).iter().flat_map(|(key, vm)| of_vm(key, vm)).collect::<Vec<_>>(),
+    };
+    let subject = name.unwrap_or("replicas").to_owned();
+    let handle = platform.jobs.begin(jobs::new_id(), JobKind::ReplicaVerify, &subject, None);
+    handle.phase("verify");
+    let working = handle.clone();
+    platform.jobs.run(&handle, (), move |lease| async move {
+        let asked = lease.clone();
+        let work = lease.run_blocking(move || verify_all(&working, chosen, &asked));
+        work.await.unwrap_or_else(|_| Err("the worker ended unexpectedly".to_owned()))
+    });
+    Ok(handle.id())
+}
+
+fn of_vm(key: &str, vm: &Vm) -> Vec<(String, Arc<Kept>)> {
+    vm.disks.iter().map(|(disk, kept)| (format!("{key}/{disk}"), kept.clone())).collect()
+}
+
+fn verify_all(handle: &JobHandle, chosen: Vec<(String, Arc<Kept>)>, lease: &Lease) -> Result<String, String> {
+    let total: u64 =
+        chosen.iter().filter_map(|(_, kept)| kept.generation()).map(|generation| generation.size).sum();
+    handle.update(|report| report.image_bytes = total);
+    let counters = handle.counters();
+    let watch = |bytes| {
+        Counters::add(&counters.scanned, bytes);
+        if lease.check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let (mut sound, mut damaged) = (0, Vec::new());
+    for (name, kept) in &chosen {
+        let unreadable = match &lock(&kept.state).damage {
+            Some(Damage::Unreadable(damage)) => Some(damage.clone()),
+            _ => None,
+        };
+        if let Some(damage) = unreadable {
+            damaged.push(json!({ "replica": name, "damage": damage }));
+            continue;
+        }
+        match kept.open().and_then(|replica| replica.hold_still()?.verify(&watch)) {
+            Ok(()) => sound += 1,
+            Err(ReplicaError::Empty { .. }) => {}
+            Err(ReplicaError::Stopped) => return Err("cancelled".to_owned()),
+            Err(error) => {
+                note(kept, &error);
+                damaged.push(json!({ "replica": name, "damage": error.to_string() }));
+            }
+        }
+    }
+    let names: Vec<_> = damaged.iter().filter_map(|damaged| damaged["replica"].as_str()).collect();
+    let names = names.join(", ");
+    handle.update(|report| report.result = Some(json!({ "sound": sound, "damaged": damaged })));
+    match names.is_empty() {
+        true => Ok(format!("{sound} replicas are what their generations say")),
+        false => Err(format!("damaged: {names}; run a new pass of each, which mends it")),
+    }
+}
