@@ -85,6 +85,7 @@ fn a_replica_of_a_huge_image_keeps_a_small_tree() {
     }
     tree.refresh(&pass).unwrap();
     let generation = Generation {
+        set: None,
         number: 1,
         size: image.size(),
         root: tree.root(),

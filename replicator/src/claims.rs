@@ -174,7 +174,7 @@ impl Claims {
         }
         let vms = settled.into_iter().map(|(name, settled)| Line::Vm { name, settled });
         let lines: Vec<Line> = vms.chain(ended.into_iter().map(Line::Ended)).collect();
-        files::write_atomic(&self.dir.join(FILE), &encode(&lines)?)?;
+        files::write_atomic(self.dir.join(FILE), &encode(&lines)?)?;
         if let Some((vm, new)) = new {
             merge(&mut self.state().settled, vm, new);
         }

@@ -41,8 +41,10 @@ pub enum DiskError {
 /// A disk of a running guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    file: FileId,
-    size: u64,
+    /// The file.
+    pub file: FileId,
+    /// The size that the guest knows; 0 where the hypervisor does not tell.
+    pub size: u64,
 }
 
 impl Seen {
@@ -78,6 +80,11 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// `image`, as far as `size`.
+    pub(crate) fn new(image: RawImage, size: u64) -> Cut {
+        Cut { image, size }
+    }
+
     /// Opens the image of a disk. Blocks while its file system hangs.
     pub fn open(disk: &DiskDefinition, seen: Option<Seen>) -> Result<Cut, DiskError> {
         let replaced = || DiskError::Replaced { disk: disk.name.clone(), path: disk.path.clone() };
@@ -95,7 +102,7 @@ impl Cut {
         // The hypervisor's size is rounded up to whole sectors.
         let known = seen.map(|seen| seen.size).filter(|size| *size > 0);
         let size = known.map_or(image.size(), |known| known.min(image.size()));
-        Ok(Cut { image, size })
+        Ok(Cut::new(image, size))
     }
 
     /// Room that the file takes on its disk, in bytes.
@@ -118,3 +125,6 @@ impl ReadImage for Cut {
         Ok(data.filter(|data| data.start < self.size).map(|data| data.start..data.end.min(self.size)))
     }
 }
+
+#[cfg(test)]
+mod tests;

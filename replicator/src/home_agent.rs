@@ -267,7 +267,7 @@ impl Home {
     }
 
     fn save(&self, vm: &str, machine: &Machine) -> std::io::Result<()> {
-        files::write_atomic(&self.file(vm), &serde_json::to_vec(machine)?)
+        files::write_atomic(self.file(vm), &serde_json::to_vec(machine)?)
     }
 }
 

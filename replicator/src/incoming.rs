@@ -116,13 +116,14 @@ impl Incoming {
     /// a replica.
     pub async fn prepare(
         platform: &Arc<Platform>,
+        peer: &str,
         plan: &Plan,
         job: JobId,
         lease: &Lease,
         progress: impl Fn() + Clone + Send + 'static,
     ) -> Result<Self, IncomingError> {
         Incoming::judge(platform, plan, lease, progress.clone()).await?;
-        let (at, plan, work) = (platform.clone(), plan.clone(), lease.clone());
+        let (at, peer, plan, work) = (platform.clone(), peer.to_owned(), plan.clone(), lease.clone());
         let prepared = lease.run_blocking(move || {
             let mut definition = landing::local_definition(&at, &plan);
             if let Some(facts) = &plan.facts {
@@ -131,7 +132,7 @@ impl Incoming {
             let mut disks = Vec::new();
             for (disk, planned) in definition.disks.iter_mut().zip(&plan.disks) {
                 work.check().map_err(|_| IncomingError::Worker)?;
-                let landing = Landing::prepare(&at, &plan.definition.name, planned, &disk.path, job)?;
+                let landing = Landing::prepare(&at, &peer, &plan.definition.name, planned, &disk.path, job)?;
                 progress();
                 disk.path = landing.image().path().to_owned();
                 let mut tree = ImageTree::new(planned.size);

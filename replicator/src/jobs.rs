@@ -521,7 +521,7 @@ impl Jobs {
     fn ended(&self, id: JobId, report: &Report) {
         let saved = serde_json::to_vec_pretty(report)
             .map_err(std::io::Error::other)
-            .and_then(|bytes| files::write_atomic(&self.report_path(id), &bytes));
+            .and_then(|bytes| files::write_atomic(self.report_path(id), &bytes));
         if let Err(error) = saved {
             tracing::warn!(job = %id, "its report cannot be kept: {error}");
         }

@@ -145,9 +145,9 @@ fn partial(path: &Path) -> PathBuf {
 }
 
 /// What a migration of this disk to here would start from, if anything.
-pub(crate) fn existing_image(platform: &Platform, vm: &str, disk: &str) -> Option<RawImage> {
+pub(crate) fn existing_image(platform: &Platform, peer: &str, vm: &str, disk: &str) -> Option<RawImage> {
     let path = image_path(platform, &VmName::new(vm).ok()?, disk);
-    let candidates = [Some(path.clone()), Some(partial(&path)), platform.replicas.image(vm, disk)];
+    let candidates = [Some(path.clone()), Some(partial(&path)), replica(platform, peer, vm, disk)];
     candidates.into_iter().flatten().find_map(|path| RawImage::open_read(path).ok())
 }
 
@@ -161,6 +161,11 @@ pub(crate) enum There {
     Image(RawImage),
     /// The VM's device, of the right size.
     Device,
+}
+
+/// The replica that a peer keeps here of a VM's disk.
+fn replica(platform: &Platform, peer: &str, vm: &str, disk: &str) -> Option<PathBuf> {
+    platform.replicas.image_of(&platform.peers.get(peer).ok()?.fingerprint, vm, disk)
 }
 
 /// The image of one disk on its way in.
@@ -205,6 +210,7 @@ impl Landing {
     /// while the transfer goes on.
     pub(crate) fn prepare(
         platform: &Platform,
+        peer: &str,
         vm: &VmName,
         disk: &PlanDisk,
         path: &Path,
@@ -220,7 +226,7 @@ impl Landing {
         };
         let dir = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(at("create", dir))?;
-        let replica = || platform.replicas.image(vm.as_str(), &disk.name);
+        let replica = || replica(platform, peer, vm.as_str(), &disk.name);
         // A replica that cannot be read is no reason to refuse: its bytes are sent.
         let like = old.or_else(|| RawImage::open_read(replica()?).ok());
         let (target, left) = (incoming(path, job), partial(path));

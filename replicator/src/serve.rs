@@ -312,7 +312,7 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Estimate { vm, disk } => {
             name("VM", vm)?;
             name("disk", disk)?;
-            let start = landing::existing_image(platform, vm, disk);
+            let start = landing::existing_image(platform, peer, vm, disk);
             let sink = EstimateSink::new(platform.holdings.clone(), start);
             Ok((platform.replicas.status(vm, disk, &source(platform, peer)?), Box::new(sink)))
         }

@@ -6,7 +6,6 @@ mod moment;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageRoot, ImageTree, ReadImage};
@@ -19,6 +18,7 @@ use migrate_driver::{
 use quinn::Connection;
 use tokio::task::JoinSet;
 
+use crate::disks::{self, Cut, DiskError};
 use crate::jobs::{self, DiskReport, Found, JobHandle, JobKind};
 use crate::lease::{Lease, Leased, Revoked};
 use crate::net::NetError;
@@ -29,7 +29,7 @@ use crate::transfer::sender::Sender;
 use crate::vms::VmError;
 
 pub use image::send_image;
-use moment::{Cut, Moment, leaves};
+use moment::{Moment, leaves};
 
 /// A pass that failed. The replica is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +80,12 @@ pub enum WarmError {
         /// What it is.
         format: &'static str,
     },
-    /// The file of the disk's name is not the one that the guest has.
-    #[error(
-        "cannot replicate disk '{disk}': {path} is another file than the one that the running guest writes to; put that one \
-         back in its place, or restart the VM, then retry",
-        path = .path.display()
-    )]
-    Replaced {
-        /// Which.
-        disk: String,
-        /// Where.
-        path: PathBuf,
-    },
+    /// A disk of the guest.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A thread of ours broke.
+    #[error("a worker of the pass ended unexpectedly")]
+    Worker,
     /// A person.
     #[error(transparent)]
     Cancelled(#[from] Revoked),
@@ -328,14 +322,16 @@ impl Pass {
         running: bool,
     ) -> Result<Vec<Outgoing>, WarmError> {
         let seen = if running {
-            moment::guest_disks(&self.platform, &self.definition).await?
+            disks::seen(&*self.platform.hypervisor, &self.definition).await?
         } else {
-            HashMap::new()
+            vec![None; disks.len()]
         };
         let set = jobs::new_id();
         let mut outgoing = Vec::new();
-        for disk in disks {
-            let image = Cut::open(disk, seen.get(&disk.name))?;
+        for (disk, seen) in disks.iter().zip(seen) {
+            let opened = disk.clone();
+            let image = lease.run_blocking(move || Cut::open(&opened, seen)).await;
+            let image = image.map_err(|_| WarmError::Worker)??;
             let size = image.size();
             let image = Arc::new(Leased::new(image, lease));
             let (vm, name, count) = (self.vm.to_string(), disk.name.clone(), disks.len() as u32);

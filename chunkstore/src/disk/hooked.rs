@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::{Disk, DiskFile, RealDisk};
+use super::{Disk, DiskFile, DiskImage, RealDisk};
 use crate::map::Map;
 use crate::sync::lock;
 
@@ -69,6 +69,15 @@ impl Disk for HookedDisk {
 
     fn create_appended(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(self.file(path, RealDisk.create_appended(path)?))
+    }
+
+    // No store has images.
+    fn create_image(&self, path: &Path, size: u64) -> io::Result<Arc<dyn DiskImage>> {
+        RealDisk.create_image(path, size)
+    }
+
+    fn open_image(&self, path: &Path) -> io::Result<Arc<dyn DiskImage>> {
+        RealDisk.open_image(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

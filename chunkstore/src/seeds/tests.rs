@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Place, Places, SeedImage, Seeds, prefix};
 use crate::testing::scratch;
-use crate::{ChunkId, ImageRoot, Manifest, ManifestExtent, RawImage};
+use crate::{ChunkId, ImageRoot, Manifest, ManifestExtent};
 
 fn manifest_of(chunks: &[&[u8]]) -> Manifest {
     of(chunks.iter().map(|c| data(c)))

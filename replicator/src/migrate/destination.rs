@@ -306,7 +306,8 @@ impl DestinationRole {
                 let inputs = self.port.inputs.clone();
                 // What is lost of these while the driver has much to do, the next one says too.
                 let progress = move || drop(inputs.try_send(DestinationInput::Preparing));
-                let incoming = Incoming::prepare(platform, plan, job, &lease, progress).await?;
+                let incoming =
+                    Incoming::prepare(platform, self.port.link.peer(), plan, job, &lease, progress).await?;
                 let _ = self.port.incoming.set(Arc::new(incoming));
                 DestinationInput::DisksPrepared
             }

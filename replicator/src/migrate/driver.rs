@@ -60,6 +60,8 @@ pub(super) trait Role: Send + Sync + 'static {
 
 type Input<R> = <<R as Role>::Machine as Machine>::Input;
 type Action<R> = <<R as Role>::Machine as Machine>::Action;
+/// Of an action; `None` when it was swept away.
+type Outcome<R> = Option<Result<Input<R>, String>>;
 
 /// Where a driver takes its inputs from; made before the driver, so that nothing that comes meanwhile is lost.
 pub(super) struct Inbox<I> {
@@ -95,7 +97,7 @@ pub(super) struct Driver<R: Role> {
     handle: JobHandle,
     link: Arc<Link>,
     inbox: Inbox<Input<R>>,
-    actions: JoinSet<Option<Result<Input<R>, String>>>,
+    actions: JoinSet<Outcome<R>>,
     running: HashMap<task::Id, Action<R>>,
     /// Of the actions that run and everything they have started.
     lease: Lease,
@@ -215,10 +217,7 @@ impl<R: Role> Driver<R> {
         }
     }
 
-    fn action_ended(
-        &mut self,
-        ended: Result<(task::Id, Option<Result<Input<R>, String>>), task::JoinError>,
-    ) -> Option<Input<R>> {
+    fn action_ended(&mut self, ended: Result<(task::Id, Outcome<R>), task::JoinError>) -> Option<Input<R>> {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
             Err(broken) => (broken.id(), Some(Err(format!("internal error: {broken}")))),
@@ -228,7 +227,6 @@ impl<R: Role> Driver<R> {
         match outcome {
             Some(Ok(input)) => Some(input),
             Some(Err(reason)) => Some(R::Machine::failed(&action, reason)),
-            // Swept away.
             None => None,
         }
     }

@@ -49,6 +49,6 @@ impl Owner {
     }
 
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
-        files::write_atomic(&dir.join(FILE), serde_json::to_string(self)?.as_bytes())
+        files::write_atomic(dir.join(FILE), serde_json::to_string(self)?.as_bytes())
     }
 }

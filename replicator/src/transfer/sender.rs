@@ -294,10 +294,10 @@ async fn read_answers(
 async fn stay_alive(send: &Mutex<LaneSend>) {
     loop {
         tokio::time::sleep(net::KEEP_ALIVE).await;
-        if let Ok(mut send) = send.try_lock() {
-            if net::send(&mut *send, &ToReceiver::Alive).await.is_err() {
-                return std::future::pending().await; // the answers tell why
-            }
+        if let Ok(mut send) = send.try_lock()
+            && net::send(&mut *send, &ToReceiver::Alive).await.is_err()
+        {
+            return std::future::pending().await; // the answers tell why
         }
     }
 }

@@ -138,8 +138,9 @@ fn a_restore_overwrites_nothing_that_is_in_use_or_ours() -> Result<()> {
         b.root().join("replicas/evil"),
     ] {
         for consent in [&[][..], &["--in-place"]] {
-            let words = [&["replica", "restore", "image", &text(&target)], consent].concat();
-            b.cli_fails(&words).with_context(|| text(&target))?;
+            let path = text(&target);
+            let words = [&["replica", "restore", "image", &path], consent].concat();
+            b.cli_fails(&words).with_context(|| path.clone())?;
         }
     }
     let mut after = vec![0; MIB];

@@ -77,7 +77,7 @@ fn run(disk: &SimDisk) -> (usize, usize) {
 }
 
 /// What the disks hold after this many sets.
-fn after(sets: usize) -> [(Option<u8>, Vec<u8>); 2] {
+fn after(sets: usize) -> Found {
     [0, 1].map(|disk| {
         let contents = contents();
         let latest =
@@ -88,7 +88,10 @@ fn after(sets: usize) -> [(Option<u8>, Vec<u8>); 2] {
     })
 }
 
-fn found(disk: &SimDisk) -> ([(Option<u8>, Vec<u8>); 2], [Replica; 2]) {
+/// Of each disk: the generation there is, and the bytes.
+type Found = [(Option<u8>, Vec<u8>); 2];
+
+fn found(disk: &SimDisk) -> (Found, [Replica; 2]) {
     let replicas = DISKS.map(|name| open(disk, name).unwrap());
     let files = disk.files();
     let found = [0, 1].map(|index| {
