@@ -33,7 +33,7 @@ pub fn line(line: Arguments<'_>) {
     text(format_args!("{line}\n"));
 }
 
-/// Writes text to standard output as it is; see [`line`].
+/// Writes text to standard output as it is; see [`line()`].
 pub fn text(text: Arguments<'_>) {
     let mut out = io::stdout().lock();
     match out.write_all(text.to_string().as_bytes()).and_then(|()| out.flush()) {

@@ -8,7 +8,7 @@
 //! leaves 27,000 gaps. So a stream must not have so much in flight.
 //!
 //! # The arithmetic
-//! Pieces are disjoint and lie within the window of the stream, [`WINDOW_BYTES`] = 32,768. More than 1024 of them have a mean of
+//! Pieces are disjoint and lie within the window of the stream, `WINDOW_BYTES` = 32,768. More than 1024 of them have a mean of
 //! less than 32 bytes. The smallest packet of QUIC is 1200 bytes, and a frame that fills one has more than 1,100, so a window
 //! that is sent whole is cut into 30 frames, and into 32 where other streams share the packets at its two ends. A frame ends
 //! only where its data ends or where its packet is full. So each further piece takes one packet that ends within this window and

@@ -39,9 +39,7 @@ pub(super) fn open(bytes: &[u8]) {
         Some(Open::Transfer { target: Target::Base { name }, .. }) => vec![name],
         Some(Open::Transfer {
             target:
-                Target::Replica { vm, disk }
-                | Target::Estimate { vm, disk }
-                | Target::ReplicaSet { vm, disk, .. },
+                Target::Replica { vm, disk } | Target::Estimate { vm, disk } | Target::ReplicaSet { vm, disk, .. },
             ..
         }) => {
             vec![vm, disk]
