@@ -247,7 +247,8 @@ pub async fn resume(
             true
         }
     };
-    platform.vms.define(definition)?;
+    let vms = platform.vms.clone();
+    lease.run_blocking(move || vms.define(definition)).await.map_err(|_| IncomingError::Worker)??;
     Ok(cold)
 }
 

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use longhaul_proto::JobId;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -367,6 +368,14 @@ impl Job {
     }
 }
 
+/// Runs what waits for a disk without holding up the other tasks of the runtime, where there are any.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
@@ -521,7 +530,7 @@ impl Jobs {
     fn ended(&self, id: JobId, report: &Report) {
         let saved = serde_json::to_vec_pretty(report)
             .map_err(std::io::Error::other)
-            .and_then(|bytes| files::write_atomic(self.report_path(id), &bytes));
+            .and_then(|bytes| aside(|| files::write_atomic(self.report_path(id), &bytes)));
         if let Err(error) = saved {
             tracing::warn!(job = %id, "its report cannot be kept: {error}");
         }

@@ -341,3 +341,6 @@ fn source(platform: &Platform, peer: &str) -> Result<Source, Refusal> {
 fn refusal(kind: RefusalKind, reason: impl Into<String>) -> Refusal {
     Refusal { kind, reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests;

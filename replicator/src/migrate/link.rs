@@ -167,3 +167,6 @@ async fn deliver_all(link: std::sync::Weak<Link>, job: JobId, mut items: mpsc::R
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -307,3 +307,36 @@ async fn a_sender_of_the_protocol_before_is_heard_and_may_be_silent() {
     // No word that it does not know.
     assert_eq!(net::expect::<ToSender>(&mut answers).await.unwrap(), ToSender::Synced { mark: FINAL_MARK });
 }
+
+/// One chunk a byte, none of which ever comes: what is noted of them must not grow with the image.
+#[test]
+fn chunks_that_are_asked_for_and_do_not_come_are_bounded() {
+    let mut receiver = Receiver::new(64 << 40, Box::new(Image::default()));
+    let name = |number: u64| Extent::Chunk { len: 1, name: *ChunkId::of(&number.to_le_bytes()).as_bytes() };
+    let batch = |batch: u64| {
+        let first = batch * wire::MAX_BATCH_EXTENTS as u64;
+        extents(batch as u32, (first..first + wire::MAX_BATCH_EXTENTS as u64).map(name).collect())
+    };
+    let mut batches = 0;
+    while receiver.asked.len() <= MAX_ASKED {
+        receiver.handle(batch(batches)).unwrap();
+        batches += 1;
+    }
+    assert_eq!(refused(&mut receiver, batch(batches)), RefusalKind::Protocol);
+    assert!(receiver.asked.len() <= MAX_ASKED + wire::MAX_BATCH_EXTENTS);
+}
+
+#[test]
+fn places_of_a_chunk_that_does_not_come_are_bounded() {
+    let mut receiver = Receiver::new(64 << 40, Box::new(Image::default()));
+    let same = || vec![extent(&[7]); wire::MAX_BATCH_EXTENTS];
+    let mut batches = 0;
+    let refusal = loop {
+        match receiver.handle(extents(batches, same())) {
+            Ok(_) => batches += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal.kind, RefusalKind::Protocol);
+    assert_eq!(receiver.places, MAX_PLACES);
+}
