@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use longhaul_proto::Epoch;
@@ -23,7 +23,7 @@ use crate::identity::Fingerprint;
 use crate::journal::Claim;
 use crate::migrate::Plan;
 use crate::net::{self, NetError};
-use crate::platform::Platform;
+use crate::platform::AddressCx;
 
 /// How often the VMs are looked at when nothing says that something has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -185,12 +185,12 @@ async fn note_arrivals(
 
 /// Keeps the gateway at what is true: VMs that run here are served, others are not. Those that a job has hold of are the
 /// job's to tell.
-pub async fn keep(platform: Arc<Platform>) {
-    let Some(addresses) = &platform.addresses else { return };
+pub async fn keep(cx: AddressCx) {
+    let Some(addresses) = &cx.gateway else { return };
     let mut told = BTreeMap::new();
-    for definition in platform.vms.list() {
+    for definition in cx.guests.vms.list() {
         let vm = definition.name.to_string();
-        if let Some(Claim::Theirs(_, peer)) = platform.vms.ownership(&vm) {
+        if let Some(Claim::Theirs(_, peer)) = cx.guests.vms.ownership(&vm) {
             // Perhaps the home agent has not heard of it, and a restart made us forget that.
             lock(&addresses.unnamed).insert(vm, peer);
         }
@@ -198,18 +198,17 @@ pub async fn keep(platform: Arc<Platform>) {
     let mut is_settled = false;
     loop {
         let mut are_all_looked_at = true;
-        for definition in platform.vms.list() {
+        for definition in cx.guests.vms.list() {
             let vm = definition.name.to_string();
             if definition.network.is_none() {
                 continue;
             }
-            if platform.vms.is_held(&vm) {
+            if cx.guests.vms.is_held(&vm) {
                 are_all_looked_at = false;
                 continue;
             }
-            name_successor(&platform, addresses, &definition).await;
-            let trouble =
-                keep_one(&platform, addresses, &definition).await.err().map(|error| error.to_string());
+            name_successor(&cx, addresses, &definition).await;
+            let trouble = keep_one(&cx, addresses, &definition).await.err().map(|error| error.to_string());
             // What does not change is said once.
             if told.get(&vm) != Some(&trouble) {
                 if let Some(trouble) = &trouble {
@@ -227,15 +226,15 @@ pub async fn keep(platform: Arc<Platform>) {
 }
 
 /// Tells the home agent of a VM that has left while it did not answer: until it knows, nobody can register the VM.
-async fn name_successor(platform: &Platform, addresses: &Addresses, definition: &VmDefinition) {
+async fn name_successor(cx: &AddressCx, addresses: &Addresses, definition: &VmDefinition) {
     let vm = definition.name.as_str();
     let Some(peer) = lock(&addresses.unnamed).get(vm).cloned() else { return };
-    let epoch = match platform.vms.ownership(vm) {
+    let epoch = match cx.guests.vms.ownership(vm) {
         Some(Claim::Theirs(epoch, owner)) if owner == peer => epoch,
         Some(Claim::Undecided(..)) => return,
         _ => return drop(lock(&addresses.unnamed).remove(vm)),
     };
-    match plan(platform, definition, &peer, epoch).await {
+    match plan(cx, definition, &peer, epoch).await {
         Err(AddressError::Net(_)) => return,
         Ok(_) => tracing::info!("VM '{vm}': the home agent has been told that it belongs to '{peer}'"),
         // It knows already, or the VM has moved on.
@@ -245,20 +244,19 @@ async fn name_successor(platform: &Platform, addresses: &Addresses, definition: 
 }
 
 async fn keep_one(
-    platform: &Platform,
+    cx: &AddressCx,
     addresses: &Addresses,
     definition: &VmDefinition,
 ) -> Result<(), AddressError> {
     let vm = definition.name.as_str();
-    let owned = platform.vms.owned(vm).ok();
-    let is_running = matches!(platform.hypervisor.status(&definition.name).await, Ok(GuestStatus::Running));
+    let owned = cx.guests.vms.owned(vm).ok();
+    let is_running = matches!(cx.guests.hypervisor.status(&definition.name).await, Ok(GuestStatus::Running));
     match (owned.filter(|_| is_running), addresses.stands(vm)) {
         (Some(epoch), None | Some(Standing::Leaving | Standing::Expected)) => {
             let network = network_of(definition)?;
-            let own = platform.identity.fingerprint();
-            let (spi, key) =
-                permit(platform, addresses, definition, epoch, addresses.config.address, own).await?;
-            if platform.vms.is_held(vm) {
+            let own = cx.identity.fingerprint();
+            let (spi, key) = permit(cx, addresses, definition, epoch, addresses.config.address, own).await?;
+            if cx.guests.vms.is_held(vm) {
                 // A job has begun meanwhile: from now on it is the job's to tell.
                 return Ok(());
             }
@@ -312,7 +310,7 @@ impl Network<'_> {
 
 /// Asks the home agent that the gateway at `target` may register the VM in `epoch`, for the platform `holder`.
 async fn permit(
-    platform: &Platform,
+    cx: &AddressCx,
     addresses: &Addresses,
     definition: &VmDefinition,
     epoch: Epoch,
@@ -329,7 +327,7 @@ async fn permit(
         gateway: target.octets(),
         holder: holder.into(),
     };
-    let connection = platform.network.dial(&addresses.config.home_agent).await?;
+    let connection = cx.reach.network.dial(&addresses.config.home_agent).await?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(NetError::from)?;
     net::send(&mut send, &Open::Permit(request)).await?;
     let answer = net::expect(&mut recv).await?;
@@ -342,7 +340,7 @@ async fn permit(
 
 /// What the destination needs to be told, with the permit for it; or why the address stays behind.
 pub async fn plan(
-    platform: &Platform,
+    cx: &AddressCx,
     definition: &VmDefinition,
     peer: &str,
     epoch: Epoch,
@@ -350,14 +348,13 @@ pub async fn plan(
     if definition.network.is_none() {
         return Ok(None);
     }
-    let addresses =
-        platform.addresses.as_ref().ok_or(AddressError::Lacking("no [mobility] is configured here"))?;
-    let status = platform.network.ask_status(peer).await?;
+    let addresses = cx.gateway.as_ref().ok_or(AddressError::Lacking("no [mobility] is configured here"))?;
+    let status = cx.reach.network.ask_status(peer).await?;
     let target =
         status.gateway.ok_or(AddressError::Lacking("no [mobility] is configured at the destination"))?;
     let target = Ipv6Addr::from(target);
-    let holder = platform.peers.get(peer).map_err(NetError::from)?.fingerprint;
-    let permitted = permit(platform, addresses, definition, epoch, target, holder).await;
+    let holder = cx.reach.peers.get(peer).map_err(NetError::from)?.fingerprint;
+    let permitted = permit(cx, addresses, definition, epoch, target, holder).await;
     if matches!(permitted, Err(AddressError::Net(_))) {
         lock(&addresses.unnamed).insert(definition.name.to_string(), peer.to_owned());
     }
@@ -366,15 +363,15 @@ pub async fn plan(
 }
 
 /// The source: the guest will be paused soon.
-pub async fn leaves_soon(platform: &Platform, plan: &Plan) {
-    let Some((addresses, _)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+pub async fn leaves_soon(cx: &AddressCx, plan: &Plan) {
+    let Some((addresses, _)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     told(vm, "some packets may be lost", addresses.gateway.remember(vm).await.map_err(AddressError::from));
 }
 
 /// The source: the guest has stopped at that moment. What comes for it goes on to the destination, where it waits.
-pub async fn leaving(platform: &Platform, plan: &Plan, stopped: Instant) {
-    let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+pub async fn leaving(cx: &AddressCx, plan: &Plan, stopped: Instant) {
+    let Some((addresses, address)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let left = async {
         let grant = network_of(&plan.definition)?.grant(&plan.definition, address.spi, &address.key.0);
@@ -385,8 +382,8 @@ pub async fn leaving(platform: &Platform, plan: &Plan, stopped: Instant) {
 }
 
 /// The source: the guest runs on here.
-pub async fn stays(platform: &Platform, vm: &str) {
-    let Some(addresses) = &platform.addresses else { return };
+pub async fn stays(cx: &AddressCx, vm: &str) {
+    let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm).is_some() {
         told(vm, "it is not served on", addresses.gateway.stay(vm).await.map_err(AddressError::from));
         addresses.set(vm, Some(Standing::Served));
@@ -394,8 +391,8 @@ pub async fn stays(platform: &Platform, vm: &str) {
 }
 
 /// The source: the guest runs elsewhere. What was under way to it is still forwarded, by the gateway alone.
-pub async fn left(platform: &Platform, vm: &str) {
-    let Some(addresses) = &platform.addresses else { return };
+pub async fn left(cx: &AddressCx, vm: &str) {
+    let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm).is_some() {
         told(
             vm,
@@ -407,8 +404,8 @@ pub async fn left(platform: &Platform, vm: &str) {
 }
 
 /// The destination: the hypervisor waits for the guest, its interface is there.
-pub async fn expect(platform: &Platform, plan: &Plan) {
-    let Some((addresses, address)) = platform.addresses.as_ref().zip(plan.address.as_ref()) else { return };
+pub async fn expect(cx: &AddressCx, plan: &Plan) {
+    let Some((addresses, address)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let expected = async {
         let network = network_of(&plan.definition)?;
@@ -422,8 +419,8 @@ pub async fn expect(platform: &Platform, plan: &Plan) {
 }
 
 /// The destination: the guest runs here.
-pub async fn arrived(platform: &Platform, vm: &str) {
-    let Some(addresses) = &platform.addresses else { return };
+pub async fn arrived(cx: &AddressCx, vm: &str) {
+    let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm) == Some(Standing::Expected) {
         let waiting = Arrival::Waiting(Instant::now());
         addresses.arrivals.send_modify(|arrivals| drop(arrivals.insert(vm.to_owned(), waiting)));
@@ -432,14 +429,14 @@ pub async fn arrived(platform: &Platform, vm: &str) {
 }
 
 /// The destination: waits for the registration. Gives what was done, in a sentence.
-pub async fn rebind(platform: &Platform, plan: &Plan) -> String {
+pub async fn rebind(cx: &AddressCx, plan: &Plan) -> String {
     let vm = plan.definition.name.as_str();
     if plan.definition.network.is_none() {
         return "the VM has no [network] in its definition: its address was not moved; on a shared network segment the \
                 hypervisor's own announcement suffices"
             .to_owned();
     }
-    let Some(addresses) = &platform.addresses else {
+    let Some(addresses) = &cx.gateway else {
         return "no mobility configured: the address was not moved; set [mobility] in longhaul.toml here"
             .to_owned();
     };
@@ -469,8 +466,8 @@ pub async fn rebind(platform: &Platform, plan: &Plan) -> String {
 }
 
 /// The destination: the guest will not come.
-pub async fn discard(platform: &Platform, vm: &str) {
-    let Some(addresses) = &platform.addresses else { return };
+pub async fn discard(cx: &AddressCx, vm: &str) {
+    let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm) == Some(Standing::Expected) {
         told(vm, "it is still expected", addresses.gateway.forget(vm).await.map_err(AddressError::from));
         told(

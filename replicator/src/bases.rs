@@ -19,7 +19,7 @@ use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::{Leased, Revoked};
 use crate::net::NetError;
 use crate::origins::Origins;
-use crate::platform::Platform;
+use crate::platform::ImagesCx;
 use crate::transfer::sender::Sender;
 use crate::transfer::sink::{BaseSink, Sink};
 use crate::transfer::{Counters, TransferError};
@@ -91,8 +91,8 @@ pub struct Listed {
 }
 
 /// All base images. One that cannot be read is listed with the reason.
-pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
-    let listed = platform.store().references()?.into_iter().map(|Reference { name, image }| match image {
+pub fn list(cx: &ImagesCx) -> Result<Vec<Listed>, BaseError> {
+    let listed = cx.images.store().references()?.into_iter().map(|Reference { name, image }| match image {
         Ok(manifest) => Listed {
             name,
             size: Some(manifest.size()),
@@ -114,15 +114,15 @@ pub fn list(platform: &Platform) -> Result<Vec<Listed>, BaseError> {
 }
 
 /// Begins to add an image as base `name`; it replaces one of that name.
-pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, BaseError> {
+pub fn add(cx: &Arc<ImagesCx>, name: &str, image: &Path) -> Result<JobId, BaseError> {
     files::check_name("base image", name).map_err(BaseError::Name)?;
     let path = image.display().to_string();
     let image =
         RawImage::open_read(image).map_err(|source| BaseError::Image { path: path.clone(), source })?;
-    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseAdd, name, None);
+    let handle = cx.jobs.begin(jobs::new_id(), JobKind::BaseAdd, name, None);
     handle.update(|report| report.image_bytes = image.size());
-    let (job, adding, name) = (handle.clone(), platform.clone(), name.to_owned());
-    platform.jobs.run(&handle, (), move |lease| async move {
+    let (job, adding, name) = (handle.clone(), cx.clone(), name.to_owned());
+    cx.jobs.run(&handle, (), move |lease| async move {
         job.phase("ingest");
         let image = Leased::new(image, &lease);
         let working = lease.run_blocking(move || ingest(&adding, &job, &image, &path, &name));
@@ -132,21 +132,21 @@ pub fn add(platform: &Arc<Platform>, name: &str, image: &Path) -> Result<JobId, 
 }
 
 fn ingest(
-    platform: &Platform,
+    cx: &ImagesCx,
     handle: &JobHandle,
     image: &Leased<RawImage>,
     path: &str,
     name: &str,
 ) -> Result<String, BaseError> {
     let counters = handle.counters();
-    let store = platform.store();
+    let store = cx.images.store();
     let pin = store.pin();
     let progress = |done| counters.scanned.store(done, Ordering::Relaxed);
-    let options = IngestOptions { level: platform.config.store_level, ..IngestOptions::default() };
+    let options = IngestOptions { level: cx.store_level, ..IngestOptions::default() };
     let manifest = chunkstore::ingest(store, image, &options, &progress)
         .map_err(|source| BaseError::Ingest { path: path.to_owned(), source })?;
     Counters::add(&counters.data, manifest.data_bytes());
-    platform.origins.publish(
+    cx.images.origins.publish(
         name,
         None,
         || store.publish(name, &manifest).map_err(BaseError::from),
@@ -161,26 +161,27 @@ fn ingest(
 }
 
 /// Removes a base, and what is known of where it came from.
-pub fn remove(platform: &Platform, name: &str) -> Result<(), BaseError> {
-    platform.store().remove(name)?;
-    platform.origins.publish(name, None, || Ok(()), |_| Ok(()))
+pub fn remove(cx: &ImagesCx, name: &str) -> Result<(), BaseError> {
+    cx.images.store().remove(name)?;
+    cx.images.origins.publish(name, None, || Ok(()), |_| Ok(()))
 }
 
 /// Where a peer's push of base `name` goes. Refused at its first byte that differs from a base that is not the peer's.
-pub fn sink(platform: &Platform, peer: &str, name: &str, size: u64) -> Result<PushedBase, Refusal> {
+pub fn sink(cx: &ImagesCx, peer: &str, name: &str, size: u64) -> Result<PushedBase, Refusal> {
     let failed = |error: &dyn std::fmt::Display| refusal(RefusalKind::Failed, error.to_string());
-    let from = platform.peers.get(peer).map_err(|error| failed(&error))?.fingerprint;
-    let store = platform.store();
+    let from = cx.reach.peers.get(peer).map_err(|error| failed(&error))?.fingerprint;
+    let store = cx.images.store();
     let there = match store.names().map_err(|error| failed(&error))?.iter().any(|there| there == name) {
         true => Some(store.manifest(name).map_err(|error| failed(&error))?),
         false => None,
     };
-    let protected = there.filter(|_| platform.origins.of(name) != Some(from));
+    let protected = there.filter(|_| cx.images.origins.of(name) != Some(from));
     if protected.as_ref().is_some_and(|base| base.size() != size) {
         return Err(not_yours(name));
     }
     let base = BaseSink::new(store.clone(), name.to_owned(), size).map_err(|error| failed(&error))?;
-    let (origins, store, same_as) = (platform.origins.clone(), store.clone(), protected.map(Comparison::new));
+    let (origins, store, same_as) =
+        (cx.images.origins.clone(), store.clone(), protected.map(Comparison::new));
     Ok(PushedBase { base, name: name.to_owned(), from, store, origins, same_as })
 }
 
@@ -317,39 +318,39 @@ impl From<std::io::Error> for PushError {
 }
 
 /// Begins to push base `name` to peers, one after the other.
-pub fn push(platform: &Arc<Platform>, name: &str, peers: Vec<String>) -> Result<JobId, BaseError> {
+pub fn push(cx: &Arc<ImagesCx>, name: &str, peers: Vec<String>) -> Result<JobId, BaseError> {
     for peer in &peers {
-        platform.peers.get(peer).map_err(NetError::from)?;
+        cx.reach.peers.get(peer).map_err(NetError::from)?;
     }
-    let manifest = platform.store().manifest(name)?;
-    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
+    let manifest = cx.images.store().manifest(name)?;
+    let handle = cx.jobs.begin(jobs::new_id(), JobKind::BasePush, name, Some(&peers.join(", ")));
     handle.update(|report| report.image_bytes = manifest.size() * peers.len() as u64);
-    let (job, pushing, name) = (handle.clone(), platform.clone(), name.to_owned());
-    platform.jobs.run(&handle, (), move |lease| async move {
+    let (job, pushing, name) = (handle.clone(), cx.clone(), name.to_owned());
+    cx.jobs.run(&handle, (), move |lease| async move {
         lease.run(push_to_all(&pushing, &job, &name, &manifest, &peers)).await?
     });
     Ok(handle.id())
 }
 
 async fn push_to_all(
-    platform: &Platform,
+    cx: &ImagesCx,
     handle: &JobHandle,
     name: &str,
     manifest: &Manifest,
     peers: &[String],
 ) -> Result<String, BaseError> {
-    let store = platform.store().clone();
+    let store = cx.images.store().clone();
     let pin = tokio::task::spawn_blocking(move || store.pin()).await.map_err(|_| BaseError::Worker)?;
     for peer in peers {
         handle.phase(&format!("push to {peer}"));
         let transfer = |source| BaseError::Transfer { name: name.to_owned(), peer: peer.clone(), source };
-        let connection = platform.network.dial(peer).await?;
+        let connection = cx.reach.network.dial(peer).await?;
         let target = Target::Base { name: name.to_owned() };
-        let settings = platform.transfer_settings();
+        let settings = cx.reach.transfers;
         let (mut sender, _) = Sender::open(&connection, target, manifest.size(), settings, handle.counters())
             .await
             .map_err(transfer)?;
-        sender.manifest(platform.store().clone(), manifest.clone()).await.map_err(transfer)?;
+        sender.manifest(cx.images.store().clone(), manifest.clone()).await.map_err(transfer)?;
         sender.commit(manifest.root(), 0, jobs::unix_ms()).await.map_err(transfer)?;
     }
     drop(pin);

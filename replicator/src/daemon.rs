@@ -18,12 +18,13 @@ use crate::jobs::Jobs;
 use crate::net::Network;
 use crate::origins::Origins;
 use crate::peers::Peers;
-use crate::platform::Platform;
+use crate::platform::{
+    AddressCx, Guests, Images, ImagesCx, MigrationCx, Platform, Reach, ReplicationCx, Rules,
+};
 use crate::replicas::Replicas;
 use crate::serve::Connections;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
-use crate::warm::WarmStates;
 use crate::{address, control, files, migrate, serve};
 
 /// How long each part has to end in order once the daemon is told to.
@@ -88,27 +89,23 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
             }))
         }
     };
-    let platform = Arc::new(Platform {
-        hypervisor,
-        holdings: Holdings { store: Arc::new(store), seeds },
-        connections: Connections::default(),
-        handoffs: Arc::default(),
-        warm: WarmStates::default(),
-        addresses,
-        home,
-        layout,
-        config,
-        identity,
-        peers,
-        network,
-        origins: Arc::new(origins),
-        replicas,
-        vms,
+    let platform = Arc::new(assemble(
+        Guests { vms, hypervisor, layout },
+        Reach { network, peers, transfers: (config.compression_level, config.window_bytes) },
+        Images {
+            holdings: Holdings { store: Arc::new(store), seeds },
+            replicas: Arc::new(replicas),
+            origins: Arc::new(origins),
+        },
         jobs,
-    });
-    migrate::recover_all(&platform).await?;
-    let _addresses = AbortOnDropHandle::new(tokio::spawn(address::keep(platform.clone())));
-    let control = control::listen(&platform.layout.control_socket())?;
+        addresses.map(Arc::new),
+        home,
+        identity,
+        config,
+    ));
+    migrate::recover_all(&platform.migration).await?;
+    let _addresses = AbortOnDropHandle::new(tokio::spawn(address::keep(platform.address.clone())));
+    let control = control::listen(&platform.guests.layout.control_socket())?;
     tracing::info!(
         "platform '{}' with key {} listens on {} (UDP)",
         platform.config.name,
@@ -123,17 +120,69 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         _ = interrupt.recv() => tracing::info!("interrupted"),
     }
     let ending = async {
-        if let Some(addresses) = &platform.addresses {
+        if let Some(addresses) = &platform.address.gateway {
             addresses.end().await;
         }
         if let Some(home) = &platform.home {
             home.end().await;
         }
-        platform.network.close().await;
+        platform.reach.network.close().await;
     };
     if tokio::time::timeout(END_WITHIN, ending).await.is_err() {
         tracing::warn!("not everything has ended in order within {} s", END_WITHIN.as_secs());
     }
-    let _ = std::fs::remove_file(platform.layout.control_socket());
+    let _ = std::fs::remove_file(platform.guests.layout.control_socket());
     Ok(())
+}
+
+/// Gives each room what it works with.
+#[allow(clippy::too_many_arguments)]
+fn assemble(
+    guests: Guests,
+    reach: Reach,
+    images: Images,
+    jobs: Arc<Jobs>,
+    gateway: Option<Arc<Addresses>>,
+    home: Option<Arc<Home>>,
+    identity: Identity,
+    config: Config,
+) -> Platform {
+    let address =
+        AddressCx { gateway, identity: identity.clone(), guests: guests.clone(), reach: reach.clone() };
+    let migration = MigrationCx {
+        guests: guests.clone(),
+        reach: reach.clone(),
+        images: images.clone(),
+        jobs: jobs.clone(),
+        handoffs: Arc::default(),
+        address: address.clone(),
+        rules: Rules { hypervisor: config.hypervisor, qemu_binaries: config.qemu_binaries.clone() },
+    };
+    let replication = ReplicationCx {
+        guests: guests.clone(),
+        reach: reach.clone(),
+        jobs: jobs.clone(),
+        warm: Arc::default(),
+    };
+    let upkeep = ImagesCx {
+        images: images.clone(),
+        guests: guests.clone(),
+        reach: reach.clone(),
+        jobs: jobs.clone(),
+        store_level: config.store_level,
+    };
+    Platform {
+        config,
+        identity,
+        connections: Connections::default(),
+        home,
+        guests,
+        reach,
+        images,
+        jobs,
+        migration: Arc::new(migration),
+        replication: Arc::new(replication),
+        upkeep: Arc::new(upkeep),
+        address,
+    }
 }

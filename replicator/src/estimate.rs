@@ -13,7 +13,7 @@ use crate::disks::Cut;
 use crate::migrate::PlanError;
 use crate::migrate::source::{MigrateError, plan};
 use crate::net::{self, NetError};
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::transfer::sender::Sender;
 use crate::transfer::{Counters, TransferError};
 
@@ -77,17 +77,12 @@ pub struct DiskEstimate {
 }
 
 /// Scans the VM's disks and asks `peer` what it lacks.
-pub async fn estimate(
-    platform: &Platform,
-    vm: &str,
-    peer: &str,
-    mode: Mode,
-) -> Result<Estimate, EstimateError> {
-    let owned = platform.vms.owned(vm).map_err(MigrateError::from)?;
-    let definition = platform.vms.definition(vm).map_err(MigrateError::from)?;
-    platform.hypervisor.check_movable(&definition, mode).await.map_err(MigrateError::from)?;
-    let (plan, seen) = plan(platform, vm).await?;
-    let connection = platform.network.dial(peer).await?;
+pub async fn estimate(cx: &MigrationCx, vm: &str, peer: &str, mode: Mode) -> Result<Estimate, EstimateError> {
+    let owned = cx.guests.vms.owned(vm).map_err(MigrateError::from)?;
+    let definition = cx.guests.vms.definition(vm).map_err(MigrateError::from)?;
+    cx.guests.hypervisor.check_movable(&definition, mode).await.map_err(MigrateError::from)?;
+    let (plan, seen) = plan(cx, vm).await?;
+    let connection = cx.reach.network.dial(peer).await?;
     judge(&connection, peer, vm, owned, plan.encode().map_err(MigrateError::from)?).await?;
     let mut disks = Vec::new();
     for (index, (disk, definition)) in plan.disks.iter().zip(&plan.definition.disks).enumerate() {
@@ -103,7 +98,7 @@ pub async fn estimate(
                 let image = image.map_err(MigrateError::from)?;
                 let counters = Arc::new(Counters::default());
                 let target = Target::Estimate { vm: vm.to_owned(), disk: disk.name.clone() };
-                let settings = platform.transfer_settings();
+                let settings = cx.reach.transfers;
                 let opened = Sender::open(&connection, target, disk.size, settings, counters.clone()).await;
                 let (mut sender, _) = opened.map_err(failed)?;
                 sender.estimate(Arc::new(image), &path).await.map_err(failed)?;

@@ -15,7 +15,7 @@ use crate::landing::{self, Landing, LandingError};
 use crate::lease::{Lease, Leased};
 use crate::migrate::{BootFile, Plan};
 use crate::net::lanes::LaneRecv;
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::transfer::memory::{self, RelayError};
 use crate::transfer::sink::{Assembly, InPlace, MigrationSink};
 use crate::vms::VmError;
@@ -77,7 +77,7 @@ struct Disk {
 
 /// The images of one incoming migration.
 pub struct Incoming {
-    platform: Arc<Platform>,
+    cx: Arc<MigrationCx>,
     /// With the paths under which the images are written.
     definition: VmDefinition,
     disks: Vec<Disk>,
@@ -89,12 +89,12 @@ impl Incoming {
     /// of its disks, and whether the hypervisor can run it. Changes nothing. `progress` is called whenever more of that
     /// is known.
     pub async fn judge(
-        platform: &Arc<Platform>,
+        cx: &Arc<MigrationCx>,
         plan: &Plan,
         lease: &Lease,
         progress: impl Fn() + Send + 'static,
     ) -> Result<(), IncomingError> {
-        let (at, looked_at, work) = (platform.clone(), plan.clone(), lease.clone());
+        let (at, looked_at, work) = (cx.clone(), plan.clone(), lease.clone());
         let looked = lease.run_blocking(move || {
             let definition = landing::local_definition(&at, &looked_at);
             for file in &looked_at.boot_files {
@@ -109,21 +109,21 @@ impl Incoming {
         });
         let definition = looked.await.map_err(|_| IncomingError::Worker)??;
         let sizes: Vec<_> = plan.disks.iter().map(|disk| disk.size).collect();
-        Ok(platform.hypervisor.probe(&definition, &sizes, plan.facts.as_ref()).await?)
+        Ok(cx.guests.hypervisor.probe(&definition, &sizes, plan.facts.as_ref()).await?)
     }
 
     /// Judges the plan and creates the images, from whatever there is of the VM's disks: an image that was left here,
     /// a replica.
     pub async fn prepare(
-        platform: &Arc<Platform>,
+        cx: &Arc<MigrationCx>,
         peer: &str,
         plan: &Plan,
         job: JobId,
         lease: &Lease,
         progress: impl Fn() + Clone + Send + 'static,
     ) -> Result<Self, IncomingError> {
-        Incoming::judge(platform, plan, lease, progress.clone()).await?;
-        let (at, peer, plan, work) = (platform.clone(), peer.to_owned(), plan.clone(), lease.clone());
+        Incoming::judge(cx, plan, lease, progress.clone()).await?;
+        let (at, peer, plan, work) = (cx.clone(), peer.to_owned(), plan.clone(), lease.clone());
         let prepared = lease.run_blocking(move || {
             let mut definition = landing::local_definition(&at, &plan);
             if let Some(facts) = &plan.facts {
@@ -148,7 +148,7 @@ impl Incoming {
             Ok::<_, IncomingError>((definition, disks))
         });
         let (definition, disks) = prepared.await.map_err(|_| IncomingError::Worker)??;
-        Ok(Incoming { platform: platform.clone(), definition, disks, lease: lease.clone() })
+        Ok(Incoming { cx: cx.clone(), definition, disks, lease: lease.clone() })
     }
 
     /// The lease under which everything that writes to the images must run.
@@ -163,7 +163,7 @@ impl Incoming {
         if image.size() != size || disk.taken.swap(true, std::sync::atomic::Ordering::Relaxed) {
             return Err(IncomingError::NoSuchDisk);
         }
-        let holdings = self.platform.holdings.clone();
+        let holdings = self.cx.images.holdings.clone();
         let image = InPlace(Leased::new(image.clone(), &self.lease));
         let assembly = Assembly::new(image, disk.tree.clone(), holdings, None).like(disk.landing.like());
         Ok(MigrationSink::new(assembly, disk.applied.clone()))
@@ -171,7 +171,7 @@ impl Incoming {
 
     /// Starts the hypervisor, waiting for memory.
     pub async fn start_hypervisor(&self) -> Result<(), IncomingError> {
-        Ok(self.platform.hypervisor.start_incoming(&self.definition).await?)
+        Ok(self.cx.guests.hypervisor.start_incoming(&self.definition).await?)
     }
 
     /// Feeds the memory stream to the hypervisor until it is loaded. A broken stream is an error.
@@ -181,9 +181,9 @@ impl Incoming {
         count: impl Fn(u64),
     ) -> Result<(), IncomingError> {
         let name = &self.definition.name;
-        let hypervisor = self.platform.hypervisor.open_incoming(name).await?;
+        let hypervisor = self.cx.guests.hypervisor.open_incoming(name).await?;
         memory::receive(hypervisor, recv, send, count).await?;
-        Ok(self.platform.hypervisor.incoming_loaded(name).await?)
+        Ok(self.cx.guests.hypervisor.incoming_loaded(name).await?)
     }
 
     /// Waits until the last blocks are durable and hashed, which began when they came, and compares the images' roots
@@ -220,15 +220,15 @@ fn check_boot_file(file: &BootFile) -> Result<(), IncomingError> {
 
 /// Lets the guest run here. True when its memory was lost and it was booted from its disks.
 pub async fn resume(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     plan: &Plan,
     job: JobId,
     lease: &Lease,
 ) -> Result<bool, IncomingError> {
-    let (at, landed) = (platform.clone(), plan.clone());
+    let (at, landed) = (cx.clone(), plan.clone());
     let landing = lease.run_blocking(move || landing::settle(&at, &landed, job));
     let definition = landing.await.map_err(|_| IncomingError::Worker)??;
-    let hypervisor = &platform.hypervisor;
+    let hypervisor = &cx.guests.hypervisor;
     let cold = match hypervisor.status(&definition.name).await? {
         GuestStatus::Running => false,
         // One that does not answer at the moment may have the guest's memory: it is not ended for being slow.
@@ -247,20 +247,20 @@ pub async fn resume(
             true
         }
     };
-    let vms = platform.vms.clone();
+    let vms = cx.guests.vms.clone();
     lease.run_blocking(move || vms.define(definition)).await.map_err(|_| IncomingError::Worker)??;
     Ok(cold)
 }
 
 /// Ends what there is of a VM that will not come. Its images are put aside: they spare the next migration the same bytes.
 pub async fn take_back(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     plan: &Plan,
     job: JobId,
     lease: &Lease,
 ) -> Result<(), IncomingError> {
-    platform.hypervisor.stop(&plan.definition.name, StopHow::Kill).await?;
-    let (at, plan) = (platform.clone(), plan.clone());
+    cx.guests.hypervisor.stop(&plan.definition.name, StopHow::Kill).await?;
+    let (at, plan) = (cx.clone(), plan.clone());
     let put_aside = lease.run_blocking(move || landing::put_aside(&at, &plan, job));
     Ok(put_aside.await.map_err(|_| IncomingError::Worker)??)
 }

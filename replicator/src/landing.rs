@@ -14,7 +14,7 @@ use migrate_driver::{DiskFormat, VmDefinition, VmName};
 
 use crate::files;
 use crate::migrate::{Plan, PlanDisk};
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 
 /// Room left on the disk beyond what the images take.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -109,10 +109,10 @@ fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LandingErro
 }
 
 /// The definition as it is on this platform: a VM that was here before keeps its paths.
-pub(crate) fn local_definition(platform: &Platform, plan: &Plan) -> VmDefinition {
+pub(crate) fn local_definition(cx: &MigrationCx, plan: &Plan) -> VmDefinition {
     let mut definition = plan.definition.clone();
     for disk in &mut definition.disks {
-        disk.path = image_path(platform, &definition.name, &disk.name);
+        disk.path = image_path(cx, &definition.name, &disk.name);
         // What comes here are the disk's bytes, whatever they are kept in elsewhere.
         disk.format = DiskFormat::Raw;
     }
@@ -120,11 +120,11 @@ pub(crate) fn local_definition(platform: &Platform, plan: &Plan) -> VmDefinition
 }
 
 /// Where a disk's image is on this platform: where it was when the VM was here before.
-fn image_path(platform: &Platform, vm: &VmName, disk: &str) -> PathBuf {
-    let known = platform.vms.definition(vm.as_str()).ok();
+fn image_path(cx: &MigrationCx, vm: &VmName, disk: &str) -> PathBuf {
+    let known = cx.guests.vms.definition(vm.as_str()).ok();
     let known =
         known.as_ref().and_then(|known| known.disk(disk)).filter(|disk| disk.format == DiskFormat::Raw);
-    known.map_or_else(|| platform.layout.image(vm.as_str(), disk), |disk| disk.path.clone())
+    known.map_or_else(|| cx.guests.layout.image(vm.as_str(), disk), |disk| disk.path.clone())
 }
 
 /// `path` with something after its name.
@@ -145,9 +145,9 @@ fn partial(path: &Path) -> PathBuf {
 }
 
 /// What a migration of this disk to here would start from, if anything.
-pub(crate) fn existing_image(platform: &Platform, peer: &str, vm: &str, disk: &str) -> Option<RawImage> {
-    let path = image_path(platform, &VmName::new(vm).ok()?, disk);
-    let candidates = [Some(path.clone()), Some(partial(&path)), replica(platform, peer, vm, disk)];
+pub(crate) fn existing_image(cx: &MigrationCx, peer: &str, vm: &str, disk: &str) -> Option<RawImage> {
+    let path = image_path(cx, &VmName::new(vm).ok()?, disk);
+    let candidates = [Some(path.clone()), Some(partial(&path)), replica(cx, peer, vm, disk)];
     candidates.into_iter().flatten().find_map(|path| RawImage::open_read(path).ok())
 }
 
@@ -164,8 +164,8 @@ pub(crate) enum There {
 }
 
 /// The replica that a peer keeps here of a VM's disk.
-fn replica(platform: &Platform, peer: &str, vm: &str, disk: &str) -> Option<PathBuf> {
-    platform.replicas.image_of(&platform.peers.get(peer).ok()?.fingerprint, vm, disk)
+fn replica(cx: &MigrationCx, peer: &str, vm: &str, disk: &str) -> Option<PathBuf> {
+    cx.images.replicas.image_of(&cx.reach.peers.get(peer).ok()?.fingerprint, vm, disk)
 }
 
 /// The image of one disk on its way in.
@@ -177,7 +177,7 @@ pub(crate) struct Landing {
 impl Landing {
     /// Looks at what `path` leads to, and whether the disk can stand there. Changes nothing.
     pub(crate) fn check(
-        platform: &Platform,
+        cx: &MigrationCx,
         vm: &VmName,
         disk: &PlanDisk,
         path: &Path,
@@ -187,13 +187,13 @@ impl Landing {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
             Err(error) => return Err(at("look at", path)(error)),
         };
-        if platform.vms.definition(vm.as_str()).is_err() {
+        if cx.guests.vms.definition(vm.as_str()).is_err() {
             if kind.is_block_device() {
                 return Err(LandingError::ForeignDevice { path: path.to_owned(), vm: vm.to_string() });
             }
             return Ok(There::Foreign);
         }
-        check_free(platform, vm, path)?;
+        check_free(cx, vm, path)?;
         let image = RawImage::open_read(path).map_err(at("open", path))?;
         if !kind.is_block_device() {
             return Ok(There::Image(image));
@@ -209,14 +209,14 @@ impl Landing {
     /// no more than a look: where the file system cannot share blocks, what there is of the disk is not copied but read
     /// while the transfer goes on.
     pub(crate) fn prepare(
-        platform: &Platform,
+        cx: &MigrationCx,
         peer: &str,
         vm: &VmName,
         disk: &PlanDisk,
         path: &Path,
         job: JobId,
     ) -> Result<Self, LandingError> {
-        let old = match Landing::check(platform, vm, disk, path)? {
+        let old = match Landing::check(cx, vm, disk, path)? {
             There::Device => {
                 let image = RawImage::open_write(path).map_err(at("open", path))?;
                 return Ok(Landing { image: Arc::new(image), like: None });
@@ -226,7 +226,7 @@ impl Landing {
         };
         let dir = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(at("create", dir))?;
-        let replica = || replica(platform, peer, vm.as_str(), &disk.name);
+        let replica = || replica(cx, peer, vm.as_str(), &disk.name);
         // A replica that cannot be read is no reason to refuse: its bytes are sent.
         let like = old.or_else(|| RawImage::open_read(replica()?).ok());
         let (target, left) = (incoming(path, job), partial(path));
@@ -264,9 +264,9 @@ impl Landing {
 }
 
 /// Refuses a disk's place of earlier that somebody else uses by now.
-fn check_free(platform: &Platform, vm: &VmName, path: &Path) -> Result<(), LandingError> {
+fn check_free(cx: &MigrationCx, vm: &VmName, path: &Path) -> Result<(), LandingError> {
     let id = FileId::of_path(path).map_err(at("look at", path))?;
-    for other in platform.vms.list().iter().filter(|definition| definition.name != *vm) {
+    for other in cx.guests.vms.list().iter().filter(|definition| definition.name != *vm) {
         if other.disks.iter().any(|disk| FileId::of_path(&disk.path).is_ok_and(|theirs| theirs == id)) {
             let (path, vm, owner) = (path.to_owned(), vm.to_string(), other.name.to_string());
             return Err(LandingError::Taken { path, vm, owner });
@@ -282,9 +282,9 @@ fn check_free(platform: &Platform, vm: &VmName, path: &Path) -> Result<(), Landi
 /// The VM is ours: its images take their places, and what the VM had there before is gone. Gives the definition as it is
 /// from now on. May be called again. An image whose place is not free, or not the VM's, stays where it was written, which
 /// is its place then.
-pub(crate) fn settle(platform: &Platform, plan: &Plan, job: JobId) -> Result<VmDefinition, LandingError> {
-    let mut definition = local_definition(platform, plan);
-    let is_known = platform.vms.definition(plan.definition.name.as_str()).is_ok();
+pub(crate) fn settle(cx: &MigrationCx, plan: &Plan, job: JobId) -> Result<VmDefinition, LandingError> {
+    let mut definition = local_definition(cx, plan);
+    let is_known = cx.guests.vms.definition(plan.definition.name.as_str()).is_ok();
     for disk in &mut definition.disks {
         let written = incoming(&disk.path, job);
         if !written.exists() {
@@ -292,7 +292,7 @@ pub(crate) fn settle(platform: &Platform, plan: &Plan, job: JobId) -> Result<VmD
         }
         let is_free = match fs::symlink_metadata(&disk.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            _ => is_known && check_free(platform, &plan.definition.name, &disk.path).is_ok(),
+            _ => is_known && check_free(cx, &plan.definition.name, &disk.path).is_ok(),
         };
         // A link stays, and what it leads to is replaced; beyond a file system's end that cannot be.
         let target = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
@@ -317,8 +317,8 @@ pub(crate) fn settle(platform: &Platform, plan: &Plan, job: JobId) -> Result<VmD
 }
 
 /// The VM will not come: the images that the job has written are put aside. What was there before is untouched.
-pub(crate) fn put_aside(platform: &Platform, plan: &Plan, job: JobId) -> Result<(), LandingError> {
-    for disk in local_definition(platform, plan).disks {
+pub(crate) fn put_aside(cx: &MigrationCx, plan: &Plan, job: JobId) -> Result<(), LandingError> {
+    for disk in local_definition(cx, plan).disks {
         let written = incoming(&disk.path, job);
         match fs::rename(&written, partial(&disk.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

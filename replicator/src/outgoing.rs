@@ -20,7 +20,7 @@ use crate::lease::{Lease, Leased, Revoked};
 use crate::migrate::link::Link;
 use crate::migrate::{Plan, PlanDisk};
 use crate::net::NetError;
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::transfer::TransferError;
 use crate::transfer::memory::{self, MemoryStream};
 use crate::transfer::sender::Sender;
@@ -108,7 +108,7 @@ struct Disk {
 
 /// The data of one outgoing migration.
 pub struct Outgoing {
-    platform: Arc<Platform>,
+    cx: Arc<MigrationCx>,
     handle: JobHandle,
     vm: VmName,
     link: Arc<Link>,
@@ -124,7 +124,7 @@ pub struct Outgoing {
 impl Outgoing {
     /// For the disks of a plan; without `data` only [`Outgoing::roll_back`] and [`Outgoing::retire`] work.
     pub fn new(
-        platform: Arc<Platform>,
+        cx: Arc<MigrationCx>,
         handle: JobHandle,
         vm: VmName,
         link: Arc<Link>,
@@ -136,7 +136,7 @@ impl Outgoing {
             plan.disks.iter().cloned().zip(plan.definition.disks.iter().cloned()).collect()
         });
         let (open, server, stopped) = Default::default();
-        Outgoing { platform, handle, vm, link, disks, plan, mode, limits, open, server, stopped }
+        Outgoing { cx, handle, vm, link, disks, plan, mode, limits, open, server, stopped }
     }
 
     /// Since when the guest has stood still, once it does.
@@ -148,7 +148,7 @@ impl Outgoing {
     pub async fn copy_disks(&self, lease: &Lease) -> Result<u64, OutgoingError> {
         let connection = self.link.connection().await?;
         let seen = match &self.plan {
-            Some(plan) => disks::seen(&*self.platform.hypervisor, &plan.definition).await?,
+            Some(plan) => disks::seen(&*self.cx.guests.hypervisor, &plan.definition).await?,
             None => return Err(OutgoingError::NotOpen),
         };
         let overlays = self.tap_disks().await?;
@@ -172,7 +172,7 @@ impl Outgoing {
                 }
             };
             let target = Target::Migration { job: self.handle.id(), disk: index as u32 };
-            let settings = self.platform.transfer_settings();
+            let settings = self.cx.reach.transfers;
             let (sender, _) = Sender::open(&connection, target, disk.size, settings, self.handle.counters())
                 .await
                 .map_err(|source| OutgoingError::Transfer { disk: disk.name.clone(), source })?;
@@ -201,7 +201,7 @@ impl Outgoing {
     }
 
     async fn tap_disks(&self) -> Result<Vec<Arc<Overlay>>, OutgoingError> {
-        let scratch = self.platform.layout.scratch();
+        let scratch = self.cx.guests.layout.scratch();
         let mut exports = Vec::new();
         for (disk, _) in &self.disks {
             let overlay = Overlay::new(disk.size, &scratch).map_err(|source| OutgoingError::Io {
@@ -210,7 +210,7 @@ impl Outgoing {
             })?;
             exports.push((disk.name.clone(), Arc::new(overlay)));
         }
-        let server = self.platform.serve_taps(&self.vm, exports.clone());
+        let server = self.cx.guests.serve_taps(&self.vm, exports.clone());
         let server = server.map_err(|source| OutgoingError::Io { what: "NBD server".into(), source })?;
         let socket = server.socket().to_owned();
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
@@ -219,7 +219,7 @@ impl Outgoing {
                 DiskFormat::Raw => TapKind::Mirror,
                 DiskFormat::Qcow2 => TapKind::Copy,
             };
-            self.platform.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, kind).await?;
+            self.cx.guests.hypervisor.tap(&self.vm, &disk.name, &socket, &disk.name, kind).await?;
         }
         Ok(exports.into_iter().map(|(_, overlay)| overlay).collect())
     }
@@ -251,11 +251,11 @@ impl Outgoing {
         // The hypervisor's share: the disk's last round, the device state and the resume want some of it too.
         let (mode, max_downtime) = (self.mode, self.limits.max_downtime / 2);
         let params = MemoryParams { mode, max_downtime, max_bandwidth_bytes_s: None };
-        let memory = self.platform.hypervisor.send_memory(&self.vm, &params).await?;
-        let (network, peer, job) = (&self.platform.network, self.link.peer(), self.handle.id());
+        let memory = self.cx.guests.hypervisor.send_memory(&self.vm, &params).await?;
+        let (network, peer, job) = (&self.cx.reach.network, self.link.peer(), self.handle.id());
         let stream = MemoryStream::open(network, peer, &connection, job).await?;
         let handle = self.handle.clone();
-        let floor = self.platform.hypervisor.memory_floor_bytes();
+        let floor = self.cx.guests.hypervisor.memory_floor_bytes();
         // Ends with the hypervisor's stream or with the connection, of which the link tells; and when the migration is
         // undone, since a hypervisor that waits for its stream to be read answers nobody.
         lease.spawn(async move {
@@ -264,12 +264,12 @@ impl Outgoing {
             }
         });
         if let Some(plan) = &self.plan {
-            address::leaves_soon(&self.platform, plan).await;
+            address::leaves_soon(&self.cx.address, plan).await;
         }
-        let stopped = self.platform.hypervisor.wait_paused(&self.vm).await?;
+        let stopped = self.cx.guests.hypervisor.wait_paused(&self.vm).await?;
         let _ = self.stopped.set(stopped);
         if let Some(plan) = &self.plan {
-            address::leaving(&self.platform, plan, stopped).await;
+            address::leaving(&self.cx.address, plan, stopped).await;
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Outgoing {
     /// With the guest paused: every write it was promised is in the overlays.
     pub async fn drain_disks(&self) -> Result<(), OutgoingError> {
         for (disk, _) in &self.disks {
-            self.platform.hypervisor.drain(&self.vm, &disk.name).await?;
+            self.cx.guests.hypervisor.drain(&self.vm, &disk.name).await?;
         }
         dirty_bytes(&self.open.lock().await).map(drop)
     }
@@ -306,13 +306,13 @@ impl Outgoing {
 
     /// Lets the hypervisor send its last state; the guest then only exists on the other side, not running.
     pub async fn finish_memory(&self) -> Result<(), OutgoingError> {
-        Ok(self.platform.hypervisor.finish_memory(&self.vm).await?)
+        Ok(self.cx.guests.hypervisor.finish_memory(&self.vm).await?)
     }
 
     /// Undoes everything; the guest runs here.
     pub async fn roll_back(&self) -> Result<(), OutgoingError> {
-        let status = self.platform.hypervisor.rollback(&self.vm).await?;
-        address::stays(&self.platform, self.vm.as_str()).await;
+        let status = self.cx.guests.hypervisor.rollback(&self.vm).await?;
+        address::stays(&self.cx.address, self.vm.as_str()).await;
         self.close().await;
         if status != GuestStatus::Running {
             let note =
@@ -324,8 +324,8 @@ impl Outgoing {
 
     /// The VM runs elsewhere: ends what is left of it here. Its disks stay, as the start of a way back.
     pub async fn retire(&self) -> Result<(), OutgoingError> {
-        self.platform.hypervisor.stop(&self.vm, StopHow::Kill).await?;
-        address::left(&self.platform, self.vm.as_str()).await;
+        self.cx.guests.hypervisor.stop(&self.vm, StopHow::Kill).await?;
+        address::left(&self.cx.address, self.vm.as_str()).await;
         self.close().await;
         Ok(())
     }

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::jobs::{self, JobState};
 use crate::journal::Claim;
 use crate::net::{self, NetError};
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::vms::{Hold, VmError};
 
 /// How long peers have to answer before a VM starts without them.
@@ -88,12 +88,12 @@ struct Asked {
 }
 
 /// Asks peers at once. One of an older version does not answer this question.
-async fn ask(platform: &Arc<Platform>, vm: &str, peers: Vec<String>, within: Duration) -> Asked {
+async fn ask(cx: &Arc<MigrationCx>, vm: &str, peers: Vec<String>, within: Duration) -> Asked {
     let mut asking = JoinSet::new();
     for peer in peers {
-        let (platform, vm) = (platform.clone(), vm.to_owned());
+        let (cx, vm) = (cx.clone(), vm.to_owned());
         asking.spawn(async move {
-            let answer = tokio::time::timeout(within, ask_one(&platform, &peer, vm)).await;
+            let answer = tokio::time::timeout(within, ask_one(&cx, &peer, vm)).await;
             (peer, answer.ok().and_then(Result::ok))
         });
     }
@@ -109,8 +109,8 @@ async fn ask(platform: &Arc<Platform>, vm: &str, peers: Vec<String>, within: Dur
     asked
 }
 
-async fn ask_one(platform: &Platform, peer: &str, vm: String) -> Result<ClaimAnswer, NetError> {
-    let connection = platform.network.dial(peer).await?;
+async fn ask_one(cx: &MigrationCx, peer: &str, vm: String) -> Result<ClaimAnswer, NetError> {
+    let connection = cx.reach.network.dial(peer).await?;
     let answer = async {
         let (mut send, mut recv) = connection.open_bi().await?;
         net::send(&mut send, &Open::Claim { vm }).await?;
@@ -122,8 +122,8 @@ async fn ask_one(platform: &Platform, peer: &str, vm: String) -> Result<ClaimAns
 }
 
 /// Answers a peer: no more than the epoch and what the VM is to this platform.
-pub async fn answer(platform: &Platform, mut send: SendStream, vm: &str) -> Result<(), NetError> {
-    let answer = match platform.vms.ownership(vm) {
+pub async fn answer(cx: &MigrationCx, mut send: SendStream, vm: &str) -> Result<(), NetError> {
+    let answer = match cx.guests.vms.ownership(vm) {
         None => ClaimAnswer { epoch: Epoch(0), relation: Relation::Stranger },
         Some(claim) => {
             let relation = match claim {
@@ -144,32 +144,32 @@ pub async fn answer(platform: &Platform, mut send: SendStream, vm: &str) -> Resu
 /// To be called before a VM that is stopped is started, moved or replicated: whether no peer knows better. What should be
 /// said to the person comes back. A platform whose epoch is not above that of every removed VM of this name takes a higher
 /// one, so that the VM can move there.
-pub async fn check(platform: &Arc<Platform>, vm: &str) -> Result<Option<String>, OwnershipError> {
-    check_with(platform, vm, platform.peers.list().into_keys().collect()).await
+pub async fn check(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<String>, OwnershipError> {
+    check_with(cx, vm, cx.reach.peers.list().into_keys().collect()).await
 }
 
 /// The same for a guest that runs, which only has to know better than `peer`.
 pub async fn check_against(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     vm: &str,
     peer: &str,
 ) -> Result<Option<String>, OwnershipError> {
-    check_with(platform, vm, vec![peer.to_owned()]).await
+    check_with(cx, vm, vec![peer.to_owned()]).await
 }
 
 async fn check_with(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     vm: &str,
     peers: Vec<String>,
 ) -> Result<Option<String>, OwnershipError> {
-    let claim = platform.vms.ownership(vm);
+    let claim = cx.guests.vms.ownership(vm);
     if !matches!(claim, Some(Claim::Unknown(..))) {
-        platform.vms.owned(vm)?;
+        cx.guests.vms.owned(vm)?;
     }
-    let asked = ask(platform, vm, peers, BEFORE_START).await;
+    let asked = ask(cx, vm, peers, BEFORE_START).await;
     let Judged { raise_to, namesakes, removed_by } = judge(vm, claim.as_ref(), &asked)?;
     if let Some(epoch) = raise_to {
-        settle(platform, vm, Claim::Ours(epoch)).await?;
+        settle(cx, vm, Claim::Ours(epoch)).await?;
     }
     let mut warnings = Vec::new();
     if !asked.silent.is_empty() {
@@ -238,38 +238,38 @@ fn judge(vm: &str, claim: Option<&Claim>, asked: &Asked) -> Result<Judged, Owner
 }
 
 /// Before a definition: of a VM that moved to a peer its name is free again once that peer says that it was removed.
-pub async fn check_name_is_free(platform: &Arc<Platform>, vm: &str) -> Result<(), OwnershipError> {
-    match platform.vms.ownership(vm) {
+pub async fn check_name_is_free(cx: &Arc<MigrationCx>, vm: &str) -> Result<(), OwnershipError> {
+    match cx.guests.vms.ownership(vm) {
         None | Some(Claim::Removed(_)) => Ok(()),
         Some(Claim::Theirs(epoch, peer)) => {
-            let asked = ask(platform, vm, vec![peer], BEFORE_START).await;
+            let asked = ask(cx, vm, vec![peer], BEFORE_START).await;
             match asked.answers.first() {
                 Some((_, ClaimAnswer { epoch: removed, relation: Relation::Removed }))
                     if *removed >= epoch =>
                 {
-                    settle(platform, vm, Claim::Removed(*removed)).await
+                    settle(cx, vm, Claim::Removed(*removed)).await
                 }
-                _ => Ok(platform.vms.owned(vm).map(drop)?),
+                _ => Ok(cx.guests.vms.owned(vm).map(drop)?),
             }
         }
-        Some(_) => Ok(platform.vms.owned(vm).map(drop)?),
+        Some(_) => Ok(cx.guests.vms.owned(vm).map(drop)?),
     }
 }
 
 /// A person takes a VM whose owner is gone for good, or whose ownership cannot be told. Refused while a peer owns it. The
 /// new epoch is above that of the lost owner, so that a returning one loses. Gives the epoch.
-pub async fn keep(platform: &Arc<Platform>, vm: &str) -> Result<Epoch, OwnershipError> {
-    let Some(claim) = platform.vms.ownership(vm) else { return Ok(platform.vms.owned(vm)?) };
-    let asked = ask(platform, vm, platform.peers.list().into_keys().collect(), BEFORE_DECISION).await;
+pub async fn keep(cx: &Arc<MigrationCx>, vm: &str) -> Result<Epoch, OwnershipError> {
+    let Some(claim) = cx.guests.vms.ownership(vm) else { return Ok(cx.guests.vms.owned(vm)?) };
+    let asked = ask(cx, vm, cx.reach.peers.list().into_keys().collect(), BEFORE_DECISION).await;
     let epoch = judge_keep(vm, &claim, &asked)?;
     if matches!(claim, Claim::Theirs(..)) {
-        end_release(platform, vm).await;
+        end_release(cx, vm).await;
     }
-    let _hold = hold(platform, vm, "resolve")?;
-    if platform.vms.ownership(vm) != Some(claim) {
+    let _hold = hold(cx, vm, "resolve")?;
+    if cx.guests.vms.ownership(vm) != Some(claim) {
         return Err(OwnershipError::Changed { vm: vm.to_owned() });
     }
-    settle(platform, vm, Claim::Ours(epoch)).await?;
+    settle(cx, vm, Claim::Ours(epoch)).await?;
     tracing::warn!(
         "VM '{vm}' is taken at epoch {epoch}, by a person's decision; no answer from: {:?}",
         asked.silent
@@ -278,9 +278,9 @@ pub async fn keep(platform: &Arc<Platform>, vm: &str) -> Result<Epoch, Ownership
 }
 
 /// Ends the job that still tells a peer which is gone that the VM is its own.
-async fn end_release(platform: &Platform, vm: &str) {
-    let Some(job) = platform.vms.holder(vm) else { return };
-    if let (true, Some(mut watch)) = (platform.handoffs.presume_resumed(job), platform.jobs.watch(job)) {
+async fn end_release(cx: &MigrationCx, vm: &str) {
+    let Some(job) = cx.guests.vms.holder(vm) else { return };
+    if let (true, Some(mut watch)) = (cx.handoffs.presume_resumed(job), cx.jobs.watch(job)) {
         let ended = watch.wait_for(|report| report.state != JobState::Running);
         // One that does not end keeps its hold, which is told.
         let _ = tokio::time::timeout(BEFORE_DECISION, ended).await;
@@ -306,15 +306,15 @@ fn judge_keep(vm: &str, claim: &Claim, asked: &Asked) -> Result<Epoch, Ownership
 }
 
 /// A person accepts that the peer which says so owns a VM. Gives its name and epoch.
-pub async fn give_up(platform: &Arc<Platform>, vm: &str) -> Result<(String, Epoch), OwnershipError> {
-    let _hold = hold(platform, vm, "resolve")?;
-    let Some(claim) = platform.vms.ownership(vm) else {
-        return Err(platform.vms.owned(vm).map_or_else(OwnershipError::from, |epoch| {
+pub async fn give_up(cx: &Arc<MigrationCx>, vm: &str) -> Result<(String, Epoch), OwnershipError> {
+    let _hold = hold(cx, vm, "resolve")?;
+    let Some(claim) = cx.guests.vms.ownership(vm) else {
+        return Err(cx.guests.vms.owned(vm).map_or_else(OwnershipError::from, |epoch| {
             OwnershipError::NothingToKeep { vm: vm.to_owned(), epoch }
         }));
     };
-    check_stopped(platform, vm, "give up").await?;
-    let asked = ask(platform, vm, platform.peers.list().into_keys().collect(), BEFORE_DECISION).await;
+    check_stopped(cx, vm, "give up").await?;
+    let asked = ask(cx, vm, cx.reach.peers.list().into_keys().collect(), BEFORE_DECISION).await;
     let owner = asked
         .answers
         .iter()
@@ -327,7 +327,7 @@ pub async fn give_up(platform: &Arc<Platform>, vm: &str) -> Result<(String, Epoc
         };
         return Err(OwnershipError::NobodyElse { vm: vm.to_owned(), silent });
     };
-    settle(platform, vm, Claim::Theirs(answer.epoch, peer.clone())).await?;
+    settle(cx, vm, Claim::Theirs(answer.epoch, peer.clone())).await?;
     tracing::warn!(
         "VM '{vm}' is given up to peer '{peer}' at epoch {}, by a person's decision",
         answer.epoch
@@ -348,63 +348,63 @@ pub struct Removed {
 
 /// Forgets a stopped VM. Of one that is ours the epoch stays known, so that an older offer of it is refused; of one that
 /// moved away, where it went. With `disks` its images in this platform's own directory of images are deleted.
-pub async fn remove(platform: &Arc<Platform>, vm: &str, disks: bool) -> Result<Removed, OwnershipError> {
-    let _hold = hold(platform, vm, "remove")?;
-    let claim = platform.vms.ownership(vm);
+pub async fn remove(cx: &Arc<MigrationCx>, vm: &str, disks: bool) -> Result<Removed, OwnershipError> {
+    let _hold = hold(cx, vm, "remove")?;
+    let claim = cx.guests.vms.ownership(vm);
     match &claim {
         None | Some(Claim::Removed(_) | Claim::Undecided(..) | Claim::Unknown(..)) => {
-            platform.vms.owned(vm)?;
+            cx.guests.vms.owned(vm)?;
         }
         Some(Claim::Ours(_) | Claim::Theirs(..)) => {}
     }
-    check_stopped(platform, vm, "remove").await?;
-    let images = platform.vms.definition(vm).map(|definition| definition.disks).unwrap_or_default();
+    check_stopped(cx, vm, "remove").await?;
+    let images = cx.guests.vms.definition(vm).map(|definition| definition.disks).unwrap_or_default();
     let images: Vec<PathBuf> = images.into_iter().map(|disk| disk.path).collect();
     if let Some(Claim::Ours(epoch)) = claim {
-        settle(platform, vm, Claim::Removed(epoch)).await?;
+        settle(cx, vm, Claim::Removed(epoch)).await?;
     }
-    let (platform, vm) = (platform.clone(), vm.to_owned());
+    let (cx, vm) = (cx.clone(), vm.to_owned());
     let removing = tokio::task::spawn_blocking(move || {
-        platform.vms.undefine(&vm)?;
+        cx.guests.vms.undefine(&vm)?;
         let mut removed = Removed { removed: vm.clone(), ..Removed::default() };
         for image in images {
-            let gone = disks && is_own_image(&platform, &image) && std::fs::remove_file(&image).is_ok();
+            let gone = disks && is_own_image(&cx, &image) && std::fs::remove_file(&image).is_ok();
             if gone { removed.deleted.push(image) } else { removed.kept.push(image) }
         }
         // Only when nothing is left in it.
-        let _ = std::fs::remove_dir(platform.layout.image(&vm, "x").with_file_name(""));
+        let _ = std::fs::remove_dir(cx.guests.layout.image(&vm, "x").with_file_name(""));
         Ok(removed)
     });
     removing.await.map_err(|_| OwnershipError::Worker)?
 }
 
 /// Whether this is a file in our own directory of images that no VM uses.
-fn is_own_image(platform: &Platform, image: &std::path::Path) -> bool {
+fn is_own_image(cx: &MigrationCx, image: &std::path::Path) -> bool {
     let Ok(real) = image.canonicalize() else { return false };
-    let Ok(own) = platform.layout.images().canonicalize() else { return false };
+    let Ok(own) = cx.guests.layout.images().canonicalize() else { return false };
     let plain = std::fs::symlink_metadata(image).is_ok_and(|meta| meta.is_file());
-    let used = platform.vms.list().into_iter().flat_map(|vm| vm.disks);
+    let used = cx.guests.vms.list().into_iter().flat_map(|vm| vm.disks);
     plain
         && real.starts_with(own)
         && !used.filter_map(|disk| disk.path.canonicalize().ok()).any(|used| used == real)
 }
 
-fn hold(platform: &Arc<Platform>, vm: &str, what: &'static str) -> Result<Hold, VmError> {
-    platform.vms.hold(vm, jobs::new_id(), what)
+fn hold(cx: &Arc<MigrationCx>, vm: &str, what: &'static str) -> Result<Hold, VmError> {
+    cx.guests.vms.hold(vm, jobs::new_id(), what)
 }
 
-async fn check_stopped(platform: &Platform, vm: &str, what: &'static str) -> Result<(), OwnershipError> {
+async fn check_stopped(cx: &MigrationCx, vm: &str, what: &'static str) -> Result<(), OwnershipError> {
     // What has no VM's name runs nowhere.
     let Ok(name) = VmName::new(vm) else { return Ok(()) };
-    match platform.hypervisor.status(&name).await? {
+    match cx.guests.hypervisor.status(&name).await? {
         GuestStatus::Stopped => Ok(()),
         status => Err(OwnershipError::NotStopped { what, vm: vm.to_owned(), status: status.to_string() }),
     }
 }
 
-async fn settle(platform: &Arc<Platform>, vm: &str, claim: Claim) -> Result<(), OwnershipError> {
-    let (platform, name) = (platform.clone(), vm.to_owned());
-    let settling = tokio::task::spawn_blocking(move || platform.vms.claims().settle(&name, claim));
+async fn settle(cx: &Arc<MigrationCx>, vm: &str, claim: Claim) -> Result<(), OwnershipError> {
+    let (cx, name) = (cx.clone(), vm.to_owned());
+    let settling = tokio::task::spawn_blocking(move || cx.guests.vms.claims().settle(&name, claim));
     let settled = settling.await.map_err(|_| OwnershipError::Worker)?;
     settled.map_err(|source| OwnershipError::Claims { vm: vm.to_owned(), source })
 }

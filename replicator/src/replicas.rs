@@ -295,11 +295,12 @@ impl Replicas {
     }
 
     /// The image of the latest generation there is of a VM's disk, whichever peer it is of.
-    pub fn image(&self, name: &str, disk: &str) -> Option<PathBuf> {
+    #[cfg(test)]
+    pub(crate) fn image(&self, name: &str, disk: &str) -> Option<PathBuf> {
         self.latest(name, disk, |_| true)
     }
 
-    /// The same, of one peer.
+    /// The image of the latest generation there is of a peer's VM's disk.
     pub fn image_of(&self, peer: &Fingerprint, name: &str, disk: &str) -> Option<PathBuf> {
         self.latest(name, disk, |vm| vm.owner.as_ref().is_some_and(|owner| owner.fingerprint == *peer))
     }

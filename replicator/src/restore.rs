@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::files;
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
-use crate::platform::Platform;
+use crate::platform::ImagesCx;
 use crate::targets::{self, TargetError};
 use crate::transfer::Counters;
 use crate::transfer::sink::Holdings;
@@ -118,18 +118,14 @@ pub struct RestoreRequest {
 }
 
 /// Begins to write base `name` out of the store. What is refused is refused here, before there is a job.
-pub fn restore(
-    platform: &Arc<Platform>,
-    name: &str,
-    request: &RestoreRequest,
-) -> Result<JobId, RestoreError> {
-    let manifest = platform.store().manifest(name)?;
-    targets::check(&platform.layout, &platform.vms, &request.path)?;
+pub fn restore(cx: &Arc<ImagesCx>, name: &str, request: &RestoreRequest) -> Result<JobId, RestoreError> {
+    let manifest = cx.images.store().manifest(name)?;
+    targets::check(&cx.guests.layout, &cx.guests.vms, &request.path)?;
     let target = Target::open(request, manifest.size())?;
-    let handle = platform.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
+    let handle = cx.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
     handle.update(|report| report.image_bytes = manifest.size());
-    let (job, holdings, name) = (handle.clone(), platform.holdings.clone(), name.to_owned());
-    platform.jobs.run(&handle, (), move |lease| async move {
+    let (job, holdings, name) = (handle.clone(), cx.images.holdings.clone(), name.to_owned());
+    cx.jobs.run(&handle, (), move |lease| async move {
         job.phase("restore");
         let (path, restored) = write_out(holdings, &job, &lease, manifest, target).await?;
         job.update(|report| report.result = Some(json!(restored)));

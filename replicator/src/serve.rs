@@ -71,7 +71,7 @@ pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            incoming = platform.network.accept() => match incoming {
+            incoming = platform.reach.network.accept() => match incoming {
                 Some(incoming) => drop(connections.spawn(admit(platform.clone(), incoming))),
                 None => return,
             },
@@ -94,7 +94,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 
 async fn admit(platform: Arc<Platform>, incoming: quinn::Incoming) {
     let address = incoming.remote_address();
-    match platform.network.admit(incoming).await {
+    match platform.reach.network.admit(incoming).await {
         Ok((peer, connection)) => serve_connection(platform, peer, connection).await,
         Err(error) => tracing::info!("{address} did not get in: {error}"),
     }
@@ -107,7 +107,7 @@ async fn serve_connection(platform: Arc<Platform>, peer: String, connection: Con
     let _lanes = lanes::of(&connection);
     let _entered = platform.connections.enter(&peer, &connection);
     // It may have been removed between the handshake and now.
-    if platform.network.peer_of(&connection).as_ref() != Some(&peer) {
+    if platform.reach.network.peer_of(&connection).as_ref() != Some(&peer) {
         return connection.close(VarInt::from_u32(1), b"this peer has been removed");
     }
     loop {
@@ -166,19 +166,21 @@ async fn handoff(
     job: JobId,
     message: Message,
 ) {
-    if platform.handoffs.deliver(job, peer, message.clone(), connection) {
+    if platform.migration.handoffs.deliver(job, peer, message.clone(), connection) {
         return;
     }
     let answer = match message {
         Message::Offer { vm, epoch, plan } => {
-            match destination::offered(platform, job, peer, connection, (vm, epoch, plan)).await {
+            match destination::offered(&platform.migration, job, peer, connection, (vm, epoch, plan)).await {
                 Ok(()) => return,
                 Err(error) => {
                     Message::Abort { reason: format!("'{}' refused: {error}", platform.config.name) }
                 }
             }
         }
-        message => return migrate::answer_from_journal(platform, job, peer, message, connection).await,
+        message => {
+            return migrate::answer_from_journal(&platform.migration, job, peer, message, connection).await;
+        }
     };
     migrate::reply(connection, job, answer).await;
 }
@@ -193,7 +195,7 @@ async fn serve_bi(
     match recv.opening().await? {
         Open::Transfer { target, size } => {
             let migration = match &target {
-                Target::Migration { job, .. } => platform.handoffs.incoming(*job, peer),
+                Target::Migration { job, .. } => platform.migration.handoffs.incoming(*job, peer),
                 _ => None,
             };
             // What a migration writes is written under its lease; the rest is the stream's own.
@@ -222,7 +224,7 @@ async fn serve_bi(
             }
         }
         Open::Memory { job } => {
-            let port = platform.handoffs.incoming(job, peer);
+            let port = platform.migration.handoffs.incoming(job, peer);
             let Some((port, incoming)) =
                 port.and_then(|port| port.incoming().map(|incoming| (port, incoming)))
             else {
@@ -240,15 +242,15 @@ async fn serve_bi(
             port.input(input).await;
         }
         Open::Status => {
-            let free_bytes = files::free_bytes(&platform.layout.store()).unwrap_or(0);
+            let free_bytes = files::free_bytes(&platform.guests.layout.store()).unwrap_or(0);
             let name = platform.config.name.clone();
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            let gateway = platform.addresses.as_ref().map(|addresses| addresses.address().octets());
+            let gateway = platform.address.gateway.as_ref().map(|addresses| addresses.address().octets());
             net::send(&mut send, &PeerStatus { name, version, free_bytes, gateway }).await?;
             let _ = send.finish();
         }
         Open::Judge { vm, epoch, plan } => {
-            let judgement = match destination::judge(platform, &vm, epoch, &plan).await {
+            let judgement = match destination::judge(&platform.migration, &vm, epoch, &plan).await {
                 Ok(()) => Judgement::Fit,
                 Err(error) => Judgement::Unfit { reason: error.to_string() },
             };
@@ -256,7 +258,7 @@ async fn serve_bi(
             let _ = send.finish();
         }
         Open::Permit(request) => {
-            let answer = match (&platform.home, platform.peers.get(peer)) {
+            let answer = match (&platform.home, platform.reach.peers.get(peer)) {
                 (Some(home), Ok(known)) => home.permit(known.fingerprint, &request).await,
                 (None, _) => PermitAnswer::Refused { reason: "this platform is no home agent".to_owned() },
                 (_, Err(error)) => PermitAnswer::Refused { reason: error.to_string() },
@@ -265,8 +267,10 @@ async fn serve_bi(
             let _ = send.finish();
             let _ = send.stopped().await;
         }
-        Open::Claim { vm } => crate::ownership::answer(platform, send, &vm).await?,
-        Open::Fetch { names } => crate::upkeep::serve_fetch(platform, connection, send, names).await?,
+        Open::Claim { vm } => crate::ownership::answer(&platform.migration, send, &vm).await?,
+        Open::Fetch { names } => {
+            crate::upkeep::serve_fetch(&platform.upkeep, connection, send, names).await?
+        }
         other => return Err(NetError::Lost(format!("it opened a two-way stream for {other:?}"))),
     }
     Ok(())
@@ -285,7 +289,7 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Base { name: base } => {
             name("base image", base)?;
             let status = TargetStatus { generation: 0, root: None };
-            Ok((status, Box::new(crate::bases::sink(platform, peer, base, size)?)))
+            Ok((status, Box::new(crate::bases::sink(&platform.upkeep, peer, base, size)?)))
         }
         Target::Replica { vm, disk } => {
             name("replica", vm)?;
@@ -298,7 +302,7 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
             replica_sink(platform, peer, (vm, disk), size, Some(SetOf { id: *set, disks: *disks }))
         }
         Target::Migration { job, disk } => {
-            let port = platform.handoffs.incoming(*job, peer);
+            let port = platform.migration.handoffs.incoming(*job, peer);
             let incoming = port.and_then(|port| port.incoming()).ok_or_else(|| {
                 refusal(
                     RefusalKind::Unknown,
@@ -312,9 +316,9 @@ fn open_target(platform: &Platform, peer: &str, target: &Target, size: u64) -> R
         Target::Estimate { vm, disk } => {
             name("VM", vm)?;
             name("disk", disk)?;
-            let start = landing::existing_image(platform, peer, vm, disk);
-            let sink = EstimateSink::new(platform.holdings.clone(), start);
-            Ok((platform.replicas.status(vm, disk, &source(platform, peer)?), Box::new(sink)))
+            let start = landing::existing_image(&platform.migration, peer, vm, disk);
+            let sink = EstimateSink::new(platform.images.holdings.clone(), start);
+            Ok((platform.images.replicas.status(vm, disk, &source(platform, peer)?), Box::new(sink)))
         }
     }
 }
@@ -327,14 +331,15 @@ fn replica_sink(
     set: Option<SetOf>,
 ) -> Result<Opened, Refusal> {
     let source = source(platform, peer)?;
-    let sink = platform.replicas.sink(vm, disk, size, &source, set, platform.holdings.clone());
+    let sink = platform.images.replicas.sink(vm, disk, size, &source, set, platform.images.holdings.clone());
     let sink = sink.map_err(|error| error.refusal())?;
     Ok((sink.status(), Box::new(sink)))
 }
 
 /// The peer, as the owner of replicas.
 fn source(platform: &Platform, peer: &str) -> Result<Source, Refusal> {
-    let known = platform.peers.get(peer).map_err(|error| refusal(RefusalKind::Failed, error.to_string()))?;
+    let known =
+        platform.reach.peers.get(peer).map_err(|error| refusal(RefusalKind::Failed, error.to_string()))?;
     Ok(Source { name: peer.to_owned(), fingerprint: known.fingerprint })
 }
 

@@ -22,7 +22,7 @@ use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
 use crate::net::lanes::{LaneRecv, LaneSend};
 use crate::net::{self, NetError};
-use crate::platform::Platform;
+use crate::platform::ImagesCx;
 use crate::transfer::sink::Holdings;
 use crate::transfer::{Counters, pack, unpack};
 
@@ -101,12 +101,12 @@ pub struct VerifyRequest {
 }
 
 /// Begins a collection.
-pub fn gc(platform: &Arc<Platform>, request: GcRequest) -> JobId {
+pub fn gc(cx: &Arc<ImagesCx>, request: GcRequest) -> JobId {
     let options = request.waste_percent.map_or_else(GcOptions::default, |waste_percent| GcOptions {
         waste_percent: waste_percent.clamp(1, 100),
     });
-    begin(platform, JobKind::StoreGc, "store", move |platform, handle, lease| async move {
-        let store = platform.store().clone();
+    begin(cx, JobKind::StoreGc, "store", move |cx, handle, lease| async move {
+        let store = cx.images.store().clone();
         let progress = Phases::new(&handle);
         stoppable(&lease, move |stop| {
             let watch = |now: GcProgress| {
@@ -137,20 +137,20 @@ pub fn gc(platform: &Arc<Platform>, request: GcRequest) -> JobId {
 }
 
 /// Begins a verification.
-pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId, UpkeepError> {
+pub fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, UpkeepError> {
     if let Some(base) = &request.base {
-        platform.store().manifest(base)?;
+        cx.images.store().manifest(base)?;
     }
     let subject = request.base.clone().unwrap_or_else(|| "store".to_owned());
-    Ok(begin(platform, JobKind::StoreVerify, &subject, move |platform, handle, lease| async move {
+    Ok(begin(cx, JobKind::StoreVerify, &subject, move |cx, handle, lease| async move {
         handle.phase("verify");
-        let report = read_back(&platform, &handle, &lease, &request).await?;
+        let report = read_back(&cx, &handle, &lease, &request).await?;
         let mut healed = 0;
         if request.heal {
             handle.phase("heal");
-            healed = lease.run(heal(&platform, &handle, &lease)).await.map_err(|_| StoreError::Stopped)??;
+            healed = lease.run(heal(&cx, &handle, &lease)).await.map_err(|_| StoreError::Stopped)??;
         }
-        let store = platform.store().clone();
+        let store = cx.images.store().clone();
         let missing = blocking(&lease, move || Ok(store.missing()?)).await?;
         // What was bad and has been healed is sound again; what is bad and no base needs does no harm after that.
         let unhealed = if request.heal { 0 } else { report.damaged.len() };
@@ -176,15 +176,15 @@ pub fn verify(platform: &Arc<Platform>, request: VerifyRequest) -> Result<JobId,
 }
 
 /// Begins to write bases and all their chunks into an archive; all bases when `names` is empty.
-pub fn export(platform: &Arc<Platform>, path: &Path, names: Vec<String>) -> Result<JobId, UpkeepError> {
-    let names = if names.is_empty() { platform.store().names()? } else { names };
+pub fn export(cx: &Arc<ImagesCx>, path: &Path, names: Vec<String>) -> Result<JobId, UpkeepError> {
+    let names = if names.is_empty() { cx.images.store().names()? } else { names };
     for name in &names {
-        platform.store().manifest(name)?;
+        cx.images.store().manifest(name)?;
     }
     let (path, subject) = (path.to_owned(), names.join(", "));
-    Ok(begin(platform, JobKind::StoreExport, &subject, move |platform, handle, lease| async move {
+    Ok(begin(cx, JobKind::StoreExport, &subject, move |cx, handle, lease| async move {
         handle.phase("export");
-        let (store, counters) = (platform.store().clone(), handle.counters());
+        let (store, counters) = (cx.images.store().clone(), handle.counters());
         stoppable(&lease, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
@@ -218,16 +218,16 @@ fn write_archive(
 }
 
 /// Begins to bring an archive's images and chunks into the store.
-pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
+pub fn import(cx: &Arc<ImagesCx>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
     let io = |source| UpkeepError::Io { what: format!("reading the archive {}", path.display()), source };
     let mut file = chunkstore::open_regular(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let (path, subject) = (path.to_owned(), path.display().to_string());
-    Ok(begin(platform, JobKind::StoreImport, &subject, move |platform, handle, lease| async move {
+    Ok(begin(cx, JobKind::StoreImport, &subject, move |cx, handle, lease| async move {
         handle.phase("import");
         handle.update(|report| report.image_bytes = length);
         let (store, counters, origins) =
-            (platform.store().clone(), handle.counters(), platform.origins.clone());
+            (cx.images.store().clone(), handle.counters(), cx.images.origins.clone());
         stoppable(&lease, move |stop| {
             let watch = |bytes| {
                 counters.scanned.store(bytes, Ordering::Relaxed);
@@ -248,19 +248,19 @@ pub fn import(platform: &Arc<Platform>, path: &Path, replace: bool) -> Result<Jo
 
 /// Begins a job whose outcome is a line and a value.
 fn begin<F>(
-    platform: &Arc<Platform>,
+    cx: &Arc<ImagesCx>,
     kind: JobKind,
     subject: &str,
-    work: impl FnOnce(Arc<Platform>, JobHandle, Lease) -> F + Send + 'static,
+    work: impl FnOnce(Arc<ImagesCx>, JobHandle, Lease) -> F + Send + 'static,
 ) -> JobId
 where
     F: Future<Output = Result<(String, Value), UpkeepError>> + Send + 'static,
 {
-    let handle = platform.jobs.begin(jobs::new_id(), kind, subject, None);
-    let (job, platform) = (handle.clone(), platform.clone());
-    let jobs = platform.jobs.clone();
+    let handle = cx.jobs.begin(jobs::new_id(), kind, subject, None);
+    let (job, cx) = (handle.clone(), cx.clone());
+    let jobs = cx.jobs.clone();
     jobs.run(&handle, (), move |lease| async move {
-        let (summary, result) = work(platform, job.clone(), lease).await?;
+        let (summary, result) = work(cx, job.clone(), lease).await?;
         job.update(|report| report.result = Some(result));
         Ok::<_, UpkeepError>(summary)
     });
@@ -314,7 +314,7 @@ impl Phases {
 }
 
 async fn read_back(
-    platform: &Arc<Platform>,
+    cx: &Arc<ImagesCx>,
     handle: &JobHandle,
     lease: &Lease,
     request: &VerifyRequest,
@@ -325,7 +325,7 @@ async fn read_back(
         (None, Some(one_in)) => Scope::Sample { one_in: one_in.max(1), seed: jobs::unix_ms() / 86_400_000 },
         (None, None) => Scope::Whole,
     };
-    let (store, counters) = (platform.store().clone(), handle.counters());
+    let (store, counters) = (cx.images.store().clone(), handle.counters());
     let limit = request.limit_mib_s.map(|mib| f64::from(mib.max(1)) * f64::from(1 << 20));
     stoppable(lease, move |stop| {
         let started = Instant::now();
@@ -345,21 +345,21 @@ async fn read_back(
 }
 
 /// Fetches what references lack: from images here, then from peers. Gives the number of chunks that are back.
-async fn heal(platform: &Arc<Platform>, handle: &JobHandle, lease: &Lease) -> Result<usize, UpkeepError> {
-    let holdings = platform.holdings.clone();
+async fn heal(cx: &Arc<ImagesCx>, handle: &JobHandle, lease: &Lease) -> Result<usize, UpkeepError> {
+    let holdings = cx.images.holdings.clone();
     let (mut healed, mut missing) = blocking(lease, move || from_seeds(&holdings)).await?;
-    for (peer, _) in platform.peers.list() {
+    for (peer, _) in cx.reach.peers.list() {
         if missing.is_empty() {
             break;
         }
-        match from_peer(platform, handle, &peer, &mut missing).await {
+        match from_peer(cx, handle, &peer, &mut missing).await {
             Ok(fetched) => healed += fetched,
             Err(error) => {
                 handle.update(|report| report.notes.push(format!("nothing more from '{peer}': {error}")))
             }
         }
     }
-    let store = platform.store().clone();
+    let store = cx.images.store().clone();
     blocking(lease, move || Ok(store.sync()?)).await?;
     Ok(healed)
 }
@@ -388,18 +388,18 @@ enum FetchError {
 }
 
 async fn from_peer(
-    platform: &Arc<Platform>,
+    cx: &Arc<ImagesCx>,
     handle: &JobHandle,
     peer: &str,
     missing: &mut HashSet<ChunkId>,
 ) -> Result<usize, FetchError> {
-    let connection = platform.network.dial(peer).await?;
+    let connection = cx.reach.network.dial(peer).await?;
     let wanted: Vec<ChunkId> = missing.iter().copied().collect();
     let mut fetched = 0;
     for ids in wanted.chunks(MAX_BATCH_EXTENTS) {
         for (id, encoded) in fetch(&connection, handle, ids).await? {
             // The store decodes it and checks its name before it takes it.
-            platform.store().put_encoded(&id, encoded)?;
+            cx.images.store().put_encoded(&id, encoded)?;
             missing.remove(&id);
             fetched += 1;
         }
@@ -430,14 +430,14 @@ async fn fetch(
 
 /// Answers a peer's `Fetch`: each chunk that is here, from the store or an image outside it.
 pub async fn serve_fetch(
-    platform: &Arc<Platform>,
+    cx: &Arc<ImagesCx>,
     connection: &Connection,
     send: SendStream,
     names: Vec<[u8; 32]>,
 ) -> Result<(), NetError> {
     let mut send = LaneSend::begin(connection, send).await?;
     for name in names {
-        let holdings = platform.holdings.clone();
+        let holdings = cx.images.holdings.clone();
         let found = tokio::task::spawn_blocking(move || find(&holdings, &ChunkId::from_bytes(name))).await;
         let data = found.ok().flatten().map(pack);
         net::send(&mut send, &Fetched { data }).await?;

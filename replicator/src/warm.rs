@@ -23,7 +23,7 @@ use crate::jobs::{self, DiskReport, Found, JobHandle, JobKind};
 use crate::lease::{Lease, Leased, Revoked};
 use crate::net::NetError;
 use crate::outgoing::OverlayImage;
-use crate::platform::Platform;
+use crate::platform::ReplicationCx;
 use crate::transfer::TransferError;
 use crate::transfer::sender::Sender;
 use crate::vms::VmError;
@@ -146,19 +146,19 @@ impl WarmStates {
 }
 
 /// Begins a pass of `vm` to `peer`.
-pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, WarmError> {
-    platform.peers.get(peer).map_err(NetError::from)?;
+pub fn start(cx: &Arc<ReplicationCx>, vm: &str, peer: &str) -> Result<JobId, WarmError> {
+    cx.reach.peers.get(peer).map_err(NetError::from)?;
     let job = jobs::new_id();
-    let definition = platform.vms.definition(vm)?;
-    let hold = platform.vms.hold(vm, job, "replicate")?;
-    platform.vms.owned(vm)?;
+    let definition = cx.guests.vms.definition(vm)?;
+    let hold = cx.guests.vms.hold(vm, job, "replicate")?;
+    cx.guests.vms.owned(vm)?;
     if let Some(disk) = definition.disks.iter().find(|disk| disk.format != DiskFormat::Raw) {
         return Err(WarmError::Format { disk: disk.name.clone(), format: disk.format.as_str() });
     }
-    let handle = platform.jobs.begin(job, JobKind::Replicate, vm, Some(peer));
-    let (jobs, platform, peer) = (platform.jobs.clone(), platform.clone(), peer.to_owned());
+    let handle = cx.jobs.begin(job, JobKind::Replicate, vm, Some(peer));
+    let (jobs, cx, peer) = (cx.jobs.clone(), cx.clone(), peer.to_owned());
     let vm = definition.name.clone();
-    let pass = Pass { platform, handle: handle.clone(), definition, vm, peer };
+    let pass = Pass { cx, handle: handle.clone(), definition, vm, peer };
     jobs.run(&handle, hold, move |lease| async move {
         let outcome = lease
             .run(pass.run(&lease, &pass.definition.disks))
@@ -173,7 +173,7 @@ pub fn start(platform: &Arc<Platform>, vm: &str, peer: &str) -> Result<JobId, Wa
 }
 
 struct Pass {
-    platform: Arc<Platform>,
+    cx: Arc<ReplicationCx>,
     handle: JobHandle,
     definition: VmDefinition,
     vm: VmName,
@@ -220,8 +220,8 @@ struct Taps {
 
 impl Pass {
     async fn run(&self, lease: &Lease, disks: &[DiskDefinition]) -> Result<String, WarmError> {
-        let connection = self.platform.network.dial(&self.peer).await?;
-        let running = match self.platform.hypervisor.status(&self.vm).await? {
+        let connection = self.cx.reach.network.dial(&self.peer).await?;
+        let running = match self.cx.guests.hypervisor.status(&self.vm).await? {
             GuestStatus::Stopped => false,
             GuestStatus::Running | GuestStatus::Paused => true,
             status => {
@@ -295,7 +295,7 @@ impl Pass {
             self.handle.phase("dirty blocks");
             let names: Vec<&str> = quick.iter().map(|(disk, _)| disk.name.as_str()).collect();
             // From here on the bitmaps have forgotten what they told us: warm states are only kept when all has arrived.
-            self.platform.hypervisor.finish_dirty_all(&self.vm, &names).await?;
+            self.cx.guests.hypervisor.finish_dirty_all(&self.vm, &names).await?;
         }
         for (mut outgoing, overlay) in quick {
             let found = outgoing.found();
@@ -322,7 +322,7 @@ impl Pass {
         running: bool,
     ) -> Result<Vec<Outgoing>, WarmError> {
         let seen = if running {
-            disks::seen(&*self.platform.hypervisor, &self.definition).await?
+            disks::seen(&*self.cx.guests.hypervisor, &self.definition).await?
         } else {
             vec![None; disks.len()]
         };
@@ -336,7 +336,7 @@ impl Pass {
             let image = Arc::new(Leased::new(image, lease));
             let (vm, name, count) = (self.vm.to_string(), disk.name.clone(), disks.len() as u32);
             let target = Target::ReplicaSet { vm, disk: name.clone(), set, disks: count };
-            let settings = self.platform.transfer_settings();
+            let settings = self.cx.reach.transfers;
             let (sender, status) = Sender::open(connection, target, size, settings, self.handle.counters())
                 .await
                 .map_err(|source| WarmError::Transfer { disk: name.clone(), source })?;
@@ -356,17 +356,17 @@ impl Pass {
         size: u64,
         status: &TargetStatus,
     ) -> Result<Option<Warm>, WarmError> {
-        let Some(warm) = self.platform.warm.take(&self.key(disk)) else { return Ok(None) };
+        let Some(warm) = self.cx.warm.take(&self.key(disk)) else { return Ok(None) };
         let there = TargetStatus { generation: warm.generation, root: Some(*warm.root.as_bytes()) };
         let holds = warm.tree.size() == size
             && *status == there
-            && self.platform.hypervisor.bitmap_ok(&self.vm, disk, &self.bitmap()).await?;
+            && self.cx.guests.hypervisor.bitmap_ok(&self.vm, disk, &self.bitmap()).await?;
         Ok(holds.then_some(warm))
     }
 
     /// Taps all disks in one moment. Gives it, and where the disks' old or dirty blocks arrive.
     async fn tap_all(&self, disks: &[Outgoing]) -> Result<(u64, Option<Taps>), WarmError> {
-        let scratch = self.platform.layout.scratch();
+        let scratch = self.cx.guests.layout.scratch();
         let (mut exports, mut taps) = (Vec::new(), Vec::new());
         for disk in disks {
             let overlay = Overlay::new(disk.image.size(), &scratch).map_err(|source| WarmError::Io {
@@ -381,10 +381,10 @@ impl Pass {
             taps.push(Tap { disk: disk.name.clone(), export: disk.name.clone(), kind });
         }
         let overlays = exports.iter().map(|(_, overlay)| overlay.clone()).collect();
-        let server = self.platform.serve_taps(&self.vm, exports);
+        let server = self.cx.guests.serve_taps(&self.vm, exports);
         let server = server.map_err(|source| WarmError::Io { what: "NBD server".into(), source })?;
         let taken = jobs::unix_ms();
-        self.platform.hypervisor.tap_all(&self.vm, server.socket(), &taps).await?;
+        self.cx.guests.hypervisor.tap_all(&self.vm, server.socket(), &taps).await?;
         Ok((taken, Some(Taps { overlays, _server: server })))
     }
 
@@ -445,7 +445,7 @@ impl Pass {
         let tree = flatten(hashed.await, "hashing the disk")?;
         if let Some(overlay) = &overlay {
             check(overlay, &disk.name)?;
-            self.platform.hypervisor.untap(&self.vm, &disk.name).await?;
+            self.cx.guests.hypervisor.untap(&self.vm, &disk.name).await?;
         }
         Ok(tree)
     }
@@ -480,7 +480,7 @@ impl Pass {
         let keep = |(name, found, tree, generation): (String, Found, ImageTree, u64)| {
             if running {
                 let warm = Warm { generation, root: tree.root(), tree };
-                self.platform.warm.keep(self.key(&name), warm);
+                self.cx.warm.keep(self.key(&name), warm);
             }
             DiskReport { disk: name, generation, found }
         };
@@ -490,7 +490,7 @@ impl Pass {
     /// The guest must not be left with a tap whose other end is gone.
     async fn clean_up(&self, disks: &[DiskDefinition]) {
         for disk in disks {
-            if let Err(error) = self.platform.hypervisor.untap(&self.vm, &disk.name).await
+            if let Err(error) = self.cx.guests.hypervisor.untap(&self.vm, &disk.name).await
                 && !matches!(error, DriverError::NotRunning { .. })
             {
                 tracing::warn!("disk '{}' of VM '{}' may still be tapped: {error}", disk.name, self.vm);

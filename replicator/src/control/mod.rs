@@ -180,10 +180,10 @@ async fn identity(State(platform): Shared) -> Answer {
 }
 
 async fn list_peers(State(platform): Shared) -> Answer {
-    let peers = platform.peers.list().into_iter().map(|(name, Peer { address, fingerprint })| {
+    let peers = platform.reach.peers.list().into_iter().map(|(name, Peer { address, fingerprint })| {
         json!({ "name": name, "address": address, "fingerprint": fingerprint })
     });
-    let damaged = platform.peers.damaged();
+    let damaged = platform.reach.peers.damaged();
     let damaged =
         damaged.into_iter().map(|(name, why)| json!({ "name": name, "address": "-", "fingerprint": why }));
     Ok(Json(peers.chain(damaged).collect()))
@@ -200,8 +200,8 @@ async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
     let peer = Peer { address: add.address, fingerprint: add.fingerprint.parse()? };
     let name = add.name.clone();
     let (adding, key) = (platform.clone(), peer.fingerprint);
-    let before = platform.peers.get(&name).ok();
-    blocking(move || adding.peers.add(&add.name, peer)).await??;
+    let before = platform.reach.peers.get(&name).ok();
+    blocking(move || adding.reach.peers.add(&add.name, peer)).await??;
     if before.is_some_and(|before| before.fingerprint != key) {
         platform.connections.close(&name);
     }
@@ -210,20 +210,20 @@ async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
 
 async fn remove_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
     let (removing, removed) = (platform.clone(), name.clone());
-    blocking(move || removing.peers.remove(&removed)).await??;
+    blocking(move || removing.reach.peers.remove(&removed)).await??;
     platform.connections.close(&name);
     Ok(Json(json!({ "removed": name })))
 }
 
 async fn ask_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let status = platform.network.ask_status(&name).await?;
+    let status = platform.reach.network.ask_status(&name).await?;
     Ok(Json(
         json!({ "name": name, "calls_itself": status.name, "version": status.version, "free_bytes": status.free_bytes }),
     ))
 }
 
 async fn list_bases(State(platform): Shared) -> Answer {
-    Ok(Json(serde_json::to_value(blocking(move || bases::list(&platform)).await??)?))
+    Ok(Json(serde_json::to_value(blocking(move || bases::list(&platform.upkeep)).await??)?))
 }
 
 #[derive(Deserialize)]
@@ -236,14 +236,14 @@ async fn add_base(State(platform): Shared, Json(add): Json<AddBase>) -> Answer {
     let image = add.image.clone();
     let adding = move || {
         check_image(&add.image)?;
-        Ok::<_, ApiError>(bases::add(&platform, &add.name, &add.image)?)
+        Ok::<_, ApiError>(bases::add(&platform.upkeep, &add.name, &add.image)?)
     };
     job(on_path(&image, adding).await??)
 }
 
 async fn remove_base(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
     let removing = name.clone();
-    blocking(move || bases::remove(&platform, &removing)).await??;
+    blocking(move || bases::remove(&platform.upkeep, &removing)).await??;
     Ok(Json(json!({ "removed": name })))
 }
 
@@ -257,7 +257,7 @@ async fn push_base(
     UrlPath(name): UrlPath<String>,
     Json(push): Json<PushBase>,
 ) -> Answer {
-    job(blocking(move || bases::push(&platform, &name, push.peers)).await??)
+    job(blocking(move || bases::push(&platform.upkeep, &name, push.peers)).await??)
 }
 
 async fn restore_base(
@@ -269,7 +269,7 @@ async fn restore_base(
     let restoring = move || {
         check_image(&request.path)?;
         request.like.as_deref().map_or(Ok(()), check_image)?;
-        Ok::<_, ApiError>(restore::restore(&platform, &name, &request)?)
+        Ok::<_, ApiError>(restore::restore(&platform.upkeep, &name, &request)?)
     };
     job(on_path(&path, restoring).await??)
 }
@@ -286,7 +286,7 @@ async fn send_image(State(platform): Shared, Json(send): Json<SendImage>) -> Ans
     let image = send.image.clone();
     let sending = move || {
         check_image(&send.image)?;
-        Ok::<_, ApiError>(warm::send_image(&platform, &send.image, &send.peer, &send.name)?)
+        Ok::<_, ApiError>(warm::send_image(&platform.replication, &send.image, &send.peer, &send.name)?)
     };
     job(on_path(&image, sending).await??)
 }
@@ -298,7 +298,7 @@ async fn release_address(State(platform): Shared, UrlPath(name): UrlPath<String>
 }
 
 async fn list_addresses(State(platform): Shared) -> Answer {
-    let gateway = platform.addresses.as_ref().map(|addresses| addresses.list());
+    let gateway = platform.address.gateway.as_ref().map(|addresses| addresses.list());
     let home = match &platform.home {
         Some(home) => Some(home.list().await),
         None => None,
@@ -308,7 +308,7 @@ async fn list_addresses(State(platform): Shared) -> Answer {
 }
 
 async fn list_replicas(State(platform): Shared) -> Answer {
-    Ok(Json(serde_json::to_value(platform.replicas.list())?))
+    Ok(Json(serde_json::to_value(platform.images.replicas.list())?))
 }
 
 async fn restore_replica(
@@ -318,8 +318,8 @@ async fn restore_replica(
 ) -> Answer {
     let path = request.path.clone();
     let restored = blocking(move || {
-        targets::check(&platform.layout, &platform.vms, &request.path)?;
-        platform.replicas.restore(&name, &request)
+        targets::check(&platform.guests.layout, &platform.guests.vms, &request.path)?;
+        platform.images.replicas.restore(&name, &request)
     })
     .await??;
     Ok(Json(match &restored[..] {
@@ -334,7 +334,7 @@ struct VerifyReplicas {
 }
 
 async fn verify_replicas(State(platform): Shared, Json(request): Json<VerifyReplicas>) -> Answer {
-    job(replicas::verify(&platform, request.name.as_deref())?)
+    job(replicas::verify(&platform.upkeep, request.name.as_deref())?)
 }
 
 async fn list_jobs(State(platform): Shared) -> Answer {
@@ -402,15 +402,15 @@ impl futures_core::Stream for Lines {
 }
 
 async fn store_stats(State(platform): Shared) -> Answer {
-    Ok(Json(serde_json::to_value(blocking(move || platform.store().stats()).await??)?))
+    Ok(Json(serde_json::to_value(blocking(move || platform.images.store().stats()).await??)?))
 }
 
 async fn verify_store(State(platform): Shared, Json(request): Json<upkeep::VerifyRequest>) -> Answer {
-    job(upkeep::verify(&platform, request)?)
+    job(upkeep::verify(&platform.upkeep, request)?)
 }
 
 async fn gc_store(State(platform): Shared, Json(request): Json<upkeep::GcRequest>) -> Answer {
-    job(upkeep::gc(&platform, request))
+    job(upkeep::gc(&platform.upkeep, request))
 }
 
 #[derive(Deserialize)]
@@ -422,7 +422,7 @@ struct ExportStore {
 
 async fn export_store(State(platform): Shared, Json(export): Json<ExportStore>) -> Answer {
     let path = export.path.clone();
-    job(on_path(&path, move || upkeep::export(&platform, &export.path, export.names)).await??)
+    job(on_path(&path, move || upkeep::export(&platform.upkeep, &export.path, export.names)).await??)
 }
 
 #[derive(Deserialize)]
@@ -436,7 +436,7 @@ async fn import_store(State(platform): Shared, Json(import): Json<ImportStore>) 
     let path = import.path.clone();
     let importing = move || {
         check_image(&import.path)?;
-        Ok::<_, ApiError>(upkeep::import(&platform, &import.path, import.replace)?)
+        Ok::<_, ApiError>(upkeep::import(&platform.upkeep, &import.path, import.replace)?)
     };
     job(on_path(&path, importing).await??)
 }

@@ -40,7 +40,7 @@ struct Listed {
 pub(super) async fn list(State(platform): Shared) -> Answer {
     let mut listed = Vec::new();
     let mut asking = JoinSet::new();
-    for definition in platform.vms.list() {
+    for definition in platform.guests.vms.list() {
         if asking.len() >= ASKED_AT_ONCE {
             listed.extend(asking.join_next().await.and_then(Result::ok).flatten());
         }
@@ -51,13 +51,13 @@ pub(super) async fn list(State(platform): Shared) -> Answer {
         listed.extend(one.ok().flatten());
     }
     let definitions =
-        platform.vms.damaged().into_iter().map(|damaged| (damaged.name, damaged.path, damaged.why));
+        platform.guests.vms.damaged().into_iter().map(|damaged| (damaged.name, damaged.path, damaged.why));
     let mut damaged: Vec<_> = definitions.collect();
-    for journal in platform.vms.claims().damaged() {
+    for journal in platform.guests.vms.claims().damaged() {
         // Others are told by the owner of each VM that they put in doubt.
         if let Some((vm, _)) = journal.about
             && listed.iter().all(|listed| listed.name != vm)
-            && matches!(platform.vms.ownership(&vm), Some(Claim::Unknown(..)))
+            && matches!(platform.guests.vms.ownership(&vm), Some(Claim::Unknown(..)))
         {
             damaged.push((vm, journal.path, journal.why));
         }
@@ -74,7 +74,7 @@ pub(super) async fn list(State(platform): Shared) -> Answer {
 
 async fn list_one(platform: &Platform, definition: VmDefinition) -> Option<Listed> {
     let name = definition.name.to_string();
-    let asked = platform.hypervisor.status(&definition.name);
+    let asked = platform.guests.hypervisor.status(&definition.name);
     let (status, error) = match tokio::time::timeout(STATUS_WITHIN, asked).await {
         Ok(Ok(status)) => (serde_json::to_value(status).unwrap_or_default(), None),
         Ok(Err(error)) => (json!("Unknown"), Some(error.to_string())),
@@ -89,7 +89,7 @@ async fn list_one(platform: &Platform, definition: VmDefinition) -> Option<Liste
 }
 
 fn owner(platform: &Platform, vm: &str) -> Option<(String, u64)> {
-    let claim = platform.vms.ownership(vm)?;
+    let claim = platform.guests.vms.ownership(vm)?;
     let epoch = claim.epoch().0;
     let owner = match claim {
         Claim::Ours(_) => "here".to_owned(),
@@ -111,10 +111,10 @@ pub(super) struct Define {
 pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) -> Answer {
     let definition = VmDefinition::parse(&define.toml, &define.file)?;
     let name = definition.name.to_string();
-    let _hold = platform.vms.hold(&name, jobs::new_id(), "define")?;
-    ownership::check_name_is_free(&platform, &name).await?;
-    match platform.hypervisor.status(&definition.name).await? {
-        GuestStatus::Stopped => blocking(move || platform.vms.define(definition)).await??,
+    let _hold = platform.guests.vms.hold(&name, jobs::new_id(), "define")?;
+    ownership::check_name_is_free(&platform.migration, &name).await?;
+    match platform.guests.hypervisor.status(&definition.name).await? {
+        GuestStatus::Stopped => blocking(move || platform.guests.vms.define(definition)).await??,
         status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
     }
     Ok(Json(json!({ "defined": name })))
@@ -122,14 +122,15 @@ pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) 
 
 /// Takes up a guest that runs here and that somebody else has started.
 pub(super) async fn adopt(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let _hold = platform.vms.hold(&name, jobs::new_id(), "adopt")?;
-    ownership::check_name_is_free(&platform, &name).await?;
+    let _hold = platform.guests.vms.hold(&name, jobs::new_id(), "adopt")?;
+    ownership::check_name_is_free(&platform.migration, &name).await?;
     let vm = VmName::new(name.as_str())?;
-    match platform.hypervisor.discover(&vm).await? {
+    match platform.guests.hypervisor.discover(&vm).await? {
         Some(mut definition) => {
             // The hypervisor does not know it; who adopts a VM anew keeps what was said of it.
-            definition.network = platform.vms.definition(&name).ok().and_then(|known| known.network.clone());
-            blocking(move || platform.vms.define(definition)).await??;
+            definition.network =
+                platform.guests.vms.definition(&name).ok().and_then(|known| known.network.clone());
+            blocking(move || platform.guests.vms.define(definition)).await??;
         }
         None => {
             let why = format!(
@@ -152,31 +153,31 @@ pub(super) async fn remove(
     UrlPath(name): UrlPath<String>,
     axum::extract::Query(remove): axum::extract::Query<Remove>,
 ) -> Answer {
-    let removed = ownership::remove(&platform, &name, remove.disks).await?;
+    let removed = ownership::remove(&platform.migration, &name, remove.disks).await?;
     look_at_addresses(&platform);
     Ok(Json(serde_json::to_value(removed)?))
 }
 
 pub(super) async fn start(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let hold = platform.vms.hold(&name, jobs::new_id(), "start")?;
-    let definition = platform.vms.definition(&name)?;
+    let hold = platform.guests.vms.hold(&name, jobs::new_id(), "start")?;
+    let definition = platform.guests.vms.definition(&name)?;
     let mut answer = json!({ "started": name });
     // One that has a process here, paused by a full disk perhaps, is gone on with and not started.
-    if platform.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
-        if let Some(warning) = ownership::check(&platform, &name).await? {
+    if platform.guests.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
+        if let Some(warning) = ownership::check(&platform.migration, &name).await? {
             answer["warning"] = warning.into();
         }
     } else {
-        platform.vms.owned(&name)?;
+        platform.guests.vms.owned(&name)?;
     }
-    platform.hypervisor.start(&definition).await?;
+    platform.guests.hypervisor.start(&definition).await?;
     drop(hold);
     look_at_addresses(&platform);
     Ok(Json(answer))
 }
 
 fn look_at_addresses(platform: &Platform) {
-    if let Some(addresses) = &platform.addresses {
+    if let Some(addresses) = &platform.address.gateway {
         addresses.look();
     }
 }
@@ -192,19 +193,19 @@ pub(super) async fn stop(
     UrlPath(name): UrlPath<String>,
     Json(stop): Json<Stop>,
 ) -> Answer {
-    let hold = match platform.vms.hold(&name, jobs::new_id(), "stop") {
+    let hold = match platform.guests.vms.hold(&name, jobs::new_id(), "stop") {
         // A rollback that cannot succeed must not keep a person from pulling the plug: it goes on and finds the VM stopped.
         Err(VmError::Busy { job, .. }) if stop.kill && is_rolling_back(&platform, job) => None,
         held => Some(held?),
     };
-    let vm = match platform.vms.definition(&name) {
+    let vm = match platform.guests.vms.definition(&name) {
         Ok(definition) => definition.name,
         // A guest whose definition was lost can be stopped all the same.
         Err(VmError::Damaged(_)) => VmName::new(name.as_str())?,
         Err(error) => return Err(error.into()),
     };
     let how = if stop.kill { StopHow::Kill } else { StopHow::Powerdown(POWERDOWN) };
-    platform.hypervisor.stop(&vm, how).await?;
+    platform.guests.hypervisor.stop(&vm, how).await?;
     drop(hold);
     Ok(Json(json!({ "stopped": name })))
 }
@@ -234,7 +235,7 @@ pub(super) async fn migrate(
 ) -> Answer {
     let mode = if migrate.cold { Mode::Cold } else { Mode::Live };
     if migrate.dry_run {
-        let estimate = estimate::estimate(&platform, &name, &migrate.to, mode).await?;
+        let estimate = estimate::estimate(&platform.migration, &name, &migrate.to, mode).await?;
         return Ok(Json(serde_json::to_value(estimate)?));
     }
     let mut limits = Limits::default();
@@ -245,21 +246,21 @@ pub(super) async fn migrate(
         limits = Limits::with_max_downtime(Duration::from_millis(ms));
     }
     check_before_move(&platform, &name, &migrate.to).await?;
-    job(handoff::source::start(&platform, &name, &migrate.to, limits, mode).await?)
+    job(handoff::source::start(&platform.migration, &name, &migrate.to, limits, mode).await?)
 }
 
 /// A guest that runs here only has to be ours in the eyes of where it goes.
 async fn check_before_move(platform: &std::sync::Arc<Platform>, vm: &str, to: &str) -> Result<(), ApiError> {
-    platform.peers.get(to)?;
+    platform.reach.peers.get(to)?;
     // Another job's hold is told by the work itself, and its VM's ownership may be on its way.
-    if platform.vms.is_held(vm) {
+    if platform.guests.vms.is_held(vm) {
         return Ok(());
     }
-    let definition = platform.vms.definition(vm)?;
-    if platform.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
-        ownership::check(platform, vm).await?;
+    let definition = platform.guests.vms.definition(vm)?;
+    if platform.guests.hypervisor.status(&definition.name).await? == GuestStatus::Stopped {
+        ownership::check(&platform.migration, vm).await?;
     } else {
-        ownership::check_against(platform, vm, to).await?;
+        ownership::check_against(&platform.migration, vm, to).await?;
     }
     Ok(())
 }
@@ -274,15 +275,15 @@ pub(super) async fn resolve(
     UrlPath(name): UrlPath<String>,
     Json(resolve): Json<Resolve>,
 ) -> Answer {
-    let undecided = matches!(platform.vms.ownership(&name), Some(Claim::Undecided(..)));
-    if undecided && platform.handoffs.resolve(&name, resolve.keep) {
+    let undecided = matches!(platform.guests.vms.ownership(&name), Some(Claim::Undecided(..)));
+    if undecided && platform.migration.handoffs.resolve(&name, resolve.keep) {
         return Ok(Json(json!({ "resolved": name, "kept": resolve.keep })));
     }
     if resolve.keep {
-        let epoch = ownership::keep(&platform, &name).await?;
+        let epoch = ownership::keep(&platform.migration, &name).await?;
         return Ok(Json(json!({ "resolved": name, "kept": true, "epoch": epoch.0 })));
     }
-    let (owner, epoch) = ownership::give_up(&platform, &name).await?;
+    let (owner, epoch) = ownership::give_up(&platform.migration, &name).await?;
     Ok(Json(json!({ "resolved": name, "kept": false, "owner": owner, "epoch": epoch.0 })))
 }
 
@@ -297,7 +298,7 @@ pub(super) async fn replicate(
     Json(replicate): Json<Replicate>,
 ) -> Answer {
     check_before_move(&platform, &name, &replicate.to).await?;
-    job(blocking(move || warm::start(&platform, &name, &replicate.to)).await??)
+    job(blocking(move || warm::start(&platform.replication, &name, &replicate.to)).await??)
 }
 
 /// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.

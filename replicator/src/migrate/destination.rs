@@ -20,7 +20,7 @@ use crate::incoming::{self, Incoming, IncomingError};
 use crate::jobs::{JobHandle, JobKind};
 use crate::journal::{Claim, JournalFile, JournalFileError};
 use crate::lease::Lease;
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::vms::{Hold, VmError};
 
 /// Where a running destination takes what comes in for it.
@@ -119,33 +119,33 @@ pub enum OfferError {
 }
 
 /// Whether an offer would be taken up and could be carried out, as far as that can be known. Changes nothing.
-pub async fn judge(platform: &Arc<Platform>, vm: &str, epoch: Epoch, plan: &[u8]) -> Result<(), OfferError> {
-    let plan = check_plan(platform, vm, plan)?;
-    check_owner(platform, vm, epoch)?;
-    Ok(Incoming::judge(platform, &plan, &Lease::new(), || ()).await?)
+pub async fn judge(cx: &Arc<MigrationCx>, vm: &str, epoch: Epoch, plan: &[u8]) -> Result<(), OfferError> {
+    let plan = check_plan(cx, vm, plan)?;
+    check_owner(cx, vm, epoch)?;
+    Ok(Incoming::judge(cx, &plan, &Lease::new(), || ()).await?)
 }
 
 /// Takes up an offer: from here on the hand-off decides. The same offer again is left alone.
 pub async fn offered(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     job: JobId,
     peer: &str,
     connection: &Connection,
     (vm, epoch, plan_bytes): (String, Epoch, Vec<u8>),
 ) -> Result<(), OfferError> {
-    let plan = check_plan(platform, &vm, &plan_bytes)?;
+    let plan = check_plan(cx, &vm, &plan_bytes)?;
     // Before anything else of the job, so that an offer that comes twice is taken up once.
-    let Some(entry) = Entry::new(platform, job, peer, &vm, Some(connection.clone())) else { return Ok(()) };
+    let Some(entry) = Entry::new(cx, job, peer, &vm, Some(connection.clone())) else { return Ok(()) };
     let machine = Destination::new(vm.clone(), peer.to_owned(), epoch, plan_bytes);
-    match admit(platform, job, &vm, epoch).await {
+    match admit(cx, job, &vm, epoch).await {
         Ok((hold, journal)) => {
             // The inbox is empty, or has what came since the entry was made, which is nothing to a new machine.
             entry.port.input(DestinationInput::Start).await;
-            drive(platform, job, entry, journal, machine, plan, peer, hold);
+            drive(cx, job, entry, journal, machine, plan, peer, hold);
             Ok(())
         }
         Err(error) => {
-            platform.handoffs.remove(job);
+            cx.handoffs.remove(job);
             entry.port.link.close().await;
             Err(error)
         }
@@ -153,13 +153,13 @@ pub async fn offered(
 }
 
 /// The plan, if this platform may run what it describes.
-fn check_plan(platform: &Platform, vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
+fn check_plan(cx: &MigrationCx, vm: &str, bytes: &[u8]) -> Result<Plan, OfferError> {
     let (plan, vm) = (Plan::decode(vm, bytes)?, vm.to_owned());
-    let (ours, binary) = (platform.config.hypervisor, &plan.definition.qemu.binary);
+    let (ours, binary) = (cx.rules.hypervisor, &plan.definition.qemu.binary);
     if (ours == HypervisorKind::Xen) != plan.definition.xen.is_some() {
         return Err(OfferError::Hypervisor { vm, ours });
     }
-    if ours == HypervisorKind::Qemu && !platform.config.qemu_binaries.contains(binary) {
+    if ours == HypervisorKind::Qemu && !cx.rules.qemu_binaries.contains(binary) {
         return Err(OfferError::Binary { vm, binary: binary.clone() });
     }
     Ok(plan)
@@ -167,22 +167,22 @@ fn check_plan(platform: &Platform, vm: &str, bytes: &[u8]) -> Result<Plan, Offer
 
 /// Takes hold of the VM, if this platform may take it, and makes the journal of its hand-off.
 async fn admit(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     job: JobId,
     vm: &str,
     epoch: Epoch,
 ) -> Result<(Hold, JournalFile), OfferError> {
-    let hold = platform.vms.hold(vm, job, "incoming migration")?;
-    check_owner(platform, vm, epoch)?;
-    let dir = platform.layout.journal();
+    let hold = cx.guests.vms.hold(vm, job, "incoming migration")?;
+    check_owner(cx, vm, epoch)?;
+    let dir = cx.guests.layout.journal();
     let created = tokio::task::spawn_blocking(move || JournalFile::create(&dir, job));
     Ok((hold, created.await.map_err(|_| OfferError::Worker)??))
 }
 
 /// Whether this platform may take the VM from who owns it at `epoch`.
-fn check_owner(platform: &Platform, vm: &str, epoch: Epoch) -> Result<(), OfferError> {
+fn check_owner(cx: &MigrationCx, vm: &str, epoch: Epoch) -> Result<(), OfferError> {
     let vm = vm.to_owned();
-    match platform.vms.ownership(&vm) {
+    match cx.guests.vms.ownership(&vm) {
         None => {}
         Some(Claim::Removed(known)) if known < epoch => {}
         Some(Claim::Removed(known)) => {
@@ -201,16 +201,16 @@ fn check_owner(platform: &Platform, vm: &str, epoch: Epoch) -> Result<(), OfferE
 }
 
 /// Goes on with a hand-off that a crash interrupted.
-pub fn resume(platform: &Arc<Platform>, job: JobId, journal: JournalFile) -> Result<(), OfferError> {
+pub fn resume(cx: &Arc<MigrationCx>, job: JobId, journal: JournalFile) -> Result<(), OfferError> {
     let Some(mut machine) = Destination::recover(journal.records()) else { return Ok(()) };
     let Some(Record::Accepted { vm, peer, plan, .. }) = journal.records().first().cloned() else {
         return Ok(());
     };
     let plan = Plan::decode(&vm, &plan)?;
-    let hold = platform.vms.hold(&vm, job, "recovery")?;
-    let Some(entry) = Entry::new(platform, job, &peer, &vm, None) else { return Ok(()) };
+    let hold = cx.guests.vms.hold(&vm, job, "recovery")?;
+    let Some(entry) = Entry::new(cx, job, &peer, &vm, None) else { return Ok(()) };
     machine.restart(Duration::ZERO);
-    let handle = drive(platform, job, entry, journal, machine, plan, &peer, hold);
+    let handle = drive(cx, job, entry, journal, machine, plan, &peer, hold);
     let note = "recovered from its journal after the daemon was restarted";
     handle.update(|report| report.notes.push(note.to_owned()));
     Ok(())
@@ -225,25 +225,25 @@ struct Entry {
 impl Entry {
     /// `None` when the job has one already.
     fn new(
-        platform: &Arc<Platform>,
+        cx: &Arc<MigrationCx>,
         job: JobId,
         peer: &str,
         vm: &str,
         connection: Option<Connection>,
     ) -> Option<Self> {
         let inbox = Inbox::new();
-        let link = Link::new(platform.network.clone(), peer.to_owned(), job, connection, inbox.lost.clone());
+        let link = Link::new(cx.reach.network.clone(), peer.to_owned(), job, connection, inbox.lost.clone());
         let (inputs, vm) = (inbox.inputs.clone(), vm.to_owned());
         let (incoming, handle) = Default::default();
         let port = DestinationPort { inputs, link, incoming, vm, handle };
-        platform.handoffs.register(job, Port::Destination(port.clone())).then_some(Entry { port, inbox })
+        cx.handoffs.register(job, Port::Destination(port.clone())).then_some(Entry { port, inbox })
     }
 }
 
 /// Spawns the driver of a destination.
 #[allow(clippy::too_many_arguments)]
 fn drive(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     job: JobId,
     entry: Entry,
     journal: JournalFile,
@@ -253,21 +253,22 @@ fn drive(
     hold: Hold,
 ) -> JobHandle {
     let Entry { port, inbox } = entry;
-    let handle = platform.jobs.begin(job, JobKind::MigrateIn, plan.definition.name.as_str(), Some(peer));
+    let handle = cx.jobs.begin(job, JobKind::MigrateIn, plan.definition.name.as_str(), Some(peer));
     handle.update(|report| report.image_bytes = plan.image_bytes());
     // It is set here only.
     let _ = port.handle.set(handle.clone());
     let link = port.link.clone();
-    let role = DestinationRole { platform: platform.clone(), plan, port, handle: handle.clone() };
-    let cx = DriverCx { handoffs: platform.handoffs.clone(), vms: platform.vms.clone() };
+    let role = DestinationRole { cx: cx.clone(), plan, port, handle: handle.clone() };
+    let driver_cx = DriverCx { handoffs: cx.handoffs.clone(), vms: cx.guests.vms.clone() };
     let limits = Limits::default();
-    let driver = Driver::new(cx, Arc::new(role), machine, limits, journal, handle.clone(), link, inbox);
-    platform.jobs.own(driver.run(hold));
+    let driver =
+        Driver::new(driver_cx, Arc::new(role), machine, limits, journal, handle.clone(), link, inbox);
+    cx.jobs.own(driver.run(hold));
     handle
 }
 
 struct DestinationRole {
-    platform: Arc<Platform>,
+    cx: Arc<MigrationCx>,
     plan: Plan,
     port: DestinationPort,
     handle: JobHandle,
@@ -299,7 +300,7 @@ impl Role for DestinationRole {
 
 impl DestinationRole {
     async fn act(&self, action: DestinationAction, lease: Lease) -> Result<DestinationInput, IncomingError> {
-        let (platform, plan, job) = (&self.platform, &self.plan, self.handle.id());
+        let (cx, plan, job) = (&self.cx, &self.plan, self.handle.id());
         let open = || self.port.incoming().ok_or(IncomingError::NotOpen);
         Ok(match action {
             DestinationAction::PrepareDisks => {
@@ -307,13 +308,13 @@ impl DestinationRole {
                 // What is lost of these while the driver has much to do, the next one says too.
                 let progress = move || drop(inputs.try_send(DestinationInput::Preparing));
                 let incoming =
-                    Incoming::prepare(platform, self.port.link.peer(), plan, job, &lease, progress).await?;
+                    Incoming::prepare(cx, self.port.link.peer(), plan, job, &lease, progress).await?;
                 let _ = self.port.incoming.set(Arc::new(incoming));
                 DestinationInput::DisksPrepared
             }
             DestinationAction::StartIncoming => {
                 open()?.start_hypervisor().await?;
-                address::expect(platform, plan).await;
+                address::expect(&cx.address, plan).await;
                 DestinationInput::IncomingStarted
             }
             DestinationAction::SealDisks { roots } => {
@@ -322,8 +323,8 @@ impl DestinationRole {
                 DestinationInput::DisksSealed { took: started.elapsed() }
             }
             DestinationAction::Resume => {
-                let cold = incoming::resume(platform, plan, job, &lease).await?;
-                address::arrived(platform, plan.definition.name.as_str()).await;
+                let cold = incoming::resume(cx, plan, job, &lease).await?;
+                address::arrived(&cx.address, plan.definition.name.as_str()).await;
                 if cold {
                     self.handle.update(|report| {
                         let note = "the memory was lost after release: the guest was booted from its disks";
@@ -333,13 +334,13 @@ impl DestinationRole {
                 DestinationInput::Resumed
             }
             DestinationAction::Rebind => {
-                let note = address::rebind(platform, plan).await;
+                let note = address::rebind(&cx.address, plan).await;
                 self.handle.update(|report| report.notes.push(note));
                 DestinationInput::Rebound
             }
             DestinationAction::Discard => {
-                address::discard(platform, plan.definition.name.as_str()).await;
-                incoming::take_back(platform, plan, job, &lease).await?;
+                address::discard(&cx.address, plan.definition.name.as_str()).await;
+                incoming::take_back(cx, plan, job, &lease).await?;
                 DestinationInput::Discarded
             }
         })

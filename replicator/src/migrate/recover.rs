@@ -15,24 +15,22 @@ use quinn::Connection;
 use super::{destination, source};
 use crate::journal::{self, JournalFileError};
 use crate::net;
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 
 /// Takes note of every journal's claim and goes on with what has not ended. Nothing may be started before this returns.
-pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileError> {
-    for (job, journal) in platform.vms.claims().take_up_journals()? {
+pub async fn recover_all(cx: &Arc<MigrationCx>) -> Result<(), JournalFileError> {
+    for (job, journal) in cx.guests.vms.claims().take_up_journals()? {
         let outcome = match journal.records().first().cloned() {
             Some(Record::Started { vm, peer, .. }) => {
                 tracing::info!(%job, "VM '{vm}': going on with its migration to '{peer}'");
                 match VmName::new(vm) {
-                    Ok(vm) => {
-                        source::resume(platform, job, journal, vm, &peer).map_err(|error| error.to_string())
-                    }
+                    Ok(vm) => source::resume(cx, job, journal, vm, &peer).map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
                 }
             }
             Some(Record::Accepted { vm, peer, .. }) => {
                 tracing::info!(%job, "VM '{vm}': going on with its migration from '{peer}'");
-                destination::resume(platform, job, journal).map_err(|error| error.to_string())
+                destination::resume(cx, job, journal).map_err(|error| error.to_string())
             }
             // A crash before the first record: nothing had been touched.
             _ => Ok(()),
@@ -46,17 +44,17 @@ pub async fn recover_all(platform: &Arc<Platform>) -> Result<(), JournalFileErro
 
 /// Answers a message of a job that is not running, as its journal has it.
 pub async fn answer_from_journal(
-    platform: &Platform,
+    cx: &MigrationCx,
     job: JobId,
     peer: &str,
     message: Message,
     connection: &Connection,
 ) {
-    if platform.handoffs.is_left(job) {
+    if cx.handoffs.is_left(job) {
         return;
     }
-    let path = platform.layout.journal().join(format!("{job}.journal"));
-    let folded = platform.vms.claims().ended(job).map(|ended| ended.records());
+    let path = cx.guests.layout.journal().join(format!("{job}.journal"));
+    let folded = cx.guests.vms.claims().ended(job).map(|ended| ended.records());
     let answers = match folded.map_or_else(|| journal::read(&path), Ok) {
         Ok(records) if with_peer(&records, peer) => answers(&records, message),
         _ => message.answer_for_unknown_job().into_iter().collect(),

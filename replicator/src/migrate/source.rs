@@ -18,7 +18,7 @@ use crate::jobs::{self, JobHandle, JobKind};
 use crate::journal::{JournalFile, JournalFileError};
 use crate::lease::Lease;
 use crate::outgoing::{Outgoing, OutgoingError};
-use crate::platform::Platform;
+use crate::platform::MigrationCx;
 use crate::vms::{Hold, VmError};
 
 /// How often the hand-off hears that memory still gets across.
@@ -58,9 +58,9 @@ pub enum MigrateError {
 }
 
 /// What a migration of `vm` would be, and its disks as the guest has them if it runs.
-pub async fn plan(platform: &Platform, vm: &str) -> Result<(Plan, Vec<Option<Seen>>), MigrateError> {
-    let definition = platform.vms.definition(vm)?;
-    let hypervisor = &platform.hypervisor;
+pub async fn plan(cx: &MigrationCx, vm: &str) -> Result<(Plan, Vec<Option<Seen>>), MigrateError> {
+    let definition = cx.guests.vms.definition(vm)?;
+    let hypervisor = &cx.guests.hypervisor;
     let is_running = hypervisor.status(&definition.name).await? == GuestStatus::Running;
     let (mut seen, mut facts) = (Vec::new(), None);
     if is_running {
@@ -73,7 +73,7 @@ pub async fn plan(platform: &Platform, vm: &str) -> Result<(Plan, Vec<Option<See
 
 /// Begins to migrate `vm` to `peer`. What can be known beforehand is checked here; the rest is the job's.
 pub async fn start(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     vm: &str,
     peer: &str,
     mut limits: Limits,
@@ -82,19 +82,19 @@ pub async fn start(
     if mode == Mode::Cold {
         limits.switchover_timeout = COLD_SWITCHOVER;
     }
-    platform.peers.get(peer)?;
+    cx.reach.peers.get(peer)?;
     let job = jobs::new_id();
-    let hold = platform.vms.hold(vm, job, "migrate")?;
-    let epoch = platform.vms.owned(vm)?;
-    let definition = platform.vms.definition(vm)?;
+    let hold = cx.guests.vms.hold(vm, job, "migrate")?;
+    let epoch = cx.guests.vms.owned(vm)?;
+    let definition = cx.guests.vms.definition(vm)?;
     let name = definition.name.clone();
-    platform.hypervisor.check_movable(&definition, mode).await?;
-    match platform.hypervisor.status(&name).await? {
+    cx.guests.hypervisor.check_movable(&definition, mode).await?;
+    match cx.guests.hypervisor.status(&name).await? {
         GuestStatus::Running => {}
         status => return Err(MigrateError::NotRunning { vm: vm.to_owned(), status }),
     }
-    let (mut plan, _) = plan(platform, vm).await?;
-    let left_out = match address::plan(platform, &plan.definition, peer, epoch.next()).await {
+    let (mut plan, _) = plan(cx, vm).await?;
+    let left_out = match address::plan(&cx.address, &plan.definition, peer, epoch.next()).await {
         Ok(address) => {
             plan.address = address;
             None
@@ -102,10 +102,10 @@ pub async fn start(
         Err(error) => Some(format!("the address does not follow: {error}")),
     };
     let bytes = plan.encode()?;
-    let dir = platform.layout.journal();
+    let dir = cx.guests.layout.journal();
     let created = tokio::task::spawn_blocking(move || JournalFile::create(&dir, job));
     let journal = created.await.map_err(|_| MigrateError::Worker)??;
-    let handle = platform.jobs.begin(job, JobKind::MigrateOut, vm, Some(peer));
+    let handle = cx.jobs.begin(job, JobKind::MigrateOut, vm, Some(peer));
     handle.update(|report| {
         report.image_bytes = plan.image_bytes();
         report.notes.extend(left_out);
@@ -115,7 +115,7 @@ pub async fn start(
     });
     let machine = Source::new(vm.to_owned(), peer.to_owned(), epoch, bytes, limits);
     drive(
-        platform,
+        cx,
         handle,
         journal,
         machine,
@@ -131,7 +131,7 @@ pub async fn start(
 
 /// Goes on with a hand-off that a crash interrupted.
 pub fn resume(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     job: JobId,
     journal: JournalFile,
     vm: VmName,
@@ -139,20 +139,20 @@ pub fn resume(
 ) -> Result<(), VmError> {
     let limits = Limits::default();
     let Some(mut machine) = Source::recover(journal.records(), limits) else { return Ok(()) };
-    let hold = platform.vms.hold(vm.as_str(), job, "recovery")?;
-    let handle = platform.jobs.begin(job, JobKind::MigrateOut, vm.as_str(), Some(peer));
+    let hold = cx.guests.vms.hold(vm.as_str(), job, "recovery")?;
+    let handle = cx.jobs.begin(job, JobKind::MigrateOut, vm.as_str(), Some(peer));
     handle.update(|report| {
         report.notes.push("recovered from its journal after the daemon was restarted".to_owned())
     });
     machine.restart(Duration::ZERO);
-    drive(platform, handle, journal, machine, vm, peer, hold, None, limits, None);
+    drive(cx, handle, journal, machine, vm, peer, hold, None, limits, None);
     Ok(())
 }
 
 /// Spawns the driver of a source, and feeds it with `first`.
 #[allow(clippy::too_many_arguments)]
 fn drive(
-    platform: &Arc<Platform>,
+    cx: &Arc<MigrationCx>,
     handle: JobHandle,
     journal: JournalFile,
     machine: Source,
@@ -165,18 +165,18 @@ fn drive(
 ) {
     let inbox = Inbox::new();
     let (job, lost) = (handle.id(), inbox.lost.clone());
-    let link = Link::new(platform.network.clone(), peer.to_owned(), job, None, lost);
-    let outgoing = Outgoing::new(platform.clone(), handle.clone(), vm.clone(), link.clone(), data, limits);
+    let link = Link::new(cx.reach.network.clone(), peer.to_owned(), job, None, lost);
+    let outgoing = Outgoing::new(cx.clone(), handle.clone(), vm.clone(), link.clone(), data, limits);
     let (inputs, moments) = (inbox.inputs.clone(), Mutex::default());
     let role = SourceRole { outgoing, handle: handle.clone(), inputs, vm, peer: peer.to_owned(), moments };
     if let Some(first) = first {
         // The inbox is empty.
         let _ = inbox.inputs.try_send(first);
     }
-    platform.handoffs.register(job, Port::Source { inputs: inbox.inputs.clone(), link: link.clone() });
-    let cx = DriverCx { handoffs: platform.handoffs.clone(), vms: platform.vms.clone() };
-    let driver = Driver::new(cx, Arc::new(role), machine, limits, journal, handle, link, inbox);
-    platform.jobs.own(driver.run(hold));
+    cx.handoffs.register(job, Port::Source { inputs: inbox.inputs.clone(), link: link.clone() });
+    let driver_cx = DriverCx { handoffs: cx.handoffs.clone(), vms: cx.guests.vms.clone() };
+    let driver = Driver::new(driver_cx, Arc::new(role), machine, limits, journal, handle, link, inbox);
+    cx.jobs.own(driver.run(hold));
 }
 
 /// Moments of the switchover.

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Damage, Kept, Replicas, ReplicasError, Vm, lock};
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
-use crate::platform::Platform;
+use crate::platform::ImagesCx;
 use crate::targets;
 use crate::transfer::Counters;
 
@@ -170,23 +170,23 @@ fn note(kept: &Kept, error: &ReplicaError) {
 }
 
 /// Begins to compare replicas with their roots: those of one name, or all.
-pub fn verify(platform: &Arc<Platform>, name: Option<&str>) -> Result<JobId, ReplicasError> {
+pub fn verify(cx: &Arc<ImagesCx>, name: Option<&str>) -> Result<JobId, ReplicasError> {
     let chosen = match name {
         Some(name) => {
-            let vms = lock(&platform.replicas.vms);
+            let vms = lock(&cx.images.replicas.vms);
             let named: Vec<_> = vms.iter().filter(|(key, vm)| vm.name == name || *key == name).collect();
             if named.is_empty() {
                 return Err(ReplicasError::Unknown { name: name.to_owned() });
             }
             named.into_iter().flat_map(|(key, vm)| of_vm(key, vm)).collect()
         }
-        None => lock(&platform.replicas.vms).iter().flat_map(|(key, vm)| of_vm(key, vm)).collect::<Vec<_>>(),
+        None => lock(&cx.images.replicas.vms).iter().flat_map(|(key, vm)| of_vm(key, vm)).collect::<Vec<_>>(),
     };
     let subject = name.unwrap_or("replicas").to_owned();
-    let handle = platform.jobs.begin(jobs::new_id(), JobKind::ReplicaVerify, &subject, None);
+    let handle = cx.jobs.begin(jobs::new_id(), JobKind::ReplicaVerify, &subject, None);
     handle.phase("verify");
     let working = handle.clone();
-    platform.jobs.run(&handle, (), move |lease| async move {
+    cx.jobs.run(&handle, (), move |lease| async move {
         let asked = lease.clone();
         let work = lease.run_blocking(move || verify_all(&working, chosen, &asked));
         work.await.unwrap_or_else(|_| Err("the worker ended unexpectedly".to_owned()))

@@ -12,35 +12,30 @@ use super::{WarmError, flatten, noted};
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::{Lease, Leased};
 use crate::net::NetError;
-use crate::platform::Platform;
+use crate::platform::ReplicationCx;
 use crate::transfer::sender::Sender;
 
 /// Begins to copy a raw image or a block device to a peer, where it is kept as the replica `name`.
-pub fn send_image(
-    platform: &Arc<Platform>,
-    image: &Path,
-    peer: &str,
-    name: &str,
-) -> Result<JobId, WarmError> {
-    platform.peers.get(peer).map_err(NetError::from)?;
+pub fn send_image(cx: &Arc<ReplicationCx>, image: &Path, peer: &str, name: &str) -> Result<JobId, WarmError> {
+    cx.reach.peers.get(peer).map_err(NetError::from)?;
     let open = RawImage::open_read(image)
         .map_err(|source| WarmError::Io { what: format!("opening {}", image.display()), source })?;
     let job = jobs::new_id();
-    let handle = platform.jobs.begin(job, JobKind::ImageSend, name, Some(peer));
+    let handle = cx.jobs.begin(job, JobKind::ImageSend, name, Some(peer));
     handle.update(|report| report.image_bytes = open.size());
-    let (platform, peer, name) = (platform.clone(), peer.to_owned(), name.to_owned());
-    let (jobs, sending) = (platform.jobs.clone(), handle.clone());
+    let (cx, peer, name) = (cx.clone(), peer.to_owned(), name.to_owned());
+    let (jobs, sending) = (cx.jobs.clone(), handle.clone());
     jobs.run(&handle, (), move |lease| async move {
         let image = Arc::new(Leased::new(open, &lease));
         let path = image.get()?.path().display().to_string();
-        let sent = lease.run(send_one(&platform, &sending, &lease, image, &path, &peer, &name));
+        let sent = lease.run(send_one(&cx, &sending, &lease, image, &path, &peer, &name));
         noted(&sending, sent.await.unwrap_or_else(|revoked| Err(revoked.into())))
     });
     Ok(job)
 }
 
 async fn send_one(
-    platform: &Platform,
+    cx: &ReplicationCx,
     handle: &JobHandle,
     lease: &Lease,
     image: Arc<Leased<RawImage>>,
@@ -48,13 +43,13 @@ async fn send_one(
     peer: &str,
     name: &str,
 ) -> Result<String, WarmError> {
-    let connection = platform.network.dial(peer).await?;
+    let connection = cx.reach.network.dial(peer).await?;
     let transfer = |source| WarmError::Transfer { disk: path.to_owned(), source };
     let taken = jobs::unix_ms();
     let target = Target::Replica { vm: name.to_owned(), disk: crate::replicas::IMAGE_DISK.to_owned() };
     handle.phase("scan");
     let (mut sender, status) =
-        Sender::open(&connection, target, image.size(), platform.transfer_settings(), handle.counters())
+        Sender::open(&connection, target, image.size(), cx.reach.transfers, handle.counters())
             .await
             .map_err(transfer)?;
     // Hashed from the file a second time, and compared with what the other side wrote: an image that changes while
