@@ -36,7 +36,8 @@ pub enum OwnershipError {
     Name(#[from] migrate_driver::NameError),
     #[error(
         "cannot run VM '{vm}' here: peer '{peer}' owns it at epoch {theirs}, this platform only at epoch {ours}; records \
-         of this platform are old (a restored backup?). Accept that with `longhaul resolve {vm} --give-up`"
+         of this platform are old (a restored backup?). Accept that with `longhaul resolve {vm} --give-up`. If '{peer}' has \
+         another VM of that name, define this one under another name"
     )]
     OwnedElsewhere { vm: String, peer: String, theirs: Epoch, ours: Epoch },
     #[error(
@@ -148,12 +149,16 @@ pub async fn check(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<String>, Ow
     check_with(cx, vm, cx.reach.peers.list().into_keys().collect()).await
 }
 
-/// The same for a guest that runs, which only has to know better than `peer`.
+/// The same for a guest that runs, which only has to know better than `peer`; of one whose owner is in doubt here every
+/// peer is asked.
 pub async fn check_against(
     cx: &Arc<MigrationCx>,
     vm: &str,
     peer: &str,
 ) -> Result<Option<String>, OwnershipError> {
+    if matches!(cx.guests.vms.ownership(vm), Some(Claim::Unknown(..))) {
+        return check(cx, vm).await;
+    }
     check_with(cx, vm, vec![peer.to_owned()]).await
 }
 
@@ -297,7 +302,10 @@ fn judge_keep(vm: &str, claim: &Claim, asked: &Asked) -> Result<Epoch, Ownership
     for (peer, ClaimAnswer { epoch: theirs, relation }) in &asked.answers {
         let (vm, peer, theirs) = (vm.to_owned(), peer.clone(), *theirs);
         match relation {
-            Relation::Owner => return Err(OwnershipError::PeerOwns { vm, peer, theirs }),
+            // One at a lower epoch has another VM of that name, or records that are older than ours.
+            Relation::Owner if theirs >= ours => {
+                return Err(OwnershipError::PeerOwns { vm, peer, theirs });
+            }
             Relation::Undecided => return Err(OwnershipError::PeerUndecided { vm, peer, theirs }),
             _ => highest = highest.max(theirs),
         }

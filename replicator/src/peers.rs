@@ -111,7 +111,7 @@ impl Peers {
         if !damaged.is_empty() {
             // A person may still find in it what was left out.
             let kept = self.path.with_extension(format!("toml.damaged-{}", crate::jobs::unix_ms()));
-            std::fs::rename(&self.path, kept).map_err(io)?;
+            std::fs::copy(&self.path, kept).map_err(io)?;
         }
         files::write_atomic(&self.path, text.as_bytes()).map_err(io)?;
         damaged.clear();

@@ -116,8 +116,10 @@ struct State {
 }
 
 enum Damage {
-    /// It cannot be opened, and is started anew by the next pass.
+    /// What it holds is not what was written: it is started anew by the next pass.
     Unreadable(String),
+    /// It could not be read when the daemon started. It may be whole, and is looked at again when it is used.
+    OutOfReach(String),
     /// Bytes of its image are not what they should be. The next pass mends it.
     Rotten(String),
 }
@@ -128,7 +130,12 @@ impl Kept {
             Ok(generation) => State { generation, damage: None },
             Err(error) => {
                 tracing::warn!("{} is left out: {error}", dir.display());
-                State { generation: None, damage: Some(Damage::Unreadable(error.to_string())) }
+                let what = error.to_string();
+                let damage = match error {
+                    ReplicaError::Damaged { .. } => Damage::Unreadable(what),
+                    _ => Damage::OutOfReach(what),
+                };
+                State { generation: None, damage: Some(damage) }
             }
         };
         Kept { dir, state: Mutex::new(state), open: Mutex::default() }
@@ -146,7 +153,10 @@ impl Kept {
         });
         let replica = Arc::new(opened?);
         *open = Arc::downgrade(&replica);
-        lock(&self.state).generation = replica.generation();
+        let mut state = lock(&self.state);
+        state.generation = replica.generation();
+        state.damage.take_if(|damage| matches!(damage, Damage::OutOfReach(_)));
+        drop(state);
         Ok(replica)
     }
 
@@ -174,15 +184,17 @@ struct Vm {
 
 impl Vm {
     fn load(dir: PathBuf, name: &str, peers: &Peers) -> Vm {
-        let owner = Owner::load(&dir).unwrap_or_else(|error| {
+        let loaded = Owner::load(&dir).inspect_err(|error| {
             tracing::warn!("{}: whose replicas these are cannot be read: {error}", dir.display());
-            None
         });
+        // Only what never had an owner is given one by a name.
+        let is_of_before = matches!(loaded, Ok(None));
+        let owner = loaded.unwrap_or(None);
         let disks =
             subdirs(&dir).into_iter().map(|(disk, path)| (disk, Arc::new(Kept::load(path)))).collect();
         let name = owner.as_ref().map_or(name, |owner| &owner.vm).to_owned();
         let mut vm = Vm { dir, name, owner, disks };
-        if vm.owner.is_none()
+        if is_of_before
             && let [only] = &vm.sources()[..]
             && let Ok(peer) = peers.get(only)
         {
@@ -288,6 +300,7 @@ impl Replicas {
                 state: match damage {
                     None => "ok".to_owned(),
                     Some(Damage::Unreadable(what) | Damage::Rotten(what)) => format!("damaged: {what}"),
+                    Some(Damage::OutOfReach(what)) => format!("out of reach: {what}"),
                 },
             })
         });

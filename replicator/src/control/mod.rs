@@ -17,6 +17,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use chunkstore::ReplicaError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -28,6 +29,7 @@ use crate::migrate::source::MigrateError;
 use crate::ownership::OwnershipError;
 use crate::peers::Peer;
 use crate::platform::Platform;
+use crate::replicas::ReplicasError;
 use crate::vms::VmError;
 use crate::warm::WarmError;
 use crate::{bases, files, replicas, restore, targets, upkeep, warm};
@@ -67,7 +69,11 @@ fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
             None
         }
     });
-    matches!(vm, Some(VmError::Busy { .. }))
+    let replica = match error.downcast_ref() {
+        Some(ReplicasError::Replica(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    matches!(vm, Some(VmError::Busy { .. })) || matches!(replica, Some(ReplicaError::Busy { .. }))
 }
 
 impl IntoResponse for ApiError {

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chunkstore::{ImageRoot, Replica, ReplicaError, Still};
 use longhaul_proto::JobId;
@@ -18,7 +19,8 @@ use crate::targets;
 use crate::transfer::Counters;
 
 /// How often all disks are looked at for one moment, while a pass puts them into place one after the other.
-const TRIES: u32 = 100;
+const TRIES: u32 = 500;
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// What `replica restore` is asked.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -144,7 +146,7 @@ fn hold_still<'a>(
         }
         // A pass that has been decided puts its disks into place one after the other.
         drop(still);
-        std::thread::yield_now();
+        std::thread::sleep(BETWEEN_TRIES);
     }
     let disks: Vec<_> = chosen.iter().map(|chosen| chosen.disk.as_str()).collect();
     Err(ReplicasError::Mixed { name: name.to_owned(), disks: disks.join(", ") })
