@@ -11,7 +11,7 @@ use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
 use quinn::SendStream;
 use tokio::sync::watch;
 
-use crate::landing::{self, Landing, LandingError};
+use crate::landing::{self, Landing, LandingError, Room};
 use crate::lease::{Lease, Leased};
 use crate::migrate::{BootFile, Plan};
 use crate::net::lanes::LaneRecv;
@@ -129,10 +129,11 @@ impl Incoming {
             if let Some(facts) = &plan.facts {
                 definition = facts.pinned(&definition);
             }
-            let mut disks = Vec::new();
+            let (mut disks, mut room) = (Vec::new(), Room::default());
             for (disk, planned) in definition.disks.iter_mut().zip(&plan.disks) {
                 work.check().map_err(|_| IncomingError::Worker)?;
-                let landing = Landing::prepare(&at, &peer, &plan.definition.name, planned, &disk.path, job)?;
+                let landing =
+                    Landing::prepare(&at, &peer, &plan.definition.name, planned, &disk.path, job, &mut room)?;
                 progress();
                 disk.path = landing.image().path().to_owned();
                 let mut tree = ImageTree::new(planned.size);
@@ -218,13 +219,13 @@ fn check_boot_file(file: &BootFile) -> Result<(), IncomingError> {
     Err(IncomingError::BootFile { path: file.path.clone(), what })
 }
 
-/// Lets the guest run here. True when its memory was lost and it was booted from its disks.
+/// Lets the guest run here. Gives its definition here, and true when its memory was lost and it was booted from its disks.
 pub async fn resume(
     cx: &Arc<MigrationCx>,
     plan: &Plan,
     job: JobId,
     lease: &Lease,
-) -> Result<bool, IncomingError> {
+) -> Result<(VmDefinition, bool), IncomingError> {
     let (at, landed) = (cx.clone(), plan.clone());
     let landing = lease.run_blocking(move || landing::settle(&at, &landed, job));
     let definition = landing.await.map_err(|_| IncomingError::Worker)??;
@@ -247,9 +248,18 @@ pub async fn resume(
             true
         }
     };
+    Ok((definition, cold))
+}
+
+/// Keeps the definition of a VM that runs here by now.
+pub async fn keep_definition(
+    cx: &MigrationCx,
+    definition: VmDefinition,
+    lease: &Lease,
+) -> Result<(), IncomingError> {
     let vms = cx.guests.vms.clone();
-    lease.run_blocking(move || vms.define(definition)).await.map_err(|_| IncomingError::Worker)??;
-    Ok(cold)
+    let kept = lease.run_blocking(move || vms.define(definition));
+    Ok(kept.await.map_err(|_| IncomingError::Worker)??)
 }
 
 /// Ends what there is of a VM that will not come. Its images are put aside: they spare the next migration the same bytes.
@@ -262,5 +272,5 @@ pub async fn take_back(
     cx.guests.hypervisor.stop(&plan.definition.name, StopHow::Kill).await?;
     let (at, plan) = (cx.clone(), plan.clone());
     let put_aside = lease.run_blocking(move || landing::put_aside(&at, &plan, job));
-    Ok(put_aside.await.map_err(|_| IncomingError::Worker)??)
+    put_aside.await.map_err(|_| IncomingError::Worker)
 }

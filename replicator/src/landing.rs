@@ -2,9 +2,12 @@
 //! starts from, and when it takes its place. A path is only a name: what it leads to is looked at, and whose it is. A file
 //! that was there before the migration is neither written nor replaced before the VM is ours.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +15,7 @@ use chunkstore::{FileId, RawImage, ReadImage};
 use longhaul_proto::JobId;
 use migrate_driver::{DiskFormat, VmDefinition, VmName};
 
+use crate::config::HypervisorKind;
 use crate::files;
 use crate::migrate::{Plan, PlanDisk};
 use crate::platform::MigrationCx;
@@ -88,9 +92,22 @@ pub enum LandingError {
         /// The disk's bytes.
         needs: u64,
     },
+    /// It leads nowhere.
+    #[error(
+        "cannot write the disk of VM '{vm}' to {path}: the device or link is there in name only; activate the volume, or \
+         forget the place with `longhaul vm remove {vm}` here, then try again",
+        path = .path.display()
+    )]
+    Missing {
+        /// The path.
+        path: PathBuf,
+        /// The VM.
+        vm: String,
+    },
     /// No room.
     #[error(
-        "{path} has {free} bytes free, and the VM's disks need {needed}: make room there, then try again",
+        "{path} has {free} bytes free, and the VM's disks need {needed} (an image that it left there stays until it is back): \
+         make room there, then try again",
         path = .path.display()
     )]
     NoSpace {
@@ -134,14 +151,19 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Where a job writes the image that is to stand at `path`.
+/// Where a job writes the image that is to stand at `path`: under that name and the job's, in place of an earlier job's.
 fn incoming(path: &Path, job: JobId) -> PathBuf {
-    beside(path, &format!(".{job}"))
+    const MARK_BYTES: usize = 33;
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let (stem, mark) = name.split_at(name.len().saturating_sub(MARK_BYTES));
+    let is_marked = !stem.is_empty() && mark[0] == b'.' && mark[1..].iter().all(u8::is_ascii_hexdigit);
+    let stem = if is_marked { path.with_file_name(OsStr::from_bytes(stem)) } else { path.to_owned() };
+    beside(&stem, &format!(".{job}"))
 }
 
-/// Where a migration that came to nothing leaves what it had.
+/// Where a migration that came to nothing leaves what it had: a name that nobody else gives.
 fn partial(path: &Path) -> PathBuf {
-    beside(path, ".partial")
+    beside(path, ".longhaul-partial")
 }
 
 /// What a migration of this disk to here would start from, if anything.
@@ -184,10 +206,17 @@ impl Landing {
     ) -> Result<There, LandingError> {
         let kind = match fs::metadata(path) {
             Ok(metadata) => metadata.file_type(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(There::Nothing),
+            // A volume that is not active, or what a link leads to: a file in its place would be another disk.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && (path.starts_with("/dev") || fs::symlink_metadata(path).is_ok()) =>
+            {
+                return Err(LandingError::Missing { path: path.to_owned(), vm: vm.to_string() });
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(There::Nothing),
             Err(error) => return Err(at("look at", path)(error)),
         };
-        if cx.guests.vms.definition(vm.as_str()).is_err() {
+        if !is_place_of(cx, vm, &disk.name, path) {
             if kind.is_block_device() {
                 return Err(LandingError::ForeignDevice { path: path.to_owned(), vm: vm.to_string() });
             }
@@ -215,6 +244,7 @@ impl Landing {
         disk: &PlanDisk,
         path: &Path,
         job: JobId,
+        room: &mut Room,
     ) -> Result<Self, LandingError> {
         let old = match Landing::check(cx, vm, disk, path)? {
             There::Device => {
@@ -230,24 +260,20 @@ impl Landing {
         // A replica that cannot be read is no reason to refuse: its bytes are sent.
         let like = old.or_else(|| RawImage::open_read(replica()?).ok());
         let (target, left) = (incoming(path, job), partial(path));
-        let is_usable = RawImage::open_write(&left).is_ok_and(|left| left.size() == disk.size);
-        if is_usable {
+        let is_made = if is_leftover(&left, disk.size) {
             fs::rename(&left, &target).map_err(at("take up", &left))?;
+            true
         } else if let Some(like) = like.as_ref().filter(|like| like.size() == disk.size) {
             // Where blocks cannot be shared, nothing is made.
-            chunkstore::reflink(like.path(), &target).map_err(at("create", &target))?;
-        }
-        let image = match RawImage::open_write(&target) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => RawImage::create(&target, disk.size),
-            opened => opened,
+            chunkstore::reflink(like.path(), &target).map_err(at("create", &target))?
+        } else {
+            false
         };
+        let image =
+            if is_made { RawImage::open_write(&target) } else { RawImage::create(&target, disk.size) };
         let image = image.map_err(at("create", &target))?;
         let held = image.allocated_bytes().map_err(at("look at", &target))?;
-        let free = files::free_bytes(dir).map_err(at("look at", dir))?;
-        let needed = disk.data_bytes.saturating_sub(held);
-        if free < needed.saturating_add(SPARE_BYTES) {
-            return Err(LandingError::NoSpace { path: dir.to_owned(), free, needed });
-        }
+        room.take(dir, disk.data_bytes.saturating_sub(held))?;
         files::sync_dir(dir).map_err(at("make durable", dir))?;
         Ok(Landing { image: Arc::new(image), like: like.map(Arc::new) })
     }
@@ -260,6 +286,35 @@ impl Landing {
     /// What may hold the same bytes at the same places.
     pub(crate) fn like(&self) -> Option<Arc<RawImage>> {
         self.like.clone()
+    }
+}
+
+/// Whether the VM's definition here has that disk at that path.
+fn is_place_of(cx: &MigrationCx, vm: &VmName, disk: &str, path: &Path) -> bool {
+    let known = cx.guests.vms.definition(vm.as_str()).ok();
+    known.as_ref().and_then(|known| known.disk(disk)).is_some_and(|disk| disk.path == path)
+}
+
+/// Whether that is what an earlier migration left, of this size, and nobody has it.
+fn is_leftover(path: &Path, size: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
+        && matches!(chunkstore::in_use(path), Ok(None))
+}
+
+/// The room that the disks of one migration will take, by file system.
+#[derive(Default)]
+pub(crate) struct Room(HashMap<u64, u64>);
+
+impl Room {
+    fn take(&mut self, dir: &Path, bytes: u64) -> Result<(), LandingError> {
+        let device = fs::metadata(dir).map_err(at("look at", dir))?.dev();
+        let free = files::free_bytes(dir).map_err(at("look at", dir))?;
+        let needed = self.0.entry(device).or_default();
+        *needed = needed.saturating_add(bytes);
+        if free < needed.saturating_add(SPARE_BYTES) {
+            return Err(LandingError::NoSpace { path: dir.to_owned(), free, needed: *needed });
+        }
+        Ok(())
     }
 }
 
@@ -281,28 +336,36 @@ fn check_free(cx: &MigrationCx, vm: &VmName, path: &Path) -> Result<(), LandingE
 
 /// The VM is ours: its images take their places, and what the VM had there before is gone. Gives the definition as it is
 /// from now on. May be called again. An image whose place is not free, or not the VM's, stays where it was written, which
-/// is its place then.
+/// is its place then; so does every image under Xen, whose tools keep the path under which they have opened it.
 pub(crate) fn settle(cx: &MigrationCx, plan: &Plan, job: JobId) -> Result<VmDefinition, LandingError> {
     let mut definition = local_definition(cx, plan);
-    let is_known = cx.guests.vms.definition(plan.definition.name.as_str()).is_ok();
     for disk in &mut definition.disks {
         let written = incoming(&disk.path, job);
-        if !written.exists() {
+        if disk.path == written || !written.try_exists().map_err(at("look at", &written))? {
             continue;
         }
+        let vm = &plan.definition.name;
         let is_free = match fs::symlink_metadata(&disk.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            _ => is_known && check_free(cx, &plan.definition.name, &disk.path).is_ok(),
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            _ => is_place_of(cx, vm, &disk.name, &disk.path) && check_free(cx, vm, &disk.path).is_ok(),
         };
+        if cx.rules.hypervisor == HypervisorKind::Xen {
+            if is_free && fs::symlink_metadata(&disk.path).is_ok_and(|old| old.is_file()) {
+                fs::remove_file(&disk.path).map_err(at("remove the old image", &disk.path))?;
+            }
+            disk.path = written;
+            continue;
+        }
         // A link stays, and what it leads to is replaced; beyond a file system's end that cannot be.
         let target = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
-        match if is_free { fs::rename(&written, &target) } else { Err(io::ErrorKind::CrossesDevices.into()) }
-        {
+        let moved =
+            if is_free { fs::rename(&written, &target) } else { Err(ErrorKind::CrossesDevices.into()) };
+        match moved {
             Ok(()) => {
                 let dir = target.parent().unwrap_or(Path::new("/"));
                 files::sync_dir(dir).map_err(at("make durable", dir))?;
             }
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
                 tracing::warn!(
                     "{} is not free: the image stays at {}",
                     disk.path.display(),
@@ -316,16 +379,16 @@ pub(crate) fn settle(cx: &MigrationCx, plan: &Plan, job: JobId) -> Result<VmDefi
     Ok(definition)
 }
 
-/// The VM will not come: the images that the job has written are put aside. What was there before is untouched.
-pub(crate) fn put_aside(cx: &MigrationCx, plan: &Plan, job: JobId) -> Result<(), LandingError> {
+/// The VM will not come: the images that the job has written are put aside. What was there before is untouched. What
+/// cannot be put aside stays under the job's name.
+pub(crate) fn put_aside(cx: &MigrationCx, plan: &Plan, job: JobId) {
     for disk in local_definition(cx, plan).disks {
         let written = incoming(&disk.path, job);
         match fs::rename(&written, partial(&disk.path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at("put aside", &written)(error));
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!("{} is left behind: {error}", written.display());
             }
             _ => {}
         }
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::{DestinationInput, Message};
@@ -22,6 +23,10 @@ use crate::platform::Platform;
 use crate::replicas::{SetOf, Source};
 use crate::transfer::receiver;
 use crate::transfer::sink::{EstimateSink, Sink};
+
+/// How long nothing has gone over a connection that we have dialled before it is closed. What works on one says more often
+/// that it is there.
+const UNUSED: Duration = Duration::from_secs(300);
 
 /// The connections that are served, by the peer's name.
 #[derive(Default)]
@@ -76,7 +81,13 @@ pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
                 None => return,
             },
             Some((peer, connection)) = dialled.recv() => {
-                connections.spawn(serve_connection(platform.clone(), peer, connection));
+                let platform = platform.clone();
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = serve_connection(platform, peer, connection.clone()) => {}
+                        () = unused(&connection) => {}
+                    }
+                });
             }
             Some(ended) = connections.join_next() => note_panic(ended),
         }
@@ -89,6 +100,23 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
         && broken.is_panic()
     {
         tracing::error!("serving a peer: {broken}");
+    }
+}
+
+/// Ends a connection that we have dialled and nobody has used for a while: it is kept alive, so that it would never end by
+/// itself.
+async fn unused(connection: &Connection) {
+    let carried = || {
+        let stats = connection.stats();
+        (stats.frame_tx.stream, stats.frame_rx.stream)
+    };
+    let mut before = carried();
+    loop {
+        tokio::time::sleep(UNUSED).await;
+        let now = carried();
+        if std::mem::replace(&mut before, now) == now {
+            return connection.close(VarInt::from_u32(0), b"not used");
+        }
     }
 }
 

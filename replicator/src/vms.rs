@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use longhaul_proto::handoff::Record;
 use longhaul_proto::{Epoch, JobId};
 use migrate_driver::definition::MAX_DEFINITION_BYTES;
 use migrate_driver::{DefinitionError, VmDefinition};
+use tokio::sync::Notify;
 
 use crate::claims::Claims;
 use crate::files;
@@ -107,6 +109,8 @@ pub struct Vms {
     definitions: Mutex<Definitions>,
     claims: Claims,
     busy: Mutex<HashMap<String, (JobId, &'static str)>>,
+    /// A hold has been given back.
+    freed: Notify,
 }
 
 #[derive(Default)]
@@ -136,6 +140,7 @@ pub struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         lock(&self.vms.busy).remove(&self.vm);
+        self.vms.freed.notify_waiters();
     }
 }
 
@@ -181,7 +186,8 @@ impl Vms {
         }
         let claims = Claims::load(journal).map_err(io(journal))?;
         let definitions = Mutex::new(definitions);
-        Ok(Vms { dir: dir.to_owned(), definitions, claims, busy: Mutex::default() })
+        let (busy, freed) = Default::default();
+        Ok(Vms { dir: dir.to_owned(), definitions, claims, busy, freed })
     }
 
     /// What is known of who owns which VM.
@@ -227,6 +233,24 @@ impl Vms {
     /// The job that has hold of it.
     pub fn holder(&self, vm: &str) -> Option<JobId> {
         lock(&self.busy).get(vm).map(|(job, _)| *job)
+    }
+
+    /// As [`Vms::hold`], waiting up to `within` for a job that is about to give it back.
+    pub async fn hold_within(
+        self: &Arc<Self>,
+        vm: &str,
+        job: JobId,
+        what: &'static str,
+        within: Duration,
+    ) -> Result<Hold, VmError> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            let freed = self.freed.notified();
+            match self.hold(vm, job, what) {
+                Err(VmError::Busy { .. }) if tokio::time::timeout_at(deadline, freed).await.is_ok() => {}
+                held => return held,
+            }
+        }
     }
 
     /// Whether a job has hold of it.

@@ -210,11 +210,16 @@ pub(super) async fn stop(
     Ok(Json(json!({ "stopped": name })))
 }
 
-/// Whether a migration of ours has failed and is taking its guest back.
+/// Whether a migration waits for a hypervisor to do what only its end may make possible: to take the guest back, or, at
+/// the destination, to let it run.
 fn is_rolling_back(platform: &Platform, job: JobId) -> bool {
     platform.jobs.report(job).is_ok_and(|report| {
-        report.kind == jobs::JobKind::MigrateOut
-            && report.phases.last().is_some_and(|phase| phase.name == Phase::RollingBack.label())
+        let waits: &[Phase] = match report.kind {
+            jobs::JobKind::MigrateOut => &[Phase::RollingBack],
+            jobs::JobKind::MigrateIn => &[Phase::RollingBack, Phase::Resume],
+            _ => &[],
+        };
+        report.phases.last().is_some_and(|phase| waits.iter().any(|waits| waits.label() == phase.name))
     })
 }
 

@@ -8,6 +8,7 @@ use longhaul_proto::handoff::{
     Destination, DestinationAction, DestinationInput, Limits, Message, Phase, Record,
 };
 use longhaul_proto::{Epoch, JobId};
+use migrate_driver::{GuestStatus, NameError, VmName};
 use quinn::Connection;
 use tokio::sync::mpsc;
 
@@ -22,6 +23,9 @@ use crate::journal::{Claim, JournalFile, JournalFileError};
 use crate::lease::Lease;
 use crate::platform::MigrationCx;
 use crate::vms::{Hold, VmError};
+
+/// How long an offer waits for the VM to be given back. Less than a source waits for its answer.
+const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// Where a running destination takes what comes in for it.
 #[derive(Clone)]
@@ -110,6 +114,20 @@ pub enum OfferError {
         /// Who owns it then.
         owner: String,
     },
+    /// A guest of that name is here.
+    #[error(
+        "cannot take VM '{vm}': a guest of that name is {status} here, which is not known to be this VM; stop or rename it, \
+         then try again"
+    )]
+    Runs {
+        /// The VM.
+        vm: String,
+        /// How the guest stands.
+        status: GuestStatus,
+    },
+    /// Its name.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// It cannot come in.
     #[error(transparent)]
     Incoming(#[from] IncomingError),
@@ -122,6 +140,7 @@ pub enum OfferError {
 pub async fn judge(cx: &Arc<MigrationCx>, vm: &str, epoch: Epoch, plan: &[u8]) -> Result<(), OfferError> {
     let plan = check_plan(cx, vm, plan)?;
     check_owner(cx, vm, epoch)?;
+    check_nobody_runs(cx, vm).await?;
     Ok(Incoming::judge(cx, &plan, &Lease::new(), || ()).await?)
 }
 
@@ -135,12 +154,11 @@ pub async fn offered(
 ) -> Result<(), OfferError> {
     let plan = check_plan(cx, &vm, &plan_bytes)?;
     // Before anything else of the job, so that an offer that comes twice is taken up once.
-    let Some(entry) = Entry::new(cx, job, peer, &vm, Some(connection.clone())) else { return Ok(()) };
+    let start = Some(DestinationInput::Start);
+    let Some(entry) = Entry::new(cx, job, peer, &vm, Some(connection.clone()), start) else { return Ok(()) };
     let machine = Destination::new(vm.clone(), peer.to_owned(), epoch, plan_bytes);
     match admit(cx, job, &vm, epoch).await {
         Ok((hold, journal)) => {
-            // The inbox is empty, or has what came since the entry was made, which is nothing to a new machine.
-            entry.port.input(DestinationInput::Start).await;
             drive(cx, job, entry, journal, machine, plan, peer, hold);
             Ok(())
         }
@@ -172,11 +190,22 @@ async fn admit(
     vm: &str,
     epoch: Epoch,
 ) -> Result<(Hold, JournalFile), OfferError> {
-    let hold = cx.guests.vms.hold(vm, job, "incoming migration")?;
+    // A try of before that has been given up may still be waiting for its last piece of work.
+    let hold = cx.guests.vms.hold_within(vm, job, "incoming migration", GIVEN_UP).await?;
     check_owner(cx, vm, epoch)?;
+    check_nobody_runs(cx, vm).await?;
     let dir = cx.guests.layout.journal();
     let created = tokio::task::spawn_blocking(move || JournalFile::create(&dir, job));
     Ok((hold, created.await.map_err(|_| OfferError::Worker)??))
+}
+
+/// A guest of that name that runs here is somebody else's, whom a migration that fails must not end.
+async fn check_nobody_runs(cx: &MigrationCx, vm: &str) -> Result<(), OfferError> {
+    let name = VmName::new(vm)?;
+    match cx.guests.hypervisor.status(&name).await.map_err(IncomingError::from)? {
+        GuestStatus::Stopped => Ok(()),
+        status => Err(OfferError::Runs { vm: vm.to_owned(), status }),
+    }
 }
 
 /// Whether this platform may take the VM from who owns it at `epoch`.
@@ -208,7 +237,7 @@ pub fn resume(cx: &Arc<MigrationCx>, job: JobId, journal: JournalFile) -> Result
     };
     let plan = Plan::decode(&vm, &plan)?;
     let hold = cx.guests.vms.hold(&vm, job, "recovery")?;
-    let Some(entry) = Entry::new(cx, job, &peer, &vm, None) else { return Ok(()) };
+    let Some(entry) = Entry::new(cx, job, &peer, &vm, None, None) else { return Ok(()) };
     machine.restart(Duration::ZERO);
     let handle = drive(cx, job, entry, journal, machine, plan, &peer, hold);
     let note = "recovered from its journal after the daemon was restarted";
@@ -230,8 +259,13 @@ impl Entry {
         peer: &str,
         vm: &str,
         connection: Option<Connection>,
+        first: Option<DestinationInput>,
     ) -> Option<Self> {
         let inbox = Inbox::new();
+        if let Some(first) = first {
+            // Before anybody else knows of the inbox.
+            let _ = inbox.inputs.try_send(first);
+        }
         let link = Link::new(cx.reach.network.clone(), peer.to_owned(), job, connection, inbox.lost.clone());
         let (inputs, vm) = (inbox.inputs.clone(), vm.to_owned());
         let (incoming, handle) = Default::default();
@@ -323,8 +357,9 @@ impl DestinationRole {
                 DestinationInput::DisksSealed { took: started.elapsed() }
             }
             DestinationAction::Resume => {
-                let cold = incoming::resume(cx, plan, job, &lease).await?;
+                let (definition, cold) = incoming::resume(cx, plan, job, &lease).await?;
                 address::arrived(&cx.address, plan.definition.name.as_str()).await;
+                incoming::keep_definition(cx, definition, &lease).await?;
                 if cold {
                     self.handle.update(|report| {
                         let note = "the memory was lost after release: the guest was booted from its disks";

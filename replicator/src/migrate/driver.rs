@@ -167,15 +167,16 @@ impl<R: Role> Driver<R> {
         self.end_actions().await;
         self.link.close().await;
         let id = self.handle.id();
-        self.cx.handoffs.remove(id);
         // The hold is given back before the job is seen to have ended: whoever waits for it may begin another at once.
         let outcome = match ending {
             Ending::Ended(outcome) => {
+                self.cx.handoffs.remove(id);
                 drop(hold);
                 outcome
             }
             Ending::Left(why) => {
                 self.cx.handoffs.leave(id, hold);
+                self.cx.handoffs.remove(id);
                 Err(format!(
                     "{why}. VM and job are left alone: restart the daemon, which goes on from the journal"
                 ))
@@ -206,6 +207,8 @@ impl<R: Role> Driver<R> {
     async fn next_input(&mut self) -> Option<Input<R>> {
         let deadline = self.machine.due().map(|due| tokio::time::Instant::from_std(self.origin + due));
         tokio::select! {
+            // In that order: what begins a hand-off is in the inbox before anything can be lost.
+            biased;
             Some(input) = self.inbox.receiver.recv() => Some(input),
             Some(ended) = self.actions.join_next_with_id() => self.action_ended(ended),
             () = self.inbox.lost.notified() => Some(R::Machine::link_lost()),

@@ -46,8 +46,8 @@ enum Item {
 struct Connections {
     /// The one that messages are sent by.
     current: Option<Connection>,
-    /// All whose end is waited for.
-    watched: usize,
+    /// All whose end is waited for, by their ids.
+    watched: Vec<usize>,
 }
 
 impl Link {
@@ -87,19 +87,22 @@ impl Link {
         let stable_id = connection.stable_id();
         {
             let mut connections = self.lock();
-            let is_known = connections.current.as_ref().is_some_and(|now| now.stable_id() == stable_id);
-            if is_known || connections.watched == MAX_WATCHED {
+            if connections.watched.contains(&stable_id) {
+                connections.current = Some(connection);
+                return;
+            }
+            if connections.watched.len() == MAX_WATCHED {
                 return;
             }
             connections.current = Some(connection.clone());
-            connections.watched += 1;
+            connections.watched.push(stable_id);
         }
         let link = Arc::downgrade(self);
         self.lease.spawn(async move {
             connection.closed().await;
             let Some(link) = link.upgrade() else { return };
             let mut connections = link.lock();
-            connections.watched -= 1;
+            connections.watched.retain(|id| *id != stable_id);
             connections.current.take_if(|now| now.stable_id() == stable_id);
             drop(connections);
             link.lost.notify_one();

@@ -153,3 +153,20 @@ fn a_vm_that_came_and_is_not_defined_is_owned_all_the_same() {
     vms.note(JOB, &arrived(1, Record::Owned { epoch: Epoch(2) }));
     assert_eq!(vms.owned("web").unwrap(), Epoch(2));
 }
+
+#[tokio::test]
+async fn who_waits_for_a_vm_gets_it_when_it_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    let held = vms.hold("web", JOB, "test").unwrap();
+    let waiting = vms.hold_within("web", LATER, "test", Duration::from_secs(60));
+    let giving = async {
+        tokio::task::yield_now().await;
+        assert!(matches!(vms.hold("web", LATER, "test"), Err(VmError::Busy { job: JOB, .. })));
+        drop(held);
+    };
+    let (later, ()) = tokio::join!(waiting, giving);
+    let _later = later.unwrap();
+    let refused = vms.hold_within("web", JOB, "test", Duration::ZERO).await;
+    assert!(matches!(refused, Err(VmError::Busy { job: LATER, .. })));
+}

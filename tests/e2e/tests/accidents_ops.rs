@@ -2,6 +2,7 @@
 //! that hangs.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -31,8 +32,11 @@ fn a_name_is_free_again_once_its_vm_was_removed() -> Result<()> {
     scene.migrate(0, 1)?;
     assert_eq!(scene.owner()?, 1);
     b.cli(&["vm", "stop", VM, "--kill"])?;
+    let listed = b.cli(&["vm", "list"])?;
+    let disk = PathBuf::from(listed[0]["disks"][0].as_str().context("a disk's path")?);
+    assert_ne!(disk, b.image(VM, DISK), "the first VM's image is not the second one's");
     b.cli(&["vm", "remove", VM, "--disks"])?;
-    assert!(!b.image(VM, DISK).exists());
+    assert!(!disk.exists() && b.image(VM, DISK).exists());
     scene.over();
     turn.say("the second VM of that name moved too");
     Ok(())

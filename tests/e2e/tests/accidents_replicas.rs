@@ -229,8 +229,12 @@ fn with_more_disks() -> Result<(Scene, [PathBuf; 2], PathBuf)> {
     let a = &scene.sites[0];
     a.place_disk(VM, &lab()?.1)?;
     let disks = ["first", "second"].map(|name| a.root().join(name));
-    fs::write(&disks[0], noise(1, 96 * MIB))?;
-    fs::write(&disks[1], noise(2, MIB))?;
+    for (disk, (seed, size)) in disks.iter().zip([(1, 96 * MIB), (2, MIB)]) {
+        let mut bytes = noise(seed, size);
+        // As before the first write.
+        bytes[0] = NUMBERS;
+        fs::write(disk, bytes)?;
+    }
     // Near, since a socket's path has a bound.
     let socket = a.root().join("more.qmp");
     let arguments = format!("args = [\"-qmp\", \"unix:{},server=on,wait=off\", ", text(&socket));
