@@ -12,6 +12,7 @@ use migrate_driver::nbd::{NbdServer, Overlay};
 use migrate_driver::{
     DiskDefinition, DiskFormat, DriverError, GuestStatus, MemoryParams, Mode, StopHow, TapKind, VmName,
 };
+use tokio::sync::oneshot;
 
 use crate::address;
 use crate::disks::{self, Cut, DiskError};
@@ -22,7 +23,7 @@ use crate::migrate::{Plan, PlanDisk};
 use crate::net::NetError;
 use crate::platform::MigrationCx;
 use crate::transfer::TransferError;
-use crate::transfer::memory::{self, MemoryStream};
+use crate::transfer::memory::{self, MemoryStream, RelayError};
 use crate::transfer::sender::Sender;
 
 /// Why an action failed.
@@ -72,6 +73,9 @@ pub enum OutgoingError {
     /// A thread of ours broke.
     #[error("a worker of the migration ended unexpectedly")]
     Worker,
+    /// The memory's way.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// The migration is being undone.
     #[error(transparent)]
     Revoked(#[from] Revoked),
@@ -258,15 +262,23 @@ impl Outgoing {
         let floor = self.cx.guests.hypervisor.memory_floor_bytes();
         // Ends with the hypervisor's stream or with the connection, of which the link tells; and when the migration is
         // undone, since a hypervisor that waits for its stream to be read answers nobody.
+        let (failed, failure) = oneshot::channel();
         lease.spawn(async move {
             if let Err(error) = memory::send(memory, stream, floor, |bytes| handle.add_memory(bytes)).await {
                 tracing::warn!(job = %handle.id(), "{error}");
+                // Nobody waits for it once the guest is paused.
+                let _ = failed.send(error);
             }
         });
         if let Some(plan) = &self.plan {
             address::leaves_soon(&self.cx.address, plan).await;
         }
-        let stopped = self.cx.guests.hypervisor.wait_paused(&self.vm).await?;
+        // A relay that ends badly is why the hypervisor then fails, and says more.
+        let stopped = tokio::select! {
+            biased;
+            Ok(error) = failure => return Err(error.into()),
+            stopped = self.cx.guests.hypervisor.wait_paused(&self.vm) => stopped?,
+        };
         let _ = self.stopped.set(stopped);
         if let Some(plan) = &self.plan {
             address::leaving(&self.cx.address, plan, stopped).await;

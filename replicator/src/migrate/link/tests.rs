@@ -4,8 +4,6 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use longhaul_proto::handoff::Message;
-
 use super::*;
 use crate::net::testing::{alone, pair};
 
@@ -32,25 +30,4 @@ async fn a_second_live_connection_is_no_loss_and_the_end_of_either_is_one() {
     lost.notified().await;
     assert!(link.connection().await.is_err(), "nobody can be dialled");
     link.close().await;
-}
-
-#[tokio::test]
-async fn what_was_said_is_on_its_way_before_the_link_closes() {
-    let (network, pair) = (alone(), pair().await);
-    let link = Link::new(network.0.clone(), "b".to_owned(), JOB, Some(pair.a.clone()), Arc::default());
-    let said = [Message::Accepted, Message::MemoryReady, Message::Resumed];
-    said.iter().for_each(|message| link.transmit(message.clone()));
-    let hearing = async {
-        let mut heard = Vec::new();
-        while heard.len() < said.len() {
-            let mut stream = pair.b.accept_uni().await.unwrap();
-            match net::expect::<Open>(&mut stream).await.unwrap() {
-                Open::Handoff { job: JOB, message } => heard.push(message),
-                other => panic!("{other:?}"),
-            }
-        }
-        heard
-    };
-    let (heard, ()) = tokio::join!(hearing, link.close());
-    assert_eq!(heard, said);
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::net::testing::{Pair, pair, striped};
 
 const FLOOR_BYTES: u64 = 128 << 10;
+const PIPE_BYTES: u64 = 64 << 10;
 
 const STEP: Duration = Duration::from_micros(200);
 
@@ -117,16 +118,17 @@ async fn the_memory_arrives_as_it_was_sent_and_the_source_waits_for_a_slow_taker
     let memory: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let (input, expected) = (std::io::Cursor::new(memory.clone()), memory);
     let sent = AtomicU64::new(0);
-    let (taker, mut hypervisor) = tokio::io::duplex(1 << 16);
+    let (taker, mut hypervisor) = tokio::io::duplex(PIPE_BYTES as usize);
     let sending = send(input, stream, FLOOR_BYTES, |bytes| _ = sent.fetch_add(bytes, Ordering::Relaxed));
     let receiving = receive(taker, recv_b, send_b, |_| {});
     let taking = async {
-        // The hypervisor stands still: no more than the first window is read at the source.
+        // The hypervisor stands still: no more than the first window, and what its pipe takes, is read at the source.
         while sent.load(Ordering::Relaxed) < FIRST_WINDOW_BYTES {
             tokio::task::yield_now().await;
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(sent.load(Ordering::Relaxed), FIRST_WINDOW_BYTES);
+        let read = sent.load(Ordering::Relaxed);
+        assert!((FIRST_WINDOW_BYTES..=FIRST_WINDOW_BYTES + PIPE_BYTES).contains(&read), "{read}");
         let mut all = Vec::new();
         hypervisor.read_to_end(&mut all).await.unwrap();
         all
