@@ -17,7 +17,7 @@ use crate::files;
 use crate::jobs::{self, JobHandle, JobKind};
 use crate::lease::Lease;
 use crate::platform::ImagesCx;
-use crate::targets::{self, TargetError};
+use crate::targets::{self, Lost, TargetError};
 use crate::transfer::Counters;
 use crate::transfer::sink::Holdings;
 
@@ -120,7 +120,7 @@ pub struct RestoreRequest {
 /// Begins to write base `name` out of the store. What is refused is refused here, before there is a job.
 pub fn restore(cx: &Arc<ImagesCx>, name: &str, request: &RestoreRequest) -> Result<JobId, RestoreError> {
     let manifest = cx.images.store().manifest(name)?;
-    targets::check(&cx.guests.layout, &cx.guests.vms, &request.path)?;
+    targets::check(&cx.guests.layout, &cx.guests.vms, &request.path, Lost::Kept)?;
     let target = Target::open(request, manifest.size())?;
     let handle = cx.jobs.begin(jobs::new_id(), JobKind::BaseRestore, name, None);
     handle.update(|report| report.image_bytes = manifest.size());

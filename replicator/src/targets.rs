@@ -34,12 +34,12 @@ pub enum TargetError {
 
 /// Refuses what the platform keeps its own things in, its VMs' disks by whatever name they are reached, and what this host
 /// has in use.
-pub fn check(layout: &Layout, vms: &Vms, path: &Path) -> Result<(), TargetError> {
+pub fn check(layout: &Layout, vms: &Vms, path: &Path, lost: Lost) -> Result<(), TargetError> {
     let disks = vms.list().into_iter().flat_map(|definition| {
         let vm = definition.name.to_string();
         definition.disks.into_iter().map(move |disk| (vm.clone(), disk.path))
     });
-    check_not_ours(layout, disks, path)?;
+    check_not_ours(layout, disks, path, lost)?;
     check_unused(path)
 }
 
@@ -59,11 +59,21 @@ fn check_unused(path: &Path) -> Result<(), TargetError> {
     }
 }
 
+/// What is to become of the place of a VM's disk that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It stays empty.
+    Kept,
+    /// A copy of the lost disk may stand there again.
+    Restored,
+}
+
 /// See [`check`]; `disks` are those of VMs, with the VMs' names.
 pub fn check_not_ours(
     layout: &Layout,
     disks: impl Iterator<Item = (String, PathBuf)>,
     path: &Path,
+    lost: Lost,
 ) -> Result<(), TargetError> {
     let io = |what| move |source| TargetError::Io { what, path: path.to_owned(), source };
     let resolved = resolve(path).map_err(io("the directory of the file to be written,"))?;
@@ -76,7 +86,8 @@ pub fn check_not_ours(
     let target = storage(path);
     for (vm, disk) in disks {
         let same_bytes = storage(&disk).iter().any(|id| target.contains(id));
-        if same_bytes || resolve(&disk).is_ok_and(|disk| disk == resolved) {
+        let is_its_place = || resolve(&disk).is_ok_and(|disk| disk == resolved);
+        if same_bytes || (lost == Lost::Kept && is_its_place()) {
             return Err(ours(format!("a disk of VM '{vm}'")));
         }
     }

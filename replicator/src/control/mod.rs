@@ -324,7 +324,12 @@ async fn restore_replica(
 ) -> Answer {
     let path = request.path.clone();
     let restored = blocking(move || {
-        targets::check(&platform.guests.layout, &platform.guests.vms, &request.path)?;
+        targets::check(
+            &platform.guests.layout,
+            &platform.guests.vms,
+            &request.path,
+            targets::Lost::Restored,
+        )?;
         platform.images.replicas.restore(&name, &request)
     })
     .await??;

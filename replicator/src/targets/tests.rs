@@ -17,10 +17,11 @@ fn the_platforms_own_files_and_disks_are_not_written_to() {
     symlink(&disk, dir.path().join("link.raw")).unwrap();
     fs::hard_link(&disk, dir.path().join("hard.raw")).unwrap();
     symlink(&root, dir.path().join("elsewhere")).unwrap();
-    let check = |path: &str| {
+    let check_as = |path: &str, lost: Lost| {
         let disks = [("web".to_owned(), disk.clone()), ("db".to_owned(), gone.clone())];
-        check_not_ours(&layout, disks.into_iter(), &dir.path().join(path))
+        check_not_ours(&layout, disks.into_iter(), &dir.path().join(path), lost)
     };
+    let check = |path: &str| check_as(path, Lost::Kept);
     for (path, what) in [
         ("disk.raw", "a disk of VM 'web'"),
         ("link.raw", "a disk of VM 'web'"),
@@ -38,6 +39,11 @@ fn the_platforms_own_files_and_disks_are_not_written_to() {
     }
     for path in ["new.raw", "site/new.raw", "elsewhere/new.raw", "site/stores"] {
         check(path).unwrap();
+    }
+    // A replica may come back to where its VM's disk is missing, and nowhere else of these.
+    check_as("gone.raw", Lost::Restored).unwrap();
+    for path in ["disk.raw", "link.raw", "hard.raw", "site/store/new.raw"] {
+        check_as(path, Lost::Restored).unwrap_err();
     }
     assert!(matches!(check("no/such/directory"), Err(TargetError::Io { .. })));
 }
