@@ -8,7 +8,7 @@ use harness::{Collector, XenPair};
 
 use super::live::names;
 use super::machine::Machine;
-use super::{product, step};
+use super::{disk_of, product, step};
 
 const BOOT: Duration = Duration::from_secs(240);
 
@@ -31,6 +31,9 @@ struct Kind {
 type Disk = [&'static str; 3];
 
 const FIRST: Disk = ["xvda", "raw", "/lab/kind.raw"];
+
+/// What the second disk holds from first to last, apart from the domain's own images.
+const SECOND: &str = "/lab/second.bytes";
 
 const KINDS: [Kind; 4] = [
     Kind {
@@ -93,7 +96,7 @@ fn one(pair: &XenPair, kind: &Kind) -> Result<()> {
     let collector = pair.collector()?;
     a.run(
         "cd /lab; cp --sparse=always base.raw kind.raw; rm -f second.raw; head -c 3000000 longhaul >second.raw\n\
-         truncate -s 16M second.raw; for name in base second; do qemu-img convert -O qcow2 $name.raw $name.qcow2; done\n\
+         truncate -s 16M second.raw; cp second.raw second.bytes; for name in base second; do qemu-img convert -O qcow2 $name.raw $name.qcow2; done\n\
          mv base.qcow2 kind.qcow2",
     )?;
     let configuration = configuration(kind, collector.port());
@@ -164,8 +167,7 @@ fn moved(pair: &XenPair, collector: &Collector, kind: &Kind, how: &str) -> Resul
     ensure!(names(from)?.is_empty() && names(to)? == [name], "it is not on {} alone", to.name());
     if kind.disks.len() > 1 {
         let sum = |host: &harness::XenHost, path: &str| host.run(&format!("sha256sum < {path}"));
-        let (left, right) =
-            (sum(a, "/lab/second.raw")?, sum(b, &format!("/lab/var/images/{name}/xvdb.raw"))?);
+        let (left, right) = (sum(a, SECOND)?, sum(to, &disk_of(to, name, "xvdb")?)?);
         ensure!(left == right, "the second disk is another one");
     }
     Ok(())

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use harness::lab::apt;
 use harness::{Collector, Lab, XenHost, XenPair};
+use serde_json::Value;
 
 use crate::tasks;
 use machine::Machine;
@@ -197,21 +198,25 @@ fn report(options: &Options, figures: &Figures) -> Result<()> {
 fn prove(pair: XenPair, collector: &Collector, host: &str) -> Result<()> {
     step("stopping it, and looking for every acknowledged record on the disk");
     let last = if host == "a" { &pair.a } else { &pair.b };
-    let path = disk(last);
+    let path = disk_of(last, machine::VM, "xvda")?;
+    let below = path.strip_prefix("/lab").with_context(|| format!("a disk below /lab, not {path}"))?;
     // From then on nothing is acknowledged.
     last.run(&format!("xl pause {}; sleep 1; sync", machine::VM))?;
     let instance = collector.instance().context("a guest that was heard")?;
     let acked = collector.acked();
-    let (_dir, image) = pair.into_file(host, path)?;
+    let (_dir, image) = pair.into_file(host, below)?;
     let records = harness::verify_records(&image, instance, acked)?;
     println!("    {records:?}");
     ensure!(records.is_whole() && records.found > 0, "acknowledged records are missing: {records:?}");
     Ok(())
 }
 
-/// Where the guest's disk is on a host, below `/lab`.
-fn disk(host: &XenHost) -> &'static str {
-    if host.name() == "a" { "/disk.raw" } else { "/var/images/u1/xvda.raw" }
+/// Where the image of a running domain's disk is, as xl has it.
+fn disk_of(host: &XenHost, domain: &str, device: &str) -> Result<String> {
+    let list: Value = serde_json::from_str(&host.run(&format!("xl list -l {domain}"))?)?;
+    let disks = list[0]["config"]["disks"].as_array().into_iter().flatten();
+    let path = disks.filter(|disk| disk["vdev"] == device).find_map(|disk| disk["pdev_path"].as_str());
+    path.map(str::to_owned).with_context(|| format!("a disk {device} of {domain} in {list}"))
 }
 
 /// Leaves the hosts to a person, with daemons and a guest on a, until standard input ends.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::live::names;
 use super::machine::VM;
-use super::{disk, product, step};
+use super::{disk_of, product, step};
 
 /// Where the guest is to be when all is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +156,7 @@ fn attempt(
     fault: &Fault,
 ) -> Result<Outcome> {
     let victim = if fault.point.starts_with("source:") { from } else { to };
+    let image = disk_of(from, VM, "xvda")?;
     product::kill_daemon(victim)?;
     let variable = if fault.lost == Line { "LONGHAUL_STOP_AT" } else { "LONGHAUL_CRASH_AT" };
     product::start_daemon(victim, &format!("{variable}={}", fault.point))?;
@@ -179,9 +180,10 @@ fn attempt(
                 Ok(product::daemon(victim)? == product::Daemon::Dead)
             })?;
             if AT_RELEASE.contains(&fault.point) {
-                let [there, here] =
-                    [from, to].map(|host| host.run(&format!("sha256sum </lab{}", disk(host))));
-                ensure!(there? == here?, "the images differ at release");
+                let arrived = names(to)?;
+                let arrived = disk_of(to, arrived.first().context("a domain at the destination")?, "xvda")?;
+                let sum = |host: &XenHost, path: &str| host.run(&format!("sha256sum <{path}"));
+                ensure!(sum(from, &image)? == sum(to, &arrived)?, "the images differ at release");
                 println!("    at release both images are the same, byte for byte");
             }
             if fault.lost == DaemonAndXl {
