@@ -32,8 +32,9 @@ pub mod fuzzing {
 }
 
 pub use definition::{
-    CacheMode, DefinitionError, DiskDefinition, DiskFormat, DomainType, NameError, NetworkDefinition,
-    NicDefinition, QemuDefinition, VmDefinition, VmName, XenDefinition,
+    ANY_ARGUMENT, CacheMode, DefinitionError, DiskDefinition, DiskFormat, DomainType, ForeignError,
+    NameError, NetworkDefinition, NicDefinition, QemuDefinition, VmDefinition, VmName, XenDefinition,
+    check_foreign,
 };
 pub use hypervisor::{
     DiskFile, DriverError, FeatureWord, GuestDisk, GuestFacts, GuestStatus, Hypervisor, MemoryParams,

@@ -178,6 +178,8 @@ pub struct Config {
     pub idle_timeout_s: u64,
     /// The programs that a peer's VM may be run with here: a definition names its QEMU, and must not name just anything.
     pub qemu_binaries: Vec<String>,
+    /// The QEMU arguments that a peer's VM may bring, an option with its value each; `*` is for any.
+    pub qemu_arguments: Vec<String>,
     /// What runs this platform's VMs.
     pub hypervisor: HypervisorKind,
     /// Xen: bridges of other platforms, and which of this one's stands for each.
@@ -291,6 +293,7 @@ impl Default for Config {
             window_bytes: 64 << 20,
             idle_timeout_s: 10,
             qemu_binaries: vec!["qemu-system-x86_64".to_owned()],
+            qemu_arguments: Vec::new(),
             hypervisor: HypervisorKind::Qemu,
             bridges: BTreeMap::new(),
             vif_script: None,
@@ -421,6 +424,7 @@ mod tests {
         assert_eq!(example.store_level, default.store_level);
         assert_eq!(example.idle_timeout_s, default.idle_timeout_s);
         assert_eq!(example.qemu_binaries, default.qemu_binaries);
+        assert_eq!(example.qemu_arguments, default.qemu_arguments);
         assert_eq!((example.hypervisor, example.bridges), (default.hypervisor, default.bridges));
     }
 

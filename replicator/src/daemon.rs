@@ -113,11 +113,18 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         platform.config.listen
     );
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("told to end"),
+            _ = interrupt.recv() => tracing::info!("interrupted"),
+        }
+        // While peers are still served: a hand-off comes to its end by asking its other side.
+        in_order("jobs", platform.jobs.end()).await;
+    };
     tokio::select! {
         () = serve::serve(platform.clone(), dialled) => {}
         served = control::serve(platform.clone(), control) => served?,
-        _ = terminate.recv() => tracing::info!("told to end"),
-        _ = interrupt.recv() => tracing::info!("interrupted"),
+        () = told => {}
     }
     let ending = async {
         if let Some(addresses) = &platform.address.gateway {
@@ -128,11 +135,16 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
         }
         platform.reach.network.close().await;
     };
-    if tokio::time::timeout(END_WITHIN, ending).await.is_err() {
-        tracing::warn!("not everything has ended in order within {} s", END_WITHIN.as_secs());
-    }
+    in_order("connections and addresses", ending).await;
     let _ = std::fs::remove_file(platform.guests.layout.control_socket());
     Ok(())
+}
+
+/// Gives a part of the daemon its time to end.
+async fn in_order(what: &str, ending: impl Future<Output = ()>) {
+    if tokio::time::timeout(END_WITHIN, ending).await.is_err() {
+        tracing::warn!("not all {what} have ended in order within {} s", END_WITHIN.as_secs());
+    }
 }
 
 /// Gives each room what it works with.
@@ -156,7 +168,11 @@ fn assemble(
         jobs: jobs.clone(),
         handoffs: Arc::default(),
         address: address.clone(),
-        rules: Rules { hypervisor: config.hypervisor, qemu_binaries: config.qemu_binaries.clone() },
+        rules: Rules {
+            hypervisor: config.hypervisor,
+            qemu_binaries: config.qemu_binaries.clone(),
+            qemu_arguments: config.qemu_arguments.clone(),
+        },
     };
     let replication = ReplicationCx {
         guests: guests.clone(),

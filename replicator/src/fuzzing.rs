@@ -76,7 +76,7 @@ pub fn plans() -> Vec<Vec<u8>> {
 /// The example, and one with its keys in use.
 pub fn configs() -> Vec<Vec<u8>> {
     let used = "name = \"a\"\nlisten = \"[::]:1\"\ncompression_level = 3\ncongestion = \"bbr\"\n\
-                window_bytes = 1048576\nidle_timeout_s = 9\nqemu_binaries = [\"q\"]\n";
+                window_bytes = 1048576\nidle_timeout_s = 9\nqemu_binaries = [\"q\"]\nqemu_arguments = [\"*\"]\n";
     let key = format!("spi = 256\nkey = \"{}\"\nproof = \"hmac-sha1-96\"\n", "a1".repeat(16));
     let node = format!("home_address = \"2001:db8::1\"\nname = \"n\"\n{key}");
     let nodes = format!(

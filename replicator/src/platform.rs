@@ -100,6 +100,8 @@ pub struct Rules {
     pub hypervisor: HypervisorKind,
     /// The programs that a peer's VM may be run by.
     pub qemu_binaries: Vec<String>,
+    /// The QEMU arguments that a peer's VM may bring.
+    pub qemu_arguments: Vec<String>,
 }
 
 /// What migrations, and decisions about owners, work with.

@@ -3,6 +3,7 @@
 //! A [`VmDefinition`] that exists is valid: TOML and wire forms pass through the same check. Nothing here touches
 //! the file system; whether a disk is there shows when the VM starts.
 
+mod foreign;
 mod xen;
 
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use foreign::{ANY_ARGUMENT, ForeignError, check_foreign};
 pub use xen::{DomainType, NicDefinition, XenDefinition};
 
 /// Longest disk name: QEMU bounds node names at 31 bytes and ours carry a prefix and a suffix.

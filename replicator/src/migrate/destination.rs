@@ -8,7 +8,7 @@ use longhaul_proto::handoff::{
     Destination, DestinationAction, DestinationInput, Limits, Message, Phase, Record,
 };
 use longhaul_proto::{Epoch, JobId};
-use migrate_driver::{GuestStatus, NameError, VmName};
+use migrate_driver::{ForeignError, GuestStatus, NameError, VmName, check_foreign};
 use quinn::Connection;
 use tokio::sync::mpsc;
 
@@ -86,6 +86,17 @@ pub enum OfferError {
         vm: String,
         /// The program.
         binary: String,
+    },
+    /// What it asks of its program.
+    #[error(
+        "VM '{vm}' may not come here as it is: {source}; if every peer is to be trusted with that on this host, add it to \
+         qemu_arguments in longhaul.toml and restart the daemon"
+    )]
+    Foreign {
+        /// The VM.
+        vm: String,
+        /// What it asks.
+        source: ForeignError,
     },
     /// Its hypervisor.
     #[error(
@@ -179,6 +190,12 @@ fn check_plan(cx: &MigrationCx, vm: &str, bytes: &[u8]) -> Result<Plan, OfferErr
     }
     if ours == HypervisorKind::Qemu && !cx.rules.qemu_binaries.contains(binary) {
         return Err(OfferError::Binary { vm, binary: binary.clone() });
+    }
+    if ours == HypervisorKind::Qemu {
+        // What this platform has given it itself, or has let it have before, is no peer's wish.
+        let known = cx.guests.vms.definition(&vm).ok();
+        check_foreign(&plan.definition, known.as_ref(), &cx.rules.qemu_arguments)
+            .map_err(|source| OfferError::Foreign { vm, source })?;
     }
     Ok(plan)
 }

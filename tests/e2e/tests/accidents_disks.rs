@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{PATIENCE, Scene, Setting, VM, lab, same_bytes, turn};
+use harness::Platform;
 use harness::block_device::BlockDevice;
 use harness::guest::DISK;
 use harness::platform::CliOutcome;
@@ -103,11 +104,36 @@ fn start_with(scene: &Scene, arguments: &[&str]) -> Result<()> {
     scene.collector.wait_acked(16, PATIENCE).map(drop)
 }
 
+/// QEMU's arguments can do anything on a host: a platform takes those that it allows, and says so before anything is copied.
+#[test]
+fn arguments_that_the_destination_does_not_allow_are_refused() -> Result<()> {
+    let _turn = turn("arguments_that_the_destination_does_not_allow_are_refused");
+    let scene = Scene::new(Setting::default())?;
+    let mark = scene.sites[1].root().join("ran");
+    // QEMU would have it run by a shell.
+    let helper = format!("user,id=more,guestfwd=tcp:10.0.2.100:80-cmd:touch {}", mark.display());
+    start_with(&scene, &["-netdev", &helper])?;
+    refused_untouched(&scene, &["-netdev user,id=more,guestfwd=", "qemu_arguments"])?;
+    ensure!(!mark.exists(), "the destination has run it");
+    Ok(())
+}
+
+/// Has a platform take whatever arguments a peer's VM brings.
+fn allow_any_arguments(site: &mut Platform) -> Result<()> {
+    let file = site.root().join("longhaul.toml");
+    let lines = fs::read_to_string(&file)?;
+    let lines = lines.lines().filter(|line| !line.starts_with("qemu_arguments"));
+    fs::write(&file, format!("qemu_arguments = [\"*\"]\n{}\n", lines.collect::<Vec<_>>().join("\n")))?;
+    site.kill9()?;
+    site.start().map(drop)
+}
+
 /// What the guest's arguments name is not at the destination: said before anything is copied.
 #[test]
 fn a_file_that_the_destination_lacks_is_told_before_anything_is_copied() -> Result<()> {
     let _turn = turn("a_file_that_the_destination_lacks_is_told_before_anything_is_copied");
-    let scene = Scene::new(Setting::default())?;
+    let mut scene = Scene::new(Setting::default())?;
+    allow_any_arguments(&mut scene.sites[1])?;
     let iso = scene.sites[0].root().join("x.iso");
     fs::write(&iso, vec![7; 1 << 20])?;
     let drive = format!("file={},if=none,id=cd,media=cdrom,readonly=on", iso.display());

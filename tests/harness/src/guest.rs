@@ -94,7 +94,7 @@ impl Guest {
                 table.insert("network".into(), Value::Table(network.collect()));
             }
             None => {
-                let args = network().iter().map(|argument| text(argument)).collect();
+                let args = NETWORK.iter().flatten().map(|argument| text(argument)).collect();
                 qemu.insert("args".into(), Value::Array(args));
             }
         }
@@ -142,7 +142,7 @@ impl Guest {
             "-device",
             &device,
         ];
-        arguments.extend(network());
+        arguments.extend(NETWORK.iter().flatten());
         arguments.into_iter().map(str::to_owned).collect()
     }
 
@@ -151,11 +151,9 @@ impl Guest {
     }
 }
 
-/// Memory needs no care here: `migrate-driver` (qemu/command.rs, `memory`) gives emulated guests a size with which QEMU
-/// before 9.0 does not lose dirty bits.
-fn network() -> [&'static str; 4] {
-    ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]
-}
+/// What a guest without a network of its own has QEMU do: each an option and its value.
+pub(crate) const NETWORK: [[&str; 2]; 2] =
+    [["-netdev", "user,id=n0"], ["-device", "virtio-net-pci,netdev=n0,romfile="]];
 
 #[cfg(test)]
 mod tests;

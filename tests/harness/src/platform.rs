@@ -19,9 +19,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{Guest, LinkSettings, Namespace, Relay, files, guest::DISK, shell};
+use crate::guest::{self, DISK};
+use crate::{Guest, LinkSettings, Namespace, Relay, files, shell};
 pub use cli::{CliOutcome, CliRun};
 pub use slow::SlowDisk;
 
@@ -82,7 +84,9 @@ impl Platform {
         let root = Path::new(ROOTS).join(format!("{ROOT_PREFIX}{}-{number}", std::process::id()));
         files::remove(&root)?;
         files::create_dir(&root)?;
-        let text = format!("name = \"{name}\"\nlisten = \"{listen}\"\n{config}\n");
+        let arguments = guest::NETWORK.each_ref().map(|pair| pair.join(" "));
+        let text =
+            format!("name = \"{name}\"\nlisten = \"{listen}\"\nqemu_arguments = {arguments:?}\n{config}\n");
         files::write(&root.join("longhaul.toml"), text)?;
         Ok(Self { name: name.to_owned(), root, listen, namespace, daemon: None })
     }
@@ -194,6 +198,29 @@ impl Platform {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// When there is no daemon.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid()?, signal)?)
+    }
+
+    /// Whether a signal has halted the daemon.
+    ///
+    /// # Errors
+    /// When there is no daemon.
+    pub fn is_halted(&self) -> Result<bool> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()?.as_raw_nonzero()))?;
+        // Behind the program's name, which is in parentheses.
+        Ok(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        let child = self.daemon.as_ref().with_context(|| format!("no daemon on platform {}", self.name))?;
+        i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the daemon's process id")
     }
 
     /// Kills the daemon if it runs and starts it again, without any crash point.
