@@ -385,6 +385,8 @@ pub struct Jobs {
     dir: PathBuf,
     /// The tasks of those that run.
     tasks: TaskTracker,
+    /// Those that can be cancelled are: the daemon ends.
+    ending: CancellationToken,
     running: Mutex<HashMap<JobId, Arc<Job>>>,
     reports: Mutex<HashMap<JobId, Report>>,
 }
@@ -426,20 +428,21 @@ impl Jobs {
                 None => tracing::warn!("{} is no report; left alone", path.display()),
             }
         }
-        let (tasks, running) = Default::default();
-        Ok(Jobs { dir: dir.to_owned(), tasks, running, reports: Mutex::new(reports) })
+        let (tasks, ending, running) = Default::default();
+        Ok(Jobs { dir: dir.to_owned(), tasks, ending, running, reports: Mutex::new(reports) })
     }
 
     /// Begins a job.
     pub fn begin(self: &Arc<Self>, id: JobId, kind: JobKind, subject: &str, peer: Option<&str>) -> JobHandle {
         let now = Instant::now();
+        let cancellable = !matches!(kind, JobKind::MigrateIn | JobKind::BaseAdd);
         let job = Arc::new(Job {
             report: watch::Sender::new(Report::new(id, kind, subject, peer)),
             counters: Arc::default(),
             memory: Default::default(),
             clock: Mutex::new(Clock { started: now, phase_started: now, phase_wire: 0 }),
-            cancel: CancellationToken::new(),
-            cancellable: !matches!(kind, JobKind::MigrateIn | JobKind::BaseAdd),
+            cancel: if cancellable { self.ending.child_token() } else { CancellationToken::new() },
+            cancellable,
         });
         self.running().insert(id, job.clone());
         JobHandle { id, job, jobs: self.clone() }
@@ -524,6 +527,20 @@ impl Jobs {
             Some(job) => Err(JobError::NotCancellable { job: id, why: job.why_not() }),
             None if self.reports().contains_key(&id) => Err(JobError::Ended(id)),
             None => Err(JobError::Unknown(id)),
+        }
+    }
+
+    /// Cancels what can be, now and from now on, and waits until that has gone back to how things were: a guest that stands
+    /// still for its last step runs on, and nothing of ours is left in a hypervisor.
+    pub async fn end(&self) {
+        self.ending.cancel();
+        let watched: Vec<_> = {
+            let running = self.running();
+            running.values().filter(|job| job.cancellable).map(|job| job.report.subscribe()).collect()
+        };
+        for mut report in watched {
+            // An error is a job that is gone.
+            let _ = report.wait_for(|report| report.state != JobState::Running).await;
         }
     }
 

@@ -60,6 +60,34 @@ fn a_destination_that_dies_at_the_switchover_gives_the_guest_back() -> Result<()
     Ok(())
 }
 
+/// The source's daemon is told to end when its guest stands still for the last step, and the destination says nothing: the
+/// guest does not wait for the next start.
+#[test]
+fn a_daemon_that_is_told_to_end_in_a_switchover_gives_the_guest_back_first() -> Result<()> {
+    let _turn = turn("a_daemon_that_is_told_to_end_in_a_switchover_gives_the_guest_back_first");
+    let mut scene = Scene::boot(Setting::default())?;
+    let [a, b] = &mut scene.sites;
+    a.kill9()?;
+    a.start_with(&[("LONGHAUL_STOP_AT", "source:action:send_final")])?;
+    let run = a.begin(&["migrate", VM, "--to", "b"])?;
+    wait_for("the last step", JOB, || Ok(a.is_halted()?.then_some(())))?;
+    b.signal(Signal::STOP)?;
+    a.signal(Signal::TERM)?;
+    a.signal(Signal::CONT)?;
+    let ended = a.wait_ended(TAKEN_BACK)?;
+    ensure!(ended.success(), "the daemon ended with {ended}");
+    ensure!(run.wait(TAKEN_BACK)?.code != Some(0), "the migration is said to have succeeded");
+    // Without any daemon.
+    scene.collector.wait_progress(8, PATIENCE)?;
+    let [a, b] = &mut scene.sites;
+    b.signal(Signal::CONT)?;
+    a.start()?;
+    scene.settle()?;
+    assert_eq!(scene.owner()?, 0);
+    scene.prove(0)?;
+    Ok(())
+}
+
 /// The VM's old image is a disk of another VM by now, or of another kind: it is neither written nor removed.
 #[test]
 fn a_place_that_is_another_vms_by_now_is_left_alone() -> Result<()> {
