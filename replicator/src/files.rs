@@ -1,8 +1,12 @@
-//! Small things about files that several modules need: atomic writes, names that are safe in paths, free space.
+//! Small things about files that several modules need: atomic writes, names that are safe in paths, free space,
+//! calls that may not return.
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 pub use chunkstore::{remove_temporary, write_atomic};
 
@@ -26,4 +30,24 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// What `work` gives, unless it takes longer than `bound`: a call on a mount that is gone does not return, and its thread
+/// stays with it.
+pub fn within<T: Send + 'static>(bound: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, waiting) = mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    waiting.recv_timeout(bound).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_return_is_not_waited_for() {
+        let (_never, forever) = mpsc::channel::<()>();
+        assert_eq!(within(Duration::from_millis(10), move || forever.recv()), None);
+        assert_eq!(within(Duration::MAX, || 7), Some(7));
+    }
 }

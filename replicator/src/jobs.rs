@@ -240,11 +240,6 @@ impl JobHandle {
         JobGuard(self.clone())
     }
 
-    /// What it works on.
-    pub fn subject(&self) -> String {
-        self.job.report.borrow().subject.clone()
-    }
-
     /// The transfers' counters, which the report is made from.
     pub fn counters(&self) -> Arc<Counters> {
         self.job.counters.clone()

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chunkstore::{FileId, RawImage, ReadImage};
 use longhaul_proto::JobId;
@@ -22,6 +23,9 @@ use crate::platform::MigrationCx;
 
 /// Room left on the disk beyond what the images take.
 const SPARE_BYTES: u64 = 64 << 20;
+
+/// How long another VM's disk may take to be looked at.
+const LOOKED_AT: Duration = Duration::from_secs(5);
 
 /// Why a disk cannot stand here.
 #[derive(Debug, thiserror::Error)]
@@ -322,7 +326,7 @@ impl Room {
 fn check_free(cx: &MigrationCx, vm: &VmName, path: &Path) -> Result<(), LandingError> {
     let id = FileId::of_path(path).map_err(at("look at", path))?;
     for other in cx.guests.vms.list().iter().filter(|definition| definition.name != *vm) {
-        if other.disks.iter().any(|disk| FileId::of_path(&disk.path).is_ok_and(|theirs| theirs == id)) {
+        if other.disks.iter().any(|disk| is_file(&disk.path, id)) {
             let (path, vm, owner) = (path.to_owned(), vm.to_string(), other.name.to_string());
             return Err(LandingError::Taken { path, vm, owner });
         }
@@ -332,6 +336,12 @@ fn check_free(cx: &MigrationCx, vm: &VmName, path: &Path) -> Result<(), LandingE
         return Err(LandingError::InUse { path, vm, user });
     }
     Ok(())
+}
+
+/// Whether a path leads to that file. One that cannot be looked at, like one on a mount that is gone, does not: the file can be.
+fn is_file(path: &Path, id: FileId) -> bool {
+    let path = path.to_owned();
+    files::within(LOOKED_AT, move || FileId::of_path(&path).is_ok_and(|found| found == id)).unwrap_or(false)
 }
 
 /// The VM is ours: its images take their places, and what the VM had there before is gone. Gives the definition as it is

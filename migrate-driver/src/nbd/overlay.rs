@@ -106,16 +106,6 @@ impl Overlay {
         ranges
     }
 
-    /// Marks ranges dirty again, for a round that failed. They must have been taken before.
-    pub fn put_back_dirty(&self, ranges: &[Range<u64>]) {
-        for range in ranges {
-            let end = range.end.min(self.size);
-            if range.start < end {
-                self.mark_dirty(range.start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES));
-            }
-        }
-    }
-
     /// What `take_dirty` would give, in bytes, counted in blocks. A counter: cheap, exact when nobody writes, and a few blocks
     /// high after two writes of the same blocks at once.
     pub fn dirty_bytes(&self) -> u64 {

@@ -41,9 +41,6 @@ fn runs_join_across_words_and_counters_follow() {
     let taken = overlay.take_dirty();
     assert_eq!(taken, [62 * 4096..67 * 4096, size - 4096..size]);
     assert_eq!((overlay.dirty_bytes(), overlay.take_dirty().len()), (0, 0));
-    overlay.put_back_dirty(&taken);
-    assert_eq!(overlay.dirty_bytes(), 6 * 4096);
-    assert_eq!(overlay.take_dirty(), taken);
     overlay.zero(0, size).unwrap();
     assert_eq!(overlay.take_dirty(), [0..size]);
 }
@@ -154,7 +151,6 @@ enum Op {
     Write(u64, u64, u8),
     Zero(u64, u64),
     Take,
-    PutBack,
 }
 
 fn op(blocks: u64) -> impl Strategy<Value = Op> {
@@ -163,7 +159,6 @@ fn op(blocks: u64) -> impl Strategy<Value = Op> {
         4 => (range(), 1..=255u8).prop_map(|((at, len), byte)| Op::Write(at, len, byte)),
         2 => range().prop_map(|(at, len)| Op::Zero(at, len)),
         1 => Just(Op::Take),
-        1 => Just(Op::PutBack),
     ]
 }
 
@@ -179,7 +174,6 @@ proptest! {
         let mut data = vec![0u8; size as usize];
         let mut covered = vec![false; 300];
         let mut dirty = vec![false; 300];
-        let mut last_taken = Vec::new();
         for op in ops {
             match op {
                 Op::Write(at, len, byte) => {
@@ -209,14 +203,7 @@ proptest! {
                         }
                     }
                     dirty.fill(false);
-                    last_taken = overlay.take_dirty();
-                    prop_assert_eq!(&last_taken, &model);
-                }
-                Op::PutBack => {
-                    overlay.put_back_dirty(&last_taken);
-                    for range in &last_taken {
-                        dirty[(range.start / 4096) as usize..range.end.div_ceil(4096) as usize].fill(true);
-                    }
+                    prop_assert_eq!(&overlay.take_dirty(), &model);
                 }
             }
             let count = dirty.iter().filter(|&&dirty| dirty).count() as u64;

@@ -54,11 +54,6 @@ impl Qemu {
         Qemu { run_dir, vms: Mutex::new(HashMap::new()) }
     }
 
-    /// The file the guest's serial port is written to.
-    pub fn serial_log(&self, vm: &VmName) -> PathBuf {
-        self.run_dir.join(vm.as_str()).join("serial.log")
-    }
-
     fn vm(&self, name: &VmName) -> Result<Arc<Vm>, DriverError> {
         let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(vm) = vms.get(name) {

@@ -419,12 +419,13 @@ impl Hypervisor for Xen {
         let is_warm = |tap: &Tap| !matches!(tap.kind, TapKind::Mirror | TapKind::Copy);
         let held =
             taps.len() > 1 && taps.iter().any(is_warm) && self.current(vm).await? == GuestStatus::Running;
-        if held {
-            xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await?;
-        }
+        let still = match held {
+            true => Some(Still::begin(vm).await?),
+            false => None,
+        };
         let tapped = tap::start_all(&monitor, nbd_socket, &nodes, true).await;
-        if held {
-            xl::xl(vm, "let the guest run", &["unpause", vm.as_str()]).await?;
+        if let Some(still) = still {
+            still.end().await?;
         }
         tapped
     }
@@ -499,6 +500,31 @@ impl Xen {
         }
         self.forget(vm);
         Ok(())
+    }
+}
+
+/// A domain that stands still for a step of ours. It runs on also when whoever waits for the step has been cancelled.
+struct Still(Option<VmName>);
+
+impl Still {
+    async fn begin(vm: &VmName) -> Result<Still, DriverError> {
+        let still = Still(Some(vm.clone()));
+        xl::xl(vm, "pause the guest", &["pause", vm.as_str()]).await?;
+        Ok(still)
+    }
+
+    async fn end(mut self) -> Result<(), DriverError> {
+        let Some(vm) = &self.0 else { return Ok(()) };
+        xl::xl(vm, "let the guest run", &["unpause", vm.as_str()]).await?;
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        let Some(vm) = self.0.take() else { return };
+        std::thread::spawn(move || std::process::Command::new("xl").args(["unpause", vm.as_str()]).status());
     }
 }
 
