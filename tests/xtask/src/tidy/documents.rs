@@ -1,4 +1,4 @@
-//! Documents that specify bytes: each names the versions it describes, and the code names those it speaks.
+//! Documents: those that specify bytes name the versions that the code speaks, links lead to files, and the README stays short.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use super::read;
 const WIRE: (&str, &str, &str) = ("replicator/PROTOCOL.md", "replicator/proto/src", "PROTOCOL_VERSION");
 /// A file has a version of its own, at the end of its magic. The document, and the folder whose code it describes.
 const FILES: (&str, &str) = ("chunkstore/FORMAT.md", "chunkstore/src");
+const README: &str = "README.md";
 
 pub(super) fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     let code = |folder: &str| -> Result<Vec<String>> {
@@ -28,7 +29,34 @@ pub(super) fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     let (name, folder) = FILES;
     let coded = code(folder)?.iter().flat_map(|text| coded_magics(text)).collect();
     broken.extend(compare_magics(name, &document_magics(&document(name)), &coded));
+
+    broken.extend(too_long(README, &document(README)));
+    for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "md")) {
+        let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
+        broken.extend(dead_links(&name, file.parent().unwrap_or(root), &read(file)?));
+    }
     Ok(broken)
+}
+
+/// The newcomer's page is read in one go.
+pub(super) fn too_long(document: &str, text: &str) -> Vec<String> {
+    const MAX_LINES: usize = 150;
+    const MAX_COLUMNS: usize = 120;
+    let lines = text.lines().count();
+    let total = (lines > MAX_LINES).then(|| format!("{document}: {lines} lines; at most {MAX_LINES}"));
+    let wide = text.lines().enumerate().filter(|(_, line)| line.chars().count() > MAX_COLUMNS);
+    total
+        .into_iter()
+        .chain(wide.map(|(at, _)| format!("{document}:{}: over {MAX_COLUMNS} columns", at + 1)))
+        .collect()
+}
+
+/// Links to files that are not there; `dir` is where the document stands.
+pub(super) fn dead_links(document: &str, dir: &Path, text: &str) -> Vec<String> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let files = targets.map(|target| target.split('#').next().unwrap_or_default());
+    let files = files.filter(|file| !file.is_empty() && !file.contains(':'));
+    files.filter(|file| !dir.join(file).exists()).map(|file| format!("{document}: no file {file}")).collect()
 }
 
 /// The magics that code writes, `..MAGIC: .. = b"LHPACK\x00\x01";`, as the document shows them: `LHPACK` 0 1.

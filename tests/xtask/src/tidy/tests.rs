@@ -74,3 +74,20 @@ fn formats_follow_the_code_magic_by_magic() {
     assert!(broken[0].contains("`LHPACK` 0 2") && broken[1].contains("`LHPACK` 0 1"), "{broken:?}");
     assert_eq!(documents::compare_magics("F.md", &written, &Default::default()).len(), 1);
 }
+
+#[test]
+fn the_readme_stays_short_and_links_lead_somewhere() {
+    let lines = |count| "text\n".repeat(count);
+    assert!(documents::too_long("R.md", &lines(150)).is_empty());
+    assert_eq!(documents::too_long("R.md", &lines(151)).len(), 1);
+    assert_eq!(
+        documents::too_long("R.md", &format!("short\n{}\n", "é".repeat(121))),
+        ["R.md:2: over 120 columns"]
+    );
+
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let good =
+        "[here](Cargo.toml), [a part](src/main.rs#there), [far](https://example.org/x), [below](#part)";
+    assert!(documents::dead_links("D.md", dir, good).is_empty());
+    assert_eq!(documents::dead_links("D.md", dir, "[gone](src/gone.rs)"), ["D.md: no file src/gone.rs"]);
+}
