@@ -25,7 +25,7 @@ use crate::replicas::Replicas;
 use crate::serve::Connections;
 use crate::transfer::sink::Holdings;
 use crate::vms::Vms;
-use crate::{address, control, files, migrate, serve};
+use crate::{address, control, files, migrate, serve, state_version};
 
 /// How long each part has to end in order once the daemon is told to.
 const END_WITHIN: Duration = Duration::from_secs(5);
@@ -57,6 +57,7 @@ async fn serve_until_told(layout: Layout, config: Config) -> anyhow::Result<()> 
             _ => {}
         }
     }
+    state_version::take_over(&layout.journal())?;
     let identity = Identity::load_or_create(&layout.identity())?;
     let peers = Arc::new(Peers::load(&layout.identity())?);
     let origins = Origins::load(&layout.base_origins());

@@ -122,7 +122,7 @@ pub async fn estimate(cx: &MigrationCx, vm: &str, peer: &str, mode: Mode) -> Res
     Ok(Estimate { vm: vm.to_owned(), to: peer.to_owned(), epoch, phases, memory_bytes, disks })
 }
 
-/// Asks the peer whether it would take the VM. One that does not know the question says nothing.
+/// Asks the peer whether it would take the VM. The version before does not know the question.
 async fn judge(
     connection: &Connection,
     peer: &str,
@@ -130,6 +130,9 @@ async fn judge(
     epoch: Epoch,
     plan: Vec<u8>,
 ) -> Result<(), EstimateError> {
+    if !net::is_current(connection) {
+        return Ok(());
+    }
     let (mut send, mut recv) = connection.open_bi().await.map_err(NetError::from)?;
     net::send(&mut send, &Open::Judge { vm: vm.to_owned(), epoch, plan }).await?;
     match net::expect(&mut recv).await {

@@ -11,7 +11,7 @@ use longhaul_proto::journal::{self, JournalError};
 use longhaul_proto::{Epoch, JobId};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, state_version};
 
 /// A journal longer than this is none of ours.
 const MAX_JOURNAL_BYTES: u64 = 16 << 20;
@@ -259,6 +259,7 @@ pub fn load_all(dir: &Path) -> Result<Journals, JournalFileError> {
         // Anything else in their place holds no records, and a pipe must not be opened.
         let is_file = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file());
         match (extension, job) {
+            (Some("journal"), Some(state_version::JOB)) => {}
             (Some("journal"), Some(_)) if !is_file => {
                 tracing::warn!("{} is not a file; passed over", path.display());
             }

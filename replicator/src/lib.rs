@@ -41,6 +41,7 @@ mod random;
 pub mod replicas;
 pub mod restore;
 pub mod serve;
+pub mod state_version;
 pub mod targets;
 pub mod transfer;
 pub mod upkeep;

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::disks::{self, Cut, DiskError};
 use crate::jobs::{self, DiskReport, Found, JobHandle, JobKind};
 use crate::lease::{Lease, Leased, Revoked};
-use crate::net::NetError;
+use crate::net::{self, NetError};
 use crate::outgoing::OverlayImage;
 use crate::platform::ReplicationCx;
 use crate::transfer::TransferError;
@@ -335,7 +335,11 @@ impl Pass {
             let size = image.size();
             let image = Arc::new(Leased::new(image, lease));
             let (vm, name, count) = (self.vm.to_string(), disk.name.clone(), disks.len() as u32);
-            let target = Target::ReplicaSet { vm, disk: name.clone(), set, disks: count };
+            let target = match net::is_current(connection) {
+                true => Target::ReplicaSet { vm, disk: name.clone(), set, disks: count },
+                // It commits each disk on its own.
+                false => Target::Replica { vm, disk: name.clone() },
+            };
             let settings = self.cx.reach.transfers;
             let (sender, status) = Sender::open(connection, target, size, settings, self.handle.counters())
                 .await

@@ -200,6 +200,8 @@ pub struct Setting {
     pub link: Option<LinkSettings>,
     /// Small records, few of them and a ring that keeps all: for a guest that lives long.
     pub long_life: bool,
+    /// Earlier versions of the program that the platforms run.
+    pub earlier: [Option<&'static Path>; 2],
 }
 
 /// Silence after which the platforms of a scene give a connection up.
@@ -215,7 +217,8 @@ impl Scene {
         let collector = Collector::start()?;
         let mut sites = [Platform::with_config("a", CONFIG)?, Platform::with_config("b", CONFIG)?];
         let mut relays = Vec::new();
-        for site in &mut sites {
+        for (site, earlier) in sites.iter_mut().zip(setting.earlier) {
+            site.use_program(earlier)?;
             site.start()?;
         }
         let mut addresses = [sites[0].address(), sites[1].address()];

@@ -211,7 +211,8 @@ fn a_replica_on_a_full_disk() -> Result<()> {
 #[test]
 fn a_vm_that_does_not_fit() -> Result<()> {
     let turn = turn("a_vm_that_does_not_fit");
-    let mut scene = Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true })?;
+    let mut scene =
+        Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true, ..Setting::default() })?;
     let filled = |scene: &mut Scene, mib| -> Result<PathBuf> {
         scene.sites[1].kill9()?;
         let dir = scene.sites[1].small_disk("images", mib)?;
@@ -283,7 +284,8 @@ fn definitions_that_are_wrong() -> Result<()> {
 #[test]
 fn a_vm_in_the_wrong_state() -> Result<()> {
     let turn = turn("a_vm_in_the_wrong_state");
-    let scene = Scene::new(Setting { link: Some(LinkSettings::default()), long_life: true })?;
+    let scene =
+        Scene::new(Setting { link: Some(LinkSettings::default()), long_life: true, ..Setting::default() })?;
     let [a, b] = &scene.sites;
     let define = |site: &Platform, name: &str| -> Result<CliOutcome> {
         let file = site.root().join(format!("{name}.toml"));

@@ -177,7 +177,8 @@ fn a_daemon_killed_while_it_rolls_back() -> Result<()> {
 #[test]
 fn a_link_cut_in_the_middle() -> Result<()> {
     let turn = turn("a_link_cut_in_the_middle");
-    let scene = Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true })?;
+    let scene =
+        Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true, ..Setting::default() })?;
     // The first moment of the memory's way, and its middle, when the guest may stand still already.
     for (phases, bytes) in [(&["bulk"][..], 2 << 20), (&["memory"], 0), (&["memory", "switchover"], 2 << 20)]
     {
@@ -213,7 +214,8 @@ fn a_link_cut_in_the_middle() -> Result<()> {
 #[test]
 fn the_destinations_hypervisor_dies_before_the_promise() -> Result<()> {
     let turn = turn("the_destinations_hypervisor_dies_before_the_promise");
-    let scene = Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true })?;
+    let scene =
+        Scene::boot(Setting { link: Some(LinkSettings::default()), long_life: true, ..Setting::default() })?;
     let rate_bytes_s = Some(8 << 20);
     // The bulk may pass at full speed, the memory may not.
     let migration = scene.sites[0].begin_json(&["migrate", VM, "--to", "b"])?;

@@ -54,7 +54,7 @@ fn a_guest_moves_over_a_line_or_stays_where_it_was() -> Result<()> {
             queue_bytes: (line.product_bytes() / 2 + line.queue_bytes()) as usize,
             ..LinkSettings::default()
         };
-        let scene = Scene::boot(Setting { link: Some(link), long_life: true })?;
+        let scene = Scene::boot(Setting { link: Some(link), long_life: true, ..Setting::default() })?;
         let outcome = scene.sites[0].begin_json(&["migrate", VM, "--to", "b"])?.wait(JOB)?;
         scene.settle()?;
         let owner = scene.owner()?;

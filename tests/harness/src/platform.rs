@@ -42,6 +42,9 @@ pub struct Platform {
     name: String,
     root: PathBuf,
     listen: SocketAddr,
+    config: String,
+    /// In place of the program under test.
+    earlier: Option<PathBuf>,
     namespace: Option<Arc<Namespace>>,
     daemon: Option<Child>,
 }
@@ -84,11 +87,31 @@ impl Platform {
         let root = Path::new(ROOTS).join(format!("{ROOT_PREFIX}{}-{number}", std::process::id()));
         files::remove(&root)?;
         files::create_dir(&root)?;
-        let arguments = guest::NETWORK.each_ref().map(|pair| pair.join(" "));
-        let text =
-            format!("name = \"{name}\"\nlisten = \"{listen}\"\nqemu_arguments = {arguments:?}\n{config}\n");
-        files::write(&root.join("longhaul.toml"), text)?;
-        Ok(Self { name: name.to_owned(), root, listen, namespace, daemon: None })
+        let (name, config) = (name.to_owned(), config.to_owned());
+        let mut platform = Self { name, root, listen, config, earlier: None, namespace, daemon: None };
+        platform.use_program(None)?;
+        Ok(platform)
+    }
+
+    /// From now on runs an earlier version of the program, or again the one under test. A daemon that runs is left alone.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn use_program(&mut self, earlier: Option<&Path>) -> Result<()> {
+        let Self { name, listen, config, .. } = &*self;
+        let mut text = format!("name = \"{name}\"\nlisten = \"{listen}\"\n");
+        // Earlier versions do not know the key, and take all arguments.
+        if earlier.is_none() {
+            let arguments = guest::NETWORK.each_ref().map(|pair| pair.join(" "));
+            text += &format!("qemu_arguments = {arguments:?}\n");
+        }
+        files::write(&self.root.join("longhaul.toml"), text + config + "\n")?;
+        self.earlier = earlier.map(Path::to_owned);
+        Ok(())
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.earlier.clone().map_or_else(binary, Ok)
     }
 
     /// What the platform is called.
@@ -145,7 +168,7 @@ impl Platform {
             bail!("the daemon of platform {} runs already", self.name);
         }
         let log = OpenOptions::new().create(true).append(true).open(self.root.join(LOG))?;
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(self.program()?);
         command.arg("--root").arg(&self.root).arg("daemon").envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = match &self.namespace {
@@ -275,7 +298,7 @@ impl Platform {
     /// # Errors
     /// When it cannot be started.
     pub fn begin(&self, arguments: &[&str]) -> Result<CliRun> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(self.program()?);
         CliRun::start(command.arg("--root").arg(&self.root).args(arguments))
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's own tasks. Each is a module; this file only reads the command line. Nothing here is
 //! part of the product.
 
+mod compat;
 mod demo;
 mod fuzz;
 mod lines;
@@ -32,6 +33,8 @@ cargo xtask TASK
              to 4 BDP; needs root
   test       all tests, the ones with real guests included; installs and builds what it needs
   ci         what CI runs: formatting, tidy, clippy, documentation, test
+  compat [TEST...]
+             builds the version that tests/compat/baseline names, and has both versions use each other in every way
   fuzz [TARGET...] [--seconds N] [--input FILE]
              coverage-guided fuzzing of every decoder, 60 s each; with --input one input once, as a failure says
   sim [--seeds N] [--from S]
@@ -60,6 +63,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["lab", "lines", rest @ ..] => lines::run(&lines::Options::parse(rest)?),
         ["test"] => tasks::test().map(drop),
         ["ci"] => tasks::ci(),
+        ["compat", rest @ ..] => compat::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(&fuzz::Options::parse(rest)?),
         ["sim", rest @ ..] => sim::run(&sim::Options::parse(rest)?),
         ["tidy"] => tasks::tidy(),
