@@ -226,7 +226,12 @@ impl Pass {
             GuestStatus::Running | GuestStatus::Paused => true,
             status => {
                 let vm = self.vm.clone();
-                let hint = "it is on its way or broken; `longhaul vm list` tells more";
+                let hint = match status {
+                    GuestStatus::DiskError => {
+                        "make room on its disk and let it run again with `longhaul vm start`"
+                    }
+                    _ => "it is on its way or broken; `longhaul vm list` tells more",
+                };
                 return Err(DriverError::WrongState { vm, doing: "replicate", status, hint }.into());
             }
         };
