@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: two platforms with a guest that moves between them, and the questions asked of
 //! them afterwards. It drives the product only through its command line and never looks into its state.
 
+pub mod monitor;
+
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use harness::guest::DISK;
 use harness::lab::apt;
-use harness::{Collector, Guest, Lab, LinkSettings, Platform, Relay, verify_records};
+use harness::{Collector, Guest, Lab, LinkSettings, Platform, Relay, files, verify_records};
 use serde_json::Value;
 
 /// The name of the guest in every scene.
@@ -246,6 +248,23 @@ impl Scene {
         scene.sites[0].start_guest(&scene.guest)?;
         scene.collector.wait_acked(16, PATIENCE)?;
         Ok(scene)
+    }
+
+    /// Starts the guest on `a`, on the lab's image, with further arguments for its hypervisor.
+    ///
+    /// # Errors
+    /// When the guest does not come up.
+    pub fn start_with(&self, arguments: &[&str]) -> Result<()> {
+        let a = &self.sites[0];
+        a.place_disk(VM, &lab()?.1)?;
+        let quoted: Vec<_> = arguments.iter().map(|argument| format!("{argument:?}, ")).collect();
+        let definition = self.guest.definition();
+        let (before, after) = definition.split_once("args = [").context("a guest with arguments")?;
+        let file = a.root().join("guest.toml");
+        files::write(&file, format!("{before}args = [{}{after}", quoted.concat()))?;
+        a.cli(&["vm", "define", &file.display().to_string()])?;
+        a.cli(&["vm", "start", VM])?;
+        self.collector.wait_acked(16, PATIENCE).map(drop)
     }
 
     /// Migrates the guest from one platform to the other and returns the report.

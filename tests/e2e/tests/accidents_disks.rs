@@ -90,20 +90,6 @@ fn a_disk_that_ends_within_a_sector_is_copied_and_moves() -> Result<()> {
     Ok(())
 }
 
-/// Starts the scene's guest with further arguments for its hypervisor.
-fn start_with(scene: &Scene, arguments: &[&str]) -> Result<()> {
-    let a = &scene.sites[0];
-    a.place_disk(VM, &lab()?.1)?;
-    let quoted: Vec<_> = arguments.iter().map(|argument| format!("{argument:?}, ")).collect();
-    let definition = scene.guest.definition();
-    let (before, after) = definition.split_once("args = [").context("a guest with arguments")?;
-    let file = a.root().join("guest.toml");
-    fs::write(&file, format!("{before}args = [{}{after}", quoted.concat()))?;
-    a.cli(&["vm", "define", &file.display().to_string()])?;
-    a.cli(&["vm", "start", VM])?;
-    scene.collector.wait_acked(16, PATIENCE).map(drop)
-}
-
 /// QEMU's arguments can do anything on a host: a platform takes those that it allows, and says so before anything is copied.
 #[test]
 fn arguments_that_the_destination_does_not_allow_are_refused() -> Result<()> {
@@ -112,7 +98,7 @@ fn arguments_that_the_destination_does_not_allow_are_refused() -> Result<()> {
     let mark = scene.sites[1].root().join("ran");
     // QEMU would have it run by a shell.
     let helper = format!("user,id=more,guestfwd=tcp:10.0.2.100:80-cmd:touch {}", mark.display());
-    start_with(&scene, &["-netdev", &helper])?;
+    scene.start_with(&["-netdev", &helper])?;
     refused_untouched(&scene, &["-netdev user,id=more,guestfwd=", "qemu_arguments"])?;
     ensure!(!mark.exists(), "the destination has run it");
     Ok(())
@@ -137,7 +123,7 @@ fn a_file_that_the_destination_lacks_is_told_before_anything_is_copied() -> Resu
     let iso = scene.sites[0].root().join("x.iso");
     fs::write(&iso, vec![7; 1 << 20])?;
     let drive = format!("file={},if=none,id=cd,media=cdrom,readonly=on", iso.display());
-    start_with(&scene, &["-drive", &drive, "-device", "ide-cd,drive=cd"])?;
+    scene.start_with(&["-drive", &drive, "-device", "ide-cd,drive=cd"])?;
     // Both platforms of this test see one file system: the guest keeps the file open, and a new process finds none.
     fs::remove_file(&iso)?;
     refused_untouched(&scene, &["x.iso"])

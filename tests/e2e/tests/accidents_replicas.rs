@@ -2,18 +2,16 @@
 //! the place of a running guest's, restores over what must not be overwritten.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use e2e::monitor::Monitor;
 use e2e::{JOB, PATIENCE, Scene, Setting, VM, int, lab, noise, same_bytes, turn, wait_for};
 use harness::{BlockDevice, Guest, Platform, pair, shell};
-use serde_json::{Value, json};
 
 const MIB: usize = 1 << 20;
 /// Numbers that the order of writes is told by: one byte, never 0.
@@ -153,57 +151,6 @@ fn a_restore_overwrites_nothing_that_is_in_use_or_ours() -> Result<()> {
     File::open(spare.path())?.read_exact_at(&mut restored, 0)?;
     assert!(restored == fs::read(&image)?);
     Ok(())
-}
-
-/// A QEMU's monitor.
-struct Monitor {
-    lines: BufReader<UnixStream>,
-}
-
-impl Monitor {
-    fn connect(socket: &Path) -> Result<Monitor> {
-        let stream = UnixStream::connect(socket).with_context(|| text(socket))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut monitor = Monitor { lines: BufReader::new(stream) };
-        monitor.execute("qmp_capabilities", json!({}))?;
-        Ok(monitor)
-    }
-
-    fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.lines.get_mut(), "{request}")?;
-        loop {
-            let mut line = String::new();
-            ensure!(self.lines.read_line(&mut line)? > 0, "the monitor was closed");
-            let answer: Value = serde_json::from_str(&line)?;
-            if let Some(error) = answer.get("error") {
-                bail!("{command}: {error}");
-            }
-            if let Some(said) = answer.get("return") {
-                return Ok(said.clone());
-            }
-        }
-    }
-
-    /// The guest's devices of these disks.
-    fn devices<const N: usize>(&mut self, disks: [&str; N]) -> Result<[String; N]> {
-        let blocks = self.execute("query-block", json!({}))?;
-        let device = |disk: &str| {
-            let found = blocks.as_array()?.iter().find(|block| block["inserted"]["node-name"] == disk)?;
-            found["qdev"].as_str().map(str::to_owned)
-        };
-        let found: Option<Vec<String>> = disks.iter().map(|disk| device(disk)).collect();
-        found.and_then(|found| found.try_into().ok()).with_context(|| format!("{disks:?} in {blocks}"))
-    }
-
-    /// Writes a number where the guest would.
-    fn write(&mut self, device: &str, number: u8) -> Result<()> {
-        let line = format!("qemu-io -d {device} \"write -P {number} 0 512\"");
-        let said = self.execute("human-monitor-command", json!({ "command-line": line }))?;
-        // QEMU prints what it wrote to its own standard output, and says here only what failed.
-        ensure!(said.as_str().is_some_and(|said| !said.contains("rror")), "{line}: {said}");
-        Ok(())
-    }
 }
 
 /// Writes ascending numbers to the first device, each then to the second, until it is told to stop.
