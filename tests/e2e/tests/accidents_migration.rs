@@ -3,15 +3,16 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{JOB, PATIENCE, Scene, Setting, VM, lab, running_phase, same_bytes, status, turn, wait_for};
+use e2e::{JOB, PATIENCE, Scene, Setting, VM, lab, noise, running_phase, same_bytes, status, turn, wait_for};
 use harness::block_device::BlockDevice;
 use harness::guest::DISK;
 use harness::platform::CliOutcome;
+use harness::{Collector, Guest, Platform, verify_records};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a guest may stand still before its source takes it back, with some room for a busy machine.
@@ -114,6 +115,86 @@ fn a_place_that_is_another_vms_by_now_is_left_alone() -> Result<()> {
     a.cli(&["vm", "remove", VM])?;
     scene.migrate(1, 0)?;
     assert_eq!(fs::metadata(&place)?.ino(), before.ino());
+    assert_eq!(scene.owner()?, 0);
+    scene.lives()?;
+    scene.over();
+    Ok(())
+}
+
+/// Defines and starts a VM `db` on a file of another size, in the place of the VM's old image. It never gets further than its
+/// firmware, which is enough to have the file open.
+fn run_on_another_size(site: &Platform, place: &Path, mib: u64) -> Result<()> {
+    fs::remove_file(place)?;
+    fs::write(place, noise(3, 1 << 20))?;
+    fs::File::options().write(true).open(place)?.set_len(mib << 20)?;
+    let file = site.root().join("db.toml");
+    let text = format!(
+        "name = \"db\"\nmemory_mib = 64\n[[disks]]\nname = \"root\"\npath = \"{}\"\n[qemu]\naccel = \"tcg\"\n",
+        place.display()
+    );
+    fs::write(&file, text)?;
+    site.cli(&["vm", "define", &file.display().to_string()])?;
+    site.cli(&["vm", "start", "db"]).map(drop)
+}
+
+/// Whatever would bring the VM to `a` is refused, and `a`'s other VM and its file are as before.
+fn refused_for_db(scene: &Scene, place: &Path) -> Result<()> {
+    let [a, b] = &scene.sites;
+    let (before, qemu) = (fs::metadata(place)?, a.qemu("db"));
+    for line in [
+        &["migrate", VM, "--to", "a", "--dry-run"][..],
+        &["migrate", VM, "--to", "a"],
+        &["migrate", VM, "--to", "a", "--cold"],
+    ] {
+        let outcome = b.cli_fails(line)?;
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        told(&outcome, &["a disk of VM 'db'", "longhaul vm remove"]);
+    }
+    scene.settle()?;
+    let after = fs::metadata(place)?;
+    assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
+    assert_eq!((status(a, "db")?.as_deref(), a.qemu("db")), (Some("Running"), qemu));
+    assert_eq!(scene.owner()?, 1);
+    Ok(())
+}
+
+/// Another VM runs on the VM's old image by now, and later on a file of another size in its place.
+#[test]
+fn a_place_that_another_vm_runs_on_is_left_alone() -> Result<()> {
+    let _turn = turn("a_place_that_another_vm_runs_on_is_left_alone");
+    let scene = Scene::boot(Setting::default())?;
+    scene.migrate(0, 1)?;
+    let a = &scene.sites[0];
+    let place = a.image(VM, DISK);
+    let heard = Collector::start()?;
+    let mut db = Guest::new(&lab()?.0, "db", &place, heard.port());
+    db.workload.ring_mib = 32;
+    a.start_guest(&db)?;
+    heard.wait_acked(16, PATIENCE)?;
+    refused_for_db(&scene, &place)?;
+    heard.wait_progress(4, PATIENCE)?;
+    a.cli(&["vm", "stop", "db", "--kill"])?;
+    let instance = heard.instance().context("a guest that was heard")?;
+    let report = verify_records(&place, instance, heard.acked())?;
+    ensure!(report.is_whole() && report.found > 0, "{report:?}");
+    a.cli(&["vm", "remove", "db"])?;
+
+    // Smaller than the VM's disk, and larger.
+    for mib in [48, 1100] {
+        run_on_another_size(a, &place, mib)?;
+        refused_for_db(&scene, &place)?;
+        if mib == 48 {
+            a.cli(&["vm", "stop", "db", "--kill"])?;
+            a.cli(&["vm", "remove", "db"])?;
+        }
+    }
+    // Forgotten here, the VM gets a place of its own beside the other's.
+    let before = fs::metadata(&place)?;
+    a.cli(&["vm", "remove", VM])?;
+    scene.migrate(1, 0)?;
+    let after = fs::metadata(&place)?;
+    assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
+    assert_eq!(status(a, "db")?.as_deref(), Some("Running"));
     assert_eq!(scene.owner()?, 0);
     scene.lives()?;
     scene.over();
