@@ -409,7 +409,7 @@ pub fn main() -> ExitCode {
 
 /// The exit code; of a job that failed too, which has then been shown.
 fn run(cli: Cli) -> anyhow::Result<u8> {
-    let layout = Layout::new(cli.root.as_deref());
+    let layout = layout(cli.root.as_deref())?;
     let json = cli.json;
     match cli.command {
         command @ (Command::Daemon | Command::HomeAgent) => {
@@ -449,6 +449,15 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
                 talk(&mut client, command, json).await
             })
         }
+    }
+}
+
+/// Definitions, hypervisors and the interface name files below the root.
+fn layout(root: Option<&Path>) -> anyhow::Result<Layout> {
+    let absolute = root.map(std::path::absolute).transpose().context("--root")?;
+    match absolute {
+        Some(root) if root.to_str().is_none() => Err(UsageError::NotUtf8(root).into()),
+        root => Ok(Layout::new(root.as_deref())),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) enum Request {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UsageError {
     #[error(
-        "cannot use the path {}: it is not UTF-8, which the daemon's interface needs; rename it or name it by a link",
+        "cannot use the path {}: it is not UTF-8, as the daemon and its hypervisor need it; rename it or name it by a link",
         .0.display()
     )]
     NotUtf8(PathBuf),
