@@ -1,15 +1,17 @@
 //! What lies where an image or a store is expected, and is none: pipes, sparse giants, strangers and broken files. One of them
 //! costs no more than itself.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{noise, turn};
-use harness::{Platform, files, pair};
+use e2e::{PATIENCE, Scene, Setting, VM, lab, noise, turn};
+use harness::{Platform, files, pair, platform, shell};
 
 /// A refusal that would take longer waits for somebody.
 const AT_ONCE: Duration = Duration::from_secs(30);
@@ -122,5 +124,36 @@ fn accidents_in_a_store_keep_no_daemon_from_starting() -> Result<()> {
     a.cli(&["base", "remove", "two"])?;
     a.cli(&["store", "gc"])?;
     assert!(a.cli(&["store", "verify"])?["result"]["clean"] == true);
+    Ok(())
+}
+
+/// Refused before anything is made there; a link with another name is a way to have it all the same.
+#[test]
+fn a_root_that_is_not_utf8_is_refused_and_works_by_a_link() -> Result<()> {
+    let _turn = turn("a_root_that_is_not_utf8_is_refused_and_works_by_a_link");
+    let dir = tempfile::Builder::new().prefix("lh-odd-").tempdir()?;
+    let odd = dir.path().join(OsStr::from_bytes(b"\xe9t\xe9"));
+    for command in [&["daemon"][..], &["identity"], &["vm", "list"]] {
+        // A daemon that comes up would not end.
+        let mut line = Command::new("timeout");
+        line.arg("20").arg(platform::binary()?).arg("--root").arg(&odd).args(command);
+        let outcome = shell::output(&mut line)?;
+        assert!(outcome.status.code() == Some(2) && !outcome.stderr.is_empty(), "{command:?}: {outcome:?}");
+    }
+    ensure!(!odd.exists(), "something was made there");
+
+    let mut scene = Scene::new(Setting::default())?;
+    let a = &mut scene.sites[0];
+    a.kill9()?;
+    fs::rename(a.root(), &odd)?;
+    symlink(&odd, a.root())?;
+    a.start()?;
+    a.place_disk(VM, &lab()?.1)?;
+    a.start_guest(&scene.guest)?;
+    scene.collector.wait_acked(16, PATIENCE)?;
+    scene.sites[0].cli(&["replicate", VM, "--to", "b"])?;
+    scene.migrate(0, 1)?;
+    scene.migrate(1, 0)?;
+    scene.prove(0)?;
     Ok(())
 }
