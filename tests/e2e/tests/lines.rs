@@ -2,10 +2,10 @@
 //! arrive, and a guest moves or stays where it was. `cargo xtask lab lines` is the whole matrix.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use e2e::{JOB, Scene, Setting, VM, noise, turn};
+use anyhow::{Context, Result, ensure};
+use e2e::{JOB, PATIENCE, Scene, Setting, VM, lab, noise, turn};
 use harness::lines::Line;
 use harness::{LinkSettings, files};
 
@@ -66,5 +66,43 @@ fn a_guest_moves_over_a_line_or_stays_where_it_was() -> Result<()> {
         scene.lives()?;
         scene.prove(owner)?;
     }
+    Ok(())
+}
+
+/// It writes the same 8 MiB every second, and the line takes 4 MiB: the move is given up after the 30 s that it may go without
+/// getting any nearer, with what would help, and nothing is left of it.
+#[test]
+fn a_guest_that_outruns_its_line_stays_where_it_was() -> Result<()> {
+    let turn = turn("a_guest_that_outruns_its_line_stays_where_it_was");
+    let mut scene = Scene::new(Setting { link: Some(LinkSettings::default()), ..Setting::default() })?;
+    let workload = &mut scene.guest.workload;
+    (workload.rate, workload.group, workload.ring_mib) = (512, 8, 8);
+    scene.guest.memory_mib = 80;
+    let a = &scene.sites[0];
+    a.place_disk(VM, &lab()?.1)?;
+    a.start_guest(&scene.guest)?;
+    scene.collector.wait_acked(16, PATIENCE)?;
+    a.cli(&["replicate", VM, "--to", "b"])?;
+    let slow = LinkSettings { rate_bytes_s: Some(4 << 20), ..LinkSettings::default() };
+    scene.relays.iter().for_each(|relay| relay.set(slow));
+    let begun = Instant::now();
+    let outcome = a.begin(&["migrate", VM, "--to", "b"])?.wait(2 * JOB)?;
+    turn.say(&format!("given up after {:.1} s", begun.elapsed().as_secs_f64()));
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    // The pause that it would take, and both ways out.
+    for advice in ["MiB/s", "--max-downtime ", "--cold"] {
+        ensure!(outcome.stderr.contains(advice), "no {advice} in {outcome:?}");
+    }
+    scene.settle()?;
+    let jobs = a.cli(&["job", "list"])?;
+    let mut jobs = jobs.as_array().context("a list of jobs")?.iter();
+    ensure!(jobs.any(|job| job["kind"] == "migrate_out" && job["state"] == "failed"), "{jobs:?}");
+    assert_eq!(scene.owner()?, 0);
+    scene.lives()?;
+
+    // Nothing holds it: over a line that is fast enough it goes.
+    scene.relays.iter().for_each(|relay| relay.set(LinkSettings::default()));
+    scene.migrate(0, 1)?;
+    scene.prove(1)?;
     Ok(())
 }
