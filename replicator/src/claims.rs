@@ -2,8 +2,11 @@
 //! of jobs that a peer may still ask about, stand in one file, `journal/claims`; PROTOCOL.md gives its format. Journals of
 //! ended jobs are folded into it at a start: the file is durable before they are deleted, and folding them twice changes
 //! nothing.
+//!
+//! A file that cannot be read may hold a newer fact than a settled claim. Which of the two is newer is told by names alone,
+//! never by a clock or a file's times: a claim names the damaged files that were known when it was made.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -29,6 +32,9 @@ const HEADER: &str = "longhaul claims 1 ";
 struct Settled {
     claim: Claim,
     at_unix_ms: u64,
+    /// Names of damaged files that were there before it was made: they say nothing newer of this VM.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    answered: BTreeSet<String>,
 }
 
 /// One line of the file.
@@ -41,6 +47,8 @@ enum Line {
         settled: Settled,
     },
     Ended(EndedJob),
+    /// Names of the files that were damaged at the last start. Journals of jobs that end after it are newer.
+    Damaged(BTreeSet<String>),
 }
 
 #[derive(Default)]
@@ -51,6 +59,8 @@ struct State {
     /// Ends of jobs whose journals are gone, by job.
     ended: HashMap<String, EndedJob>,
     damaged: Vec<DamagedJournal>,
+    /// Names of the files that were damaged at the last start.
+    known_damaged: BTreeSet<String>,
 }
 
 /// The claims of a platform.
@@ -87,21 +97,29 @@ impl Claims {
                 .about
                 .as_ref()
                 .map_or("every VM without a newer claim".to_owned(), |(vm, _)| format!("VM '{vm}'"));
-            tracing::error!("{}: {}; the owner of {about} is in doubt", damaged.path.display(), damaged.why);
+            tracing::error!(
+                "cannot read {path}: {}; the owner of {about} is in doubt. Decide for each VM with `longhaul resolve VM \
+                 --keep` or `--give-up`, or move {path} out of the journal directory if it holds nothing newer",
+                damaged.why,
+                path = damaged.path.display()
+            );
         }
         let mut state = self.state();
         state.damaged = journals.damaged;
-        for (_, ended) in &journals.ended {
+        for (path, ended) in &journals.ended {
             if let Some(ended) = ended.clone() {
-                state.add(Line::Ended(ended));
+                state.fold(path, ended);
             }
         }
+        let damaged: BTreeSet<_> = state.damaged.iter().map(name_of).collect();
+        let is_changed = state.known_damaged != damaged;
+        state.known_damaged = damaged;
         state.forget_oldest();
         for (job, journal) in &journals.open {
             state.note(*job, journal.records());
         }
         drop(state);
-        if !journals.ended.is_empty() {
+        if !journals.ended.is_empty() || is_changed {
             // Their claims count already; without room for the file the journals simply stay.
             match self.write(None) {
                 Ok(()) => self.delete(journals.ended.iter().map(|(path, _)| path)),
@@ -143,7 +161,7 @@ impl Claims {
         if running.clone().next().is_some() {
             return claim;
         }
-        let doubt = state.doubt(vm, settled.map_or(0, |settled| settled.at_unix_ms));
+        let doubt = state.doubt(vm);
         match (claim, doubt) {
             (Some(Claim::Ours(epoch)), Some(damaged)) => {
                 let known = damaged.about.as_ref().map_or(epoch, |(_, known)| epoch.max(*known));
@@ -156,24 +174,37 @@ impl Claims {
         }
     }
 
-    /// Settles a claim, durable when this returns. One that ranks below what is known changes nothing but ends a doubt.
+    /// Settles a claim, durable when this returns: every damaged file that is known now is answered by it. One that ranks
+    /// below what is known changes nothing but ends a doubt.
     pub fn settle(&self, vm: &str, claim: Claim) -> io::Result<()> {
-        self.write(Some((vm, Settled { claim, at_unix_ms: unix_ms() })))
+        let answered = self.state().concerning(vm).map(name_of).collect();
+        self.write(Some((vm, Settled { claim, at_unix_ms: unix_ms(), answered })))
+    }
+
+    /// Settles a VM that is defined here, at `claim`. Damaged files that name no VM are answered by it; one that names this VM
+    /// is not, for it may be of a hand-off to here.
+    pub fn settle_defined(&self, vm: &str, claim: Claim) -> io::Result<()> {
+        let answered = {
+            let state = self.state();
+            state.damaged.iter().filter(|damaged| damaged.about.is_none()).map(name_of).collect()
+        };
+        self.write(Some((vm, Settled { claim, at_unix_ms: unix_ms(), answered })))
     }
 
     fn write(&self, new: Option<(&str, Settled)>) -> io::Result<()> {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut settled, ended) = {
+        let (mut settled, ended, damaged) = {
             let state = self.state();
             let mut ended: Vec<_> = state.ended.values().cloned().collect();
             ended.sort_by(|a, b| (a.at_unix_ms, &a.job).cmp(&(b.at_unix_ms, &b.job)));
-            (state.settled.clone(), ended)
+            (state.settled.clone(), ended, state.known_damaged.clone())
         };
         if let Some((vm, new)) = &new {
             merge(&mut settled, vm, new.clone());
         }
         let vms = settled.into_iter().map(|(name, settled)| Line::Vm { name, settled });
-        let lines: Vec<Line> = vms.chain(ended.into_iter().map(Line::Ended)).collect();
+        let damaged = (!damaged.is_empty()).then_some(Line::Damaged(damaged));
+        let lines: Vec<Line> = vms.chain(ended.into_iter().map(Line::Ended)).chain(damaged).collect();
         files::write_atomic(self.dir.join(FILE), &encode(&lines)?)?;
         if let Some((vm, new)) = new {
             merge(&mut self.state().settled, vm, new);
@@ -199,12 +230,27 @@ impl State {
         match line {
             Line::Vm { name, settled } => merge(&mut self.settled, &name, settled),
             Line::Ended(ended) => {
-                if let Some((vm, claim)) = journal::claim(&ended.records()) {
-                    merge(&mut self.settled, &vm, Settled { claim, at_unix_ms: ended.at_unix_ms });
-                }
-                self.ended.insert(ended.job.clone(), ended);
+                self.end(ended, BTreeSet::new());
             }
+            Line::Damaged(names) => self.known_damaged = names,
         }
+    }
+
+    fn end(&mut self, ended: EndedJob, answered: BTreeSet<String>) {
+        if let Some((vm, claim)) = journal::claim(&ended.records()) {
+            let at_unix_ms = ended.at_unix_ms;
+            merge(&mut self.settled, &vm, Settled { claim, at_unix_ms, answered });
+        }
+        self.ended.insert(ended.job.clone(), ended);
+    }
+
+    /// Takes up the journal of an ended job. At the last start it was not there, or its job went on: it is newer than what
+    /// was damaged then. One that was folded before, or was damaged itself and has been put back, may be older.
+    fn fold(&mut self, path: &Path, ended: EndedJob) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let may_be_older = self.ended.contains_key(&ended.job) || self.known_damaged.contains(&*name);
+        let answered = if may_be_older { BTreeSet::new() } else { self.known_damaged.clone() };
+        self.end(ended, answered);
     }
 
     fn note(&mut self, job: JobId, records: &[Record]) {
@@ -214,7 +260,9 @@ impl State {
         match claim {
             Some(claim) if journal::has_ended(records) => {
                 jobs.remove(&job);
-                merge(&mut self.settled, vm, Settled { claim, at_unix_ms: unix_ms() });
+                // The next start tells the same by the names in the file.
+                let answered = self.concerning(vm).map(name_of).collect();
+                merge(&mut self.settled, vm, Settled { claim, at_unix_ms: unix_ms(), answered });
             }
             Some(claim) => drop(jobs.insert(job, claim)),
             None => drop(jobs.remove(&job)),
@@ -222,10 +270,18 @@ impl State {
         self.running.retain(|_, jobs| !jobs.is_empty());
     }
 
-    /// A file that cannot be read and may say more of `vm` than a claim of that time.
-    fn doubt(&self, vm: &str, claimed_at: u64) -> Option<&DamagedJournal> {
-        self.damaged.iter().find(|damaged| {
-            damaged.at_unix_ms >= claimed_at && damaged.about.as_ref().is_none_or(|(about, _)| about == vm)
+    /// Files that cannot be read and may be about `vm`.
+    fn concerning(&self, vm: &str) -> impl Iterator<Item = &DamagedJournal> {
+        self.damaged.iter().filter(move |damaged| damaged.about.as_ref().is_none_or(|(about, _)| about == vm))
+    }
+
+    /// A file that may say more of `vm` than its settled claim. One that a person has moved away says nothing.
+    fn doubt(&self, vm: &str) -> Option<&DamagedJournal> {
+        let settled = self.settled.get(vm);
+        self.concerning(vm).find(|damaged| {
+            let is_answered = settled.is_some_and(|settled| settled.answered.contains(&name_of(damaged)));
+            let is_gone = || matches!(damaged.path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+            !is_answered && !is_gone()
         })
     }
 
@@ -240,6 +296,11 @@ impl State {
     }
 }
 
+/// The name by which a claim answers a damaged file.
+fn name_of(damaged: &DamagedJournal) -> String {
+    damaged.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 fn merge(settled: &mut BTreeMap<String, Settled>, vm: &str, new: Settled) {
     match settled.get_mut(vm) {
         Some(known) => {
@@ -247,6 +308,7 @@ fn merge(settled: &mut BTreeMap<String, Settled>, vm: &str, new: Settled) {
                 known.claim = new.claim;
             }
             known.at_unix_ms = known.at_unix_ms.max(new.at_unix_ms);
+            known.answered.extend(new.answered);
         }
         None => drop(settled.insert(vm.to_owned(), new)),
     }

@@ -227,8 +227,6 @@ pub struct DamagedJournal {
     pub path: PathBuf,
     /// The VM it is about and the last epoch that can be read, where its first record is whole.
     pub about: Option<(String, Epoch)>,
-    /// When it was last written, in milliseconds since the Unix epoch.
-    pub at_unix_ms: u64,
     /// What is wrong with it.
     pub why: String,
 }
@@ -266,12 +264,7 @@ pub fn load_all(dir: &Path) -> Result<Journals, JournalFileError> {
             (Some("journal"), Some(job)) => load_one(&mut journals, job, path),
             (Some(DAMAGED), _) if is_file => {
                 let why = "it was set aside as damaged".to_owned();
-                journals.damaged.push(DamagedJournal {
-                    at_unix_ms: written_at(&path),
-                    about: None,
-                    why,
-                    path,
-                });
+                journals.damaged.push(DamagedJournal { about: None, why, path });
             }
             _ => {}
         }
@@ -284,7 +277,7 @@ pub const DAMAGED: &str = "damaged";
 
 fn load_one(journals: &mut Journals, job: JobId, path: PathBuf) {
     let at_unix_ms = written_at(&path);
-    let damaged = |about, why: String| DamagedJournal { path: path.clone(), about, at_unix_ms, why };
+    let damaged = |about, why: String| DamagedJournal { path: path.clone(), about, why };
     let bytes = match read_bytes(&path) {
         Ok(bytes) => bytes,
         Err(error) => return journals.damaged.push(damaged(None, error.to_string())),
@@ -313,7 +306,7 @@ fn about(records: &[Record]) -> Option<(String, Epoch)> {
 }
 
 /// When a file was last written, in milliseconds since the Unix epoch.
-pub fn written_at(path: &Path) -> u64 {
+fn written_at(path: &Path) -> u64 {
     let modified = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     since.map_or(0, |since| since.as_millis() as u64)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use longhaul_proto::Epoch;
 use longhaul_proto::wire::{ClaimAnswer, Open, Relation};
-use migrate_driver::{GuestStatus, VmName};
+use migrate_driver::{GuestStatus, VmDefinition, VmName};
 use quinn::{SendStream, VarInt};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -48,7 +48,8 @@ pub enum OwnershipError {
     Newer { vm: String, peer: String, theirs: Epoch, ours: Epoch },
     #[error(
         "cannot tell whether VM '{vm}' belongs to this platform: {file} cannot be read, and these peers do not answer: \
-         {silent}; start it when they do, or find out where it runs and decide with `longhaul resolve {vm} --keep`",
+         {silent}; start it when they do, or find out where it runs and decide with `longhaul resolve {vm} --keep`. If the \
+         file holds nothing newer of any VM, move {file} out of journal/",
         file = .file.display()
     )]
     StillInDoubt { vm: String, file: PathBuf, silent: String },
@@ -242,23 +243,47 @@ fn judge(vm: &str, claim: Option<&Claim>, asked: &Asked) -> Result<Judged, Owner
     Ok(judged)
 }
 
-/// Before a definition: of a VM that moved to a peer its name is free again once that peer says that it was removed.
-pub async fn check_name_is_free(cx: &Arc<MigrationCx>, vm: &str) -> Result<(), OwnershipError> {
+/// Before a definition: the epoch at which the VM is ours once it is defined, `None` when it is settled already. The name of
+/// a VM that moved to a peer is free again once that peer answers that it was removed. Nothing is changed.
+pub async fn check_name_is_free(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<Epoch>, OwnershipError> {
     match cx.guests.vms.ownership(vm) {
-        None | Some(Claim::Removed(_)) => Ok(()),
+        None => Ok(Some(Epoch::FIRST)),
+        Some(Claim::Removed(epoch)) => Ok(Some(epoch.next())),
         Some(Claim::Theirs(epoch, peer)) => {
             let asked = ask(cx, vm, vec![peer], BEFORE_START).await;
             match asked.answers.first() {
                 Some((_, ClaimAnswer { epoch: removed, relation: Relation::Removed }))
                     if *removed >= epoch =>
                 {
-                    settle(cx, vm, Claim::Removed(*removed)).await
+                    Ok(Some(removed.next()))
                 }
-                _ => Ok(cx.guests.vms.owned(vm).map(drop)?),
+                _ => Ok(cx.guests.vms.owned(vm).map(|_| None)?),
             }
         }
-        Some(_) => Ok(cx.guests.vms.owned(vm).map(drop)?),
+        Some(_) => Ok(cx.guests.vms.owned(vm).map(|_| None)?),
     }
+}
+
+/// Keeps a definition of a VM whose name [`check_name_is_free`] found free, then settles that it is ours at `epoch`. When
+/// either fails, all is as it was.
+pub async fn define(
+    cx: &Arc<MigrationCx>,
+    definition: VmDefinition,
+    epoch: Option<Epoch>,
+) -> Result<(), OwnershipError> {
+    let (cx, vm) = (cx.clone(), definition.name.to_string());
+    let defining = tokio::task::spawn_blocking(move || {
+        cx.guests.vms.define_and(definition, || match epoch {
+            Some(epoch) => cx
+                .guests
+                .vms
+                .claims()
+                .settle_defined(&vm, Claim::Ours(epoch))
+                .map_err(|source| OwnershipError::Claims { vm: vm.clone(), source }),
+            None => Ok(()),
+        })
+    });
+    defining.await.map_err(|_| OwnershipError::Worker)?
 }
 
 /// A person takes a VM whose owner is gone for good, or whose ownership cannot be told. Refused while a peer owns it. The

@@ -76,7 +76,8 @@ pub enum VmError {
     #[error(
         "cannot tell whether VM '{vm}' belongs to this platform: {file} cannot be read; find out where the VM runs, then \
          decide with `longhaul resolve {vm} --keep` or `--give-up`. `longhaul vm start {vm}` starts it when every peer \
-         answers that it does not own it", file = .file.display()
+         answers that it does not own it. If the file holds nothing newer of any VM, move {file} out of journal/",
+        file = .file.display()
     )]
     InDoubt {
         /// The VM.
@@ -283,9 +284,30 @@ impl Vms {
 
     /// Keeps a definition; it replaces one of the same name.
     pub fn define(&self, definition: VmDefinition) -> Result<(), VmError> {
+        self.define_and(definition, || Ok(()))
+    }
+
+    /// Keeps a definition once `then` has succeeded too. When it fails, the definition there was before is put back.
+    pub fn define_and<E: From<VmError>>(
+        &self,
+        definition: VmDefinition,
+        then: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let path = self.dir.join(format!("{}.toml", definition.name));
-        files::write_atomic(&path, definition.to_toml()?.as_bytes())
-            .map_err(|source| VmError::Io { path, source })?;
+        let text = definition.to_toml().map_err(VmError::from)?;
+        let before = read_regular(&path);
+        let io = |source| VmError::Io { path: path.clone(), source };
+        files::write_atomic(&path, text.as_bytes()).map_err(io)?;
+        if let Err(error) = then() {
+            let undone = match before {
+                Some(before) => files::write_atomic(&path, &before),
+                None => std::fs::remove_file(&path).and_then(|()| files::sync_dir(&self.dir)),
+            };
+            if let Err(undo) = undone {
+                tracing::error!("cannot undo the definition in {}: {undo}", path.display());
+            }
+            return Err(error);
+        }
         let mut definitions = lock(&self.definitions);
         definitions.damaged.remove(definition.name.as_str());
         definitions.whole.insert(definition.name.to_string(), definition);
@@ -324,6 +346,14 @@ pub fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
     let file = std::fs::File::open(path).map_err(io)?;
     file.take(MAX_DEFINITION_BYTES as u64 + 1).read_to_string(&mut text).map_err(io)?;
     Ok(VmDefinition::parse(&text, path)?)
+}
+
+/// The bytes of a definition that is there, whole or damaged.
+fn read_regular(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = chunkstore::open_regular(path).ok()?;
+    file.take(MAX_DEFINITION_BYTES as u64 + 1).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -351,6 +351,59 @@ fn a_vm_in_doubt_starts_when_every_peer_answers_or_a_person_decides() {
 }
 
 #[test]
+fn a_vm_defined_beside_a_damaged_journal_is_in_no_doubt_whatever_its_time() {
+    let (a, _b) = pair(|a, _| {
+        fs::write(a.at("vms/old.toml"), a.definition("old")).unwrap();
+        fs::write(a.at("journal/00112233445566778899aabbccddeeff.journal"), "#!/bin/sh\n").unwrap();
+    });
+    let file = a.at("journal/00112233445566778899aabbccddeeff.journal");
+    a.define("new");
+    assert_eq!(a.does("resolve old --keep")["epoch"], 3);
+    // A clock that stepped back, or a copy that was put in its place.
+    let time = std::time::SystemTime::now() + Duration::from_secs(86_400);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    a.restart();
+    for (vm, epoch) in [("new", 1), ("old", 3)] {
+        assert_eq!((&a.vm(vm)["owner"], &a.vm(vm)["epoch"]), (&json!("here"), &json!(epoch)), "{vm}");
+    }
+    // The other way out.
+    a.stop();
+    fs::write(a.at("vms/other.toml"), a.definition("other")).unwrap();
+    a.start();
+    let advice = format!("move {} out of journal/", file.display());
+    has(&a.refuses("replicate other --to nobody"), &["nobody"]);
+    has(&a.refuses("vm remove other"), &[&advice, "longhaul resolve other --keep"]);
+    fs::rename(&file, a.at("aside")).unwrap();
+    a.does("vm remove other");
+}
+
+#[test]
+fn a_definition_that_cannot_be_written_changes_no_owner() {
+    let (a, b) = pair(moved_to_b);
+    b.does("vm remove web");
+    a.does("vm remove web");
+    fs::write(a.at("web.definition"), a.definition("web")).unwrap();
+    let define = format!("vm define {}", a.at("web.definition").display());
+    fs::create_dir_all(a.at("vms/web.toml/in the way")).unwrap();
+    has(&a.refuses(&define), &["web.toml"]);
+    fs::remove_dir_all(a.at("vms/web.toml")).unwrap();
+    b.stop();
+    has(&a.refuses(&define), &["belongs to peer 'b'"]);
+    b.start();
+    // Nor is a definition left whose owner cannot be written.
+    let claims = a.at("journal/claims");
+    let kept = fs::read(&claims).unwrap();
+    fs::remove_file(&claims).unwrap();
+    fs::create_dir_all(claims.join("in the way")).unwrap();
+    has(&a.refuses(&define), &["claims file", "nothing was changed"]);
+    assert!(!a.at("vms/web.toml").exists());
+    fs::remove_dir_all(&claims).unwrap();
+    fs::write(&claims, kept).unwrap();
+    a.does(&define);
+    assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("here"), &json!(3)));
+}
+
+#[test]
 fn a_push_replaces_no_base_of_another_maker() {
     let (a, b) = pair(|_, _| ());
     let noise = |seed: u8| -> Vec<u8> {

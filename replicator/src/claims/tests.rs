@@ -26,11 +26,6 @@ fn write_journal(dir: &Path, job: JobId, records: &[Record]) -> PathBuf {
     path
 }
 
-fn age(path: &Path, unix_ms: u64) {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
-    File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
-}
-
 fn journals(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).unwrap().flatten();
     entries.filter(|entry| entry.path().extension().is_some_and(|ext| ext == "journal")).count()
@@ -65,14 +60,14 @@ fn ended_journals_are_folded_once_and_say_the_same_afterwards() {
 fn a_crash_before_the_journals_are_deleted_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = write_journal(dir.path(), job(1), &left("web", 1));
-    age(&path, 5000);
-    let kept = std::fs::read(&path).unwrap();
+    let (kept, written) =
+        (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap().modified().unwrap());
     let folded = {
         started(dir.path());
         std::fs::read(dir.path().join(FILE)).unwrap()
     };
     std::fs::write(&path, &kept).unwrap();
-    age(&path, 5000);
+    File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
     let (claims, _) = started(dir.path());
     assert_eq!(claims.of("web", true), Some(Claim::Theirs(Epoch(2), "b".into())));
     assert_eq!(journals(dir.path()), 0);
@@ -125,7 +120,6 @@ fn a_damaged_journal_puts_only_its_own_vm_in_doubt() {
     assert_eq!(claims.of("web", false), Some(Claim::Unknown(Epoch(4), path.clone())), "nor may it come here");
     assert_eq!(claims.of("mail", true), Some(Claim::Ours(Epoch::FIRST)));
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
-    age(&path, 5000);
     let (claims, _) = started(dir.path());
     claims.settle("web", Claim::Ours(Epoch(6))).unwrap();
     let (again, _) = started(dir.path());
@@ -133,19 +127,16 @@ fn a_damaged_journal_puts_only_its_own_vm_in_doubt() {
 }
 
 #[test]
-fn a_damaged_journal_without_a_name_puts_every_vm_without_a_newer_claim_in_doubt() {
+fn a_damaged_journal_without_a_name_puts_every_vm_that_has_not_answered_it_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(format!("{}.journal", job(9)));
     std::fs::write(&path, b"#!/bin/sh\n").unwrap();
-    age(&path, 5000);
-    age(&write_journal(dir.path(), job(1), &rolled_back("older", 3)), 4000);
-    age(&write_journal(dir.path(), job(2), &rolled_back("newer", 3)), 6000);
-    age(&write_journal(dir.path(), job(3), &left("gone", 3)), 4000);
-    age(&write_journal(dir.path(), job(4), &rolled_back("moving", 3)[..1]), 4000);
+    write_journal(dir.path(), job(1), &rolled_back("older", 3));
+    write_journal(dir.path(), job(3), &left("gone", 3));
+    write_journal(dir.path(), job(4), &rolled_back("moving", 3)[..1]);
     let (claims, _) = started(dir.path());
     assert_eq!(claims.of("older", true), Some(Claim::Unknown(Epoch(3), path.clone())));
-    assert_eq!(claims.of("never moved", true), Some(Claim::Unknown(Epoch::FIRST, path)));
-    assert_eq!(claims.of("newer", true), Some(Claim::Ours(Epoch(3))));
+    assert_eq!(claims.of("never moved", true), Some(Claim::Unknown(Epoch::FIRST, path.clone())));
     assert_eq!(
         claims.of("gone", true),
         Some(Claim::Theirs(Epoch(4), "b".into())),
@@ -153,6 +144,63 @@ fn a_damaged_journal_without_a_name_puts_every_vm_without_a_newer_claim_in_doubt
     );
     assert_eq!(claims.of("moving", true), Some(Claim::Ours(Epoch(3))), "its job goes on");
     assert_eq!(claims.of("unheard of", false), None, "it may come here");
+    claims.note(job(4), &rolled_back("moving", 3));
+    assert_eq!(claims.of("moving", true), Some(Claim::Ours(Epoch(3))), "its job was newer");
+    // Ended while the file was known to be damaged.
+    write_journal(dir.path(), job(4), &rolled_back("moving", 3));
+    write_journal(dir.path(), job(5), &rolled_back("newer", 3));
+    claims.settle_defined("defined", Claim::Ours(Epoch::FIRST)).unwrap();
+    for start in 0..2 {
+        let (claims, _) = started(dir.path());
+        for vm in ["moving", "newer"] {
+            assert_eq!(claims.of(vm, true), Some(Claim::Ours(Epoch(3))), "start {start}: {vm}");
+        }
+        assert_eq!(claims.of("defined", true), Some(Claim::Ours(Epoch::FIRST)), "start {start}");
+        assert_eq!(claims.of("older", true), Some(Claim::Unknown(Epoch(3), path.clone())), "start {start}");
+    }
+    let (claims, _) = started(dir.path());
+    std::fs::rename(&path, dir.path().join("moved away")).unwrap();
+    assert_eq!(claims.of("older", true), Some(Claim::Ours(Epoch(3))));
+}
+
+#[test]
+fn times_of_files_decide_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(format!("{}.journal", job(9)));
+    let set_time = |unix_s: u64| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_s);
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    };
+    std::fs::write(&path, b"#!/bin/sh\n").unwrap();
+    set_time(4_000_000_000);
+    let (claims, _) = started(dir.path());
+    claims.settle("answered", Claim::Ours(Epoch(3))).unwrap();
+    assert_eq!(claims.of("answered", true), Some(Claim::Ours(Epoch(3))));
+    // Another one, that seems to be of long before the decision.
+    let later = dir.path().join(format!("{}.journal", job(8)));
+    std::fs::rename(&path, &later).unwrap();
+    std::fs::copy(&later, &path).unwrap();
+    File::options().write(true).open(&later).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let (claims, _) = started(dir.path());
+    assert_eq!(claims.of("answered", true), Some(Claim::Unknown(Epoch(3), later)));
+}
+
+#[test]
+fn a_journal_that_was_folded_or_put_back_answers_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = write_journal(dir.path(), job(1), &rolled_back("web", 3));
+    let kept = std::fs::read(&journal).unwrap();
+    std::fs::write(dir.path().join(format!("{}.journal", job(2))), b"#!/bin/sh\n").unwrap();
+    let damaged = dir.path().join(format!("{}.journal", job(9)));
+    std::fs::write(&damaged, b"#!/bin/sh\n").unwrap();
+    started(dir.path());
+    // A crash, or a person, has left them.
+    std::fs::write(&journal, kept).unwrap();
+    write_journal(dir.path(), job(2), &rolled_back("db", 3));
+    let (claims, _) = started(dir.path());
+    for vm in ["web", "db"] {
+        assert_eq!(claims.of(vm, true), Some(Claim::Unknown(Epoch(3), damaged.clone())), "{vm}");
+    }
 }
 
 #[test]
@@ -167,10 +215,6 @@ fn damaged_claims_are_set_aside_and_stay_a_doubt_at_every_start() {
         let (claims, _) = started(dir.path());
         assert!(matches!(claims.of("web", true), Some(Claim::Unknown(Epoch::FIRST, _))));
     }
-    let aside = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
-    aside
-        .filter(|path| path.extension().is_some_and(|ext| ext == "damaged"))
-        .for_each(|path| age(&path, 5000));
     let (claims, _) = started(dir.path());
     claims.settle("web", Claim::Ours(Epoch(3))).unwrap();
     assert_eq!(started(dir.path()).0.of("web", true), Some(Claim::Ours(Epoch(3))));

@@ -112,9 +112,9 @@ pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) 
     let definition = VmDefinition::parse(&define.toml, &define.file)?;
     let name = definition.name.to_string();
     let _hold = platform.guests.vms.hold(&name, jobs::new_id(), "define")?;
-    ownership::check_name_is_free(&platform.migration, &name).await?;
+    let epoch = ownership::check_name_is_free(&platform.migration, &name).await?;
     match platform.guests.hypervisor.status(&definition.name).await? {
-        GuestStatus::Stopped => blocking(move || platform.guests.vms.define(definition)).await??,
+        GuestStatus::Stopped => ownership::define(&platform.migration, definition, epoch).await?,
         status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
     }
     Ok(Json(json!({ "defined": name })))
@@ -123,14 +123,14 @@ pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) 
 /// Takes up a guest that runs here and that somebody else has started.
 pub(super) async fn adopt(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
     let _hold = platform.guests.vms.hold(&name, jobs::new_id(), "adopt")?;
-    ownership::check_name_is_free(&platform.migration, &name).await?;
+    let epoch = ownership::check_name_is_free(&platform.migration, &name).await?;
     let vm = VmName::new(name.as_str())?;
     match platform.guests.hypervisor.discover(&vm).await? {
         Some(mut definition) => {
             // The hypervisor does not know it; who adopts a VM anew keeps what was said of it.
             definition.network =
                 platform.guests.vms.definition(&name).ok().and_then(|known| known.network.clone());
-            blocking(move || platform.guests.vms.define(definition)).await??;
+            ownership::define(&platform.migration, definition, epoch).await?;
         }
         None => {
             let why = format!(

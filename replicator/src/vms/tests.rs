@@ -170,3 +170,16 @@ async fn who_waits_for_a_vm_gets_it_when_it_is_given_back() {
     let refused = vms.hold_within("web", JOB, "test", Duration::ZERO).await;
     assert!(matches!(refused, Err(VmError::Busy { job: LATER, .. })));
 }
+
+#[test]
+fn a_definition_that_cannot_be_settled_leaves_the_one_there_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let vms = vms(dir.path());
+    let fails = || Err(VmError::Io { path: "claims".into(), source: std::io::Error::other("full") });
+    let mut larger = definition("web");
+    larger.memory_mib = 128;
+    vms.define_and(larger, fails).unwrap_err();
+    vms.define_and(definition("db"), fails).unwrap_err();
+    assert_eq!(vms.list(), [definition("web")]);
+    assert_eq!(load(dir.path()).list(), [definition("web")]);
+}
