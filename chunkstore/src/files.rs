@@ -47,13 +47,26 @@ impl FileError {
 
     /// The disk cannot read what is there.
     pub(crate) fn is_bad_medium(&self) -> bool {
-        self.cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+        is_bad_medium(&self.cause)
+    }
+
+    /// What is there can never be read: the disk cannot, or the file ends before it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_bad_medium() || self.cause.kind() == io::ErrorKind::UnexpectedEof
     }
 
     /// True when there was no room left.
     pub fn is_full(&self) -> bool {
         matches!(self.cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
+}
+
+/// The disk, or the file system by its own checksums, says that the bytes are lost. Any other failure may be over soon.
+pub(crate) fn is_bad_medium(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::IO, Errno::UCLEAN, Errno::BADMSG]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 impl fmt::Display for FileError {

@@ -60,7 +60,7 @@ pub use replica::{Generation, Pass, Place, Prepared, Replica, ReplicaError, SetI
 pub use seeds::Seeds;
 pub use store::{
     BrokenReference, GcOptions, GcPlan, GcProgress, GcReport, IndexError, OpenError, PackPlan, Pin,
-    Reference, Scope, Stats, Store, StoreError, VerifyReport,
+    Reference, Scope, Stats, Store, StoreError, UnreadablePack, VerifyReport,
 };
 pub use transfer::{IngestError, IngestOptions, RestoreError, Restored, ingest, restore, restore_to};
 pub use tree::ImageTree;

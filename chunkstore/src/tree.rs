@@ -132,6 +132,11 @@ impl ImageTree {
         self.size.div_ceil(LEAF_BYTES)
     }
 
+    /// The hash of a leaf, as of the last refresh.
+    pub(crate) fn leaf(&self, number: u64) -> Hash {
+        self.levels[0].get(number)
+    }
+
     /// The hashes of the leaves that are not zero, in order and in runs, each with the number of its first leaf, as of the
     /// last refresh. Of two runs the second may follow on the first without a gap.
     pub(crate) fn leaf_runs(&self) -> impl Iterator<Item = (u64, &[Hash])> {

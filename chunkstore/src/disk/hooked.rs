@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +22,9 @@ type Hook = Arc<dyn Fn(Op, &Path) -> io::Result<()> + Send + Sync>;
 
 /// The disk; clones have the same hook.
 #[derive(Clone, Default)]
-pub(crate) struct HookedDisk(Arc<Mutex<Option<Hook>>>);
+pub(crate) struct HookedDisk(Arc<Mutex<Option<Hook>>>, Arc<Mutex<Option<BadBytes>>>);
+
+type BadBytes = (PathBuf, Range<u64>);
 
 impl HookedDisk {
     /// From now on, in place of what there was.
@@ -31,6 +34,17 @@ impl HookedDisk {
 
     pub(crate) fn unhook(&self) {
         *lock(&self.0) = None;
+        *lock(&self.1) = None;
+    }
+
+    /// From now on these bytes of this file cannot be read.
+    pub(crate) fn set_bad(&self, path: &Path, bytes: Range<u64>) {
+        *lock(&self.1) = Some((path.to_owned(), bytes));
+    }
+
+    fn is_bad(&self, path: &Path, offset: u64, len: u64) -> bool {
+        let overlaps = |bad: &Range<u64>| offset < bad.end && bad.start < offset + len;
+        lock(&self.1).as_ref().is_some_and(|(bad_path, bad)| bad_path == path && overlaps(bad))
     }
 
     fn before(&self, op: Op, path: &Path) -> io::Result<()> {
@@ -107,6 +121,9 @@ impl DiskFile for HookedFile {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.disk.before(Op::Read, &self.path)?;
+        if self.disk.is_bad(&self.path, offset, buf.len() as u64) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         self.below.read_at(offset, buf)
     }
 

@@ -84,6 +84,14 @@ pub enum ReplicaError {
         /// Where, as far as it is known.
         place: Place,
     },
+    /// What was written to a restore's target is not what reads back. The replica itself is whole.
+    #[error("{path} does not read back as it was written: {place}; check that disk, or restore to another", path = .path.display())]
+    BadCopy {
+        /// The target.
+        path: PathBuf,
+        /// Where, as far as it is known.
+        place: Place,
+    },
     /// Somebody stopped it.
     #[error("stopped")]
     Stopped,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::pass::Pass;
-use super::{Generation, ReplicaError, SetId, format, recover};
+use super::{Generation, Replica, ReplicaError, SetId, format, recover};
 use crate::disk::Disk;
 use crate::sync::lock;
 use crate::{FileError, files};
@@ -47,6 +47,13 @@ impl Drop for Prepared {
         if !matches!(undone, Ok(Settled::Undone)) {
             lock(&self.pass.shared.state).unfinished = true;
         }
+    }
+}
+
+impl Replica {
+    /// The set that was committed last of those of the disks in the directory above this one.
+    pub fn last_set(&self) -> Result<Option<SetId>, ReplicaError> {
+        read_record(&*self.shared.disk, above(&self.shared.dir))
     }
 }
 

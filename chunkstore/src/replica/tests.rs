@@ -1,6 +1,11 @@
 use std::fs;
-use std::ops::ControlFlow;
+use std::io;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -190,6 +195,102 @@ fn damage_is_not_restored_and_the_image_is_not_believed_any_more() {
     let still = replica.hold_still().unwrap();
     assert!(matches!(still.verify(&|_| ControlFlow::Break(())), Err(ReplicaError::Stopped)));
     assert!(matches!(still.verify(&|_| ControlFlow::Continue(())), Err(ReplicaError::Rotten { .. })));
+}
+
+/// An image on a disk with a bad place.
+struct BadPlace(RawImage, Range<u64>);
+
+impl ReadImage for BadPlace {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset < self.1.end && self.1.start < offset + buf.len() as u64 {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        self.0.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn what_the_disk_cannot_read_is_damage_that_the_next_pass_mends() {
+    let dir = scratch();
+    first_generation(dir.path());
+    let replica = Replica::open(dir.path()).unwrap();
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    let still = replica.hold_still().unwrap();
+    let image = BadPlace(RawImage::open_read(replica.image_path()).unwrap(), 500_000..500_512);
+    let place = still.first_damage(&image, &|_| ControlFlow::Continue(())).unwrap().unwrap();
+    assert!(place.unreadable && place.offset.unwrap() <= 500_000, "{place}");
+    assert!(replica.tree().is_some());
+    let error = still.rotten(place).unwrap_err();
+    assert!(error.to_string().contains("cannot read the image at offset"), "{error}");
+    assert!(replica.tree().is_none(), "the next pass reads all of it");
+}
+
+#[test]
+fn a_copy_that_reads_back_wrong_says_nothing_of_the_replica() {
+    let dir = scratch();
+    let bytes = first_generation(&dir.path().join("replica"));
+    let replica = Replica::open(dir.path().join("replica")).unwrap();
+    replica.save_tree(&read_tree(&replica)).unwrap();
+    let still = replica.hold_still().unwrap();
+    let copy = dir.path().join("copy.raw");
+    fs::write(&copy, vec![1; bytes.len()]).unwrap();
+    let error = still.check_copy(&copy).unwrap_err();
+    assert!(matches!(&error, ReplicaError::BadCopy { path, .. } if *path == copy), "{error}");
+    assert!(replica.tree().is_some());
+    still.restore_to(dir.path().join("nowhere/copy.raw")).unwrap_err();
+    assert!(replica.tree().is_some());
+    // Both are bad: the replica is what matters.
+    rot(&replica);
+    assert!(matches!(still.check_copy(&copy), Err(ReplicaError::Rotten { .. })));
+}
+
+#[test]
+fn a_pass_is_committed_in_the_middle_of_a_verification() {
+    const PIECES: u64 = 40;
+    const PIECE: u64 = 64 << 20;
+    let dir = scratch();
+    let replica = Replica::open(dir.path()).unwrap();
+    let commit = |number: u64| {
+        let pass = replica.begin(PIECES * PIECE).unwrap();
+        (0..PIECES).for_each(|piece| pass.write_at(piece * PIECE, &[number as u8; 4096]).unwrap());
+        let mut tree = ImageTree::new(PIECES * PIECE);
+        tree.mark_all();
+        tree.refresh(&pass).unwrap();
+        let (size, root, source) = (PIECES * PIECE, tree.root(), String::new());
+        pass.commit(Generation { number, size, root, taken_unix_ms: 0, source, set: None }).unwrap();
+        tree
+    };
+    replica.save_tree(&commit(1)).unwrap();
+    let (begin, begun) = mpsc::channel();
+    let (committed, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (replica, commit, is_committed) = (&replica, &commit, &committed);
+        scope.spawn(move || {
+            begun.recv().unwrap();
+            let tree = commit(2);
+            is_committed.store(true, Ordering::SeqCst);
+            replica.save_tree(&tree).unwrap();
+        });
+        let watch = |_| {
+            if reads.fetch_add(1, Ordering::SeqCst) == 0 {
+                begin.send(()).unwrap();
+            }
+            // It has ten seconds in all, as long as commits are let in.
+            if !committed.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(250));
+            }
+            ControlFlow::Continue(())
+        };
+        replica.verify(&watch).unwrap();
+        assert!(committed.load(Ordering::SeqCst));
+    });
+    assert_eq!(reads.into_inner(), PIECES, "each once");
+    rot(&replica);
+    assert!(matches!(replica.verify(&|_| ControlFlow::Continue(())), Err(ReplicaError::Rotten { .. })));
 }
 
 #[test]
@@ -560,7 +661,7 @@ fn a_tree_is_not_believed_once_the_image_was_touched_or_it_is_damaged() {
     let image = fs::File::options().write(true).open(replica.image_path()).unwrap();
     let modified = image.metadata().unwrap().modified().unwrap();
     // A file system's clock ticks every few milliseconds.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    thread::sleep(Duration::from_millis(20));
     std::os::unix::fs::FileExt::write_all_at(&image, &noise(1, 1), 0).unwrap();
     image.set_modified(modified).unwrap();
     assert!(replica.tree().is_none());

@@ -1,19 +1,28 @@
 //! A replica's image compared with what its generation says of it: before it is handed out, and when somebody wants to
-//! know. Damage is remembered by forgetting the tree, so that the next pass reads the whole image and mends it.
+//! know. Damage is remembered by forgetting the tree, so that the next pass reads the whole image and mends it. A place
+//! that the disk cannot read is damage too.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::RwLockReadGuard;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use super::{Generation, Replica, ReplicaError, State, TREE_BUFFER_BYTES, recover, tree};
 use crate::disk::RealDisk;
 use crate::sync::{lock, read};
 use crate::tree::Hash;
 use crate::{FileError, ImageTree, LEAF_BYTES, RawImage, ReadImage, copy_sparse, files};
+
+/// Bytes that are compared while commits wait.
+const PIECE_BYTES: u64 = 64 << 20;
+/// How often, and how long between, the tree of a generation that has just come into place is looked for.
+const TREE_TRIES: u32 = 100;
+const BETWEEN_TREE_TRIES: Duration = Duration::from_millis(100);
 
 /// Gets the bytes of each read of a comparison, and may stop it. Called from several threads.
 pub(super) type Watch<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
@@ -47,6 +56,54 @@ impl Replica {
         Ok(still.generation.clone())
     }
 
+    /// Reads the whole image and compares it with its tree, piece by piece: a pass that is committed meanwhile comes into place
+    /// between two of them, and what follows is compared with its generation. Without a tree it is compared with the root,
+    /// as [`Still::verify`], and commits wait. `watch` gets the bytes of each read, and may stop it.
+    pub fn verify(&self, watch: &Watch<'_>) -> Result<(), ReplicaError> {
+        let mut known: Option<(Generation, ImageTree)> = None;
+        let mut at = 0;
+        loop {
+            let still = self.hold_still()?;
+            if known.as_ref().is_none_or(|(generation, _)| *generation != still.generation) {
+                let is_new_size = known.as_ref().is_none_or(|(old, _)| old.size != still.generation.size);
+                let number = still.generation.number;
+                let was_known = known.is_some();
+                match still.kept_tree() {
+                    Some(tree) => known = Some((still.generation.clone(), tree)),
+                    None if !was_known => return still.verify(watch),
+                    None => {
+                        drop(still);
+                        if !self.waits_for_tree(number)? {
+                            return self.hold_still()?.verify(watch);
+                        }
+                        continue;
+                    }
+                }
+                at = if is_new_size { 0 } else { at };
+            }
+            let Some((_, tree)) = &known else { continue };
+            if at >= still.generation.size {
+                return Ok(());
+            }
+            let end = at.saturating_add(PIECE_BYTES).min(still.generation.size);
+            still.verify_piece(tree, at..end, watch)?;
+            at = end;
+        }
+    }
+
+    /// Waits for the tree that a pass keeps after it is committed. `false`: it does not come.
+    fn waits_for_tree(&self, number: u64) -> Result<bool, ReplicaError> {
+        for _ in 0..TREE_TRIES {
+            let still = self.hold_still()?;
+            if still.generation.number != number || still.kept_tree().is_some() {
+                return Ok(true);
+            }
+            drop(still);
+            thread::sleep(BETWEEN_TREE_TRIES);
+        }
+        Ok(false)
+    }
+
     /// Forgets what is known of the image's content: the next pass reads all of it.
     pub fn distrust(&self) -> Result<(), ReplicaError> {
         Ok(files::remove(&RealDisk, &self.shared.path(recover::TREE))?)
@@ -60,48 +117,115 @@ impl Still<'_> {
     }
 
     /// Copies the image to `path`, holes as holes, and reads back what is there: it is the generation, or it is an error
-    /// and a new file is gone again. `path` must not exist, or be a block device that is large enough.
+    /// and a new file is gone again. `path` must not exist, or be a block device that is large enough. That the target
+    /// cannot be written or reads back wrong says nothing of the replica, which is then looked at itself.
     pub fn restore_to(&self, path: impl AsRef<Path>) -> Result<(), ReplicaError> {
         let path = path.as_ref();
         let is_device = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-        copy_sparse(self.replica.image_path(), path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => ReplicaError::Exists { path: path.to_owned() },
-            _ => FileError::at("write the image to", path)(error).into(),
-        })?;
-        let checked = RawImage::open_read(path)
-            .map_err(|error| FileError::at("read back", path)(error).into())
-            .and_then(|image| self.compare(&image, path, &|_| ControlFlow::Continue(())));
+        if let Err(error) = copy_sparse(self.replica.image_path(), path) {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                return Err(ReplicaError::Exists { path: path.to_owned() });
+            }
+            // Either of the two disks may have said so.
+            if files::is_bad_medium(&error) {
+                self.verify(&go_on)?;
+            }
+            return Err(FileError::at("write the image to", path)(error).into());
+        }
+        let checked = self.check_copy(path);
         if checked.is_err() && !is_device {
             let _ = fs::remove_file(path);
         }
         checked
     }
 
+    pub(super) fn check_copy(&self, path: &Path) -> Result<(), ReplicaError> {
+        let copy = RawImage::open_read(path).map_err(FileError::at("read back", path))?;
+        match self.first_damage(&copy, &go_on).map_err(|failure| failure.of(path))? {
+            None => Ok(()),
+            Some(place) => {
+                self.verify(&go_on)?;
+                Err(ReplicaError::BadCopy { path: path.to_owned(), place })
+            }
+        }
+    }
+
     /// Reads the whole image and compares it with the generation's root. `watch` gets the bytes of each read, and may stop
     /// it.
     pub fn verify(&self, watch: &Watch<'_>) -> Result<(), ReplicaError> {
-        let path = self.replica.image_path();
-        let image = RawImage::open_read(&path).map_err(FileError::at("open the image", &path))?;
-        self.compare(&image, &path, watch)
+        let (path, image) = self.open_image()?;
+        let damage = self.first_damage(&image, watch).map_err(|failure| failure.of(&path))?;
+        damage.map_or(Ok(()), |place| self.rotten(place))
     }
 
-    fn compare(&self, image: &RawImage, path: &Path, watch: &Watch<'_>) -> Result<(), ReplicaError> {
-        let size = self.generation.size;
-        let mut found = ImageTree::new(size);
-        found.mark_all();
-        let stopped = AtomicBool::new(false);
-        let read = found.refresh(&Beginning { image, size, watch, stopped: &stopped });
-        if stopped.into_inner() {
-            return Err(ReplicaError::Stopped);
-        }
-        read.map_err(FileError::at("read", path))?;
-        if found.root() == self.generation.root {
-            return Ok(());
-        }
-        let offset = self.kept_tree().and_then(|kept| first_difference(&kept, &found));
+    /// As [`Still::verify`], only these bytes, and by what `kept` says of them.
+    fn verify_piece(
+        &self,
+        kept: &ImageTree,
+        bytes: Range<u64>,
+        watch: &Watch<'_>,
+    ) -> Result<(), ReplicaError> {
+        let (path, image) = self.open_image()?;
+        let leaves = bytes.start / LEAF_BYTES..bytes.end.div_ceil(LEAF_BYTES);
+        let mut found = ImageTree::new(self.generation.size);
+        found.mark(bytes);
+        let unreadable = self.read_marked(&mut found, &image, watch).map_err(|failure| failure.of(&path))?;
+        let wrong = || {
+            let leaf = { leaves }.find(|leaf| kept.leaf(*leaf) != found.leaf(*leaf))?;
+            Some(Place { offset: Some(leaf * LEAF_BYTES), unreadable: false })
+        };
+        unreadable.or_else(wrong).map_or(Ok(()), |place| self.rotten(place))
+    }
+
+    fn open_image(&self) -> Result<(PathBuf, RawImage), ReplicaError> {
+        let path = self.replica.image_path();
+        let image = RawImage::open_read(&path).map_err(FileError::at("open the image", &path))?;
+        Ok((path, image))
+    }
+
+    pub(super) fn rotten(&self, place: Place) -> Result<(), ReplicaError> {
         self.replica.distrust()?;
         let (dir, number) = (self.replica.shared.dir.clone(), self.generation.number);
-        Err(ReplicaError::Rotten { dir, number, place: Place { offset } })
+        Err(ReplicaError::Rotten { dir, number, place })
+    }
+
+    /// Where this image, the replica's or a copy of it, is not the generation.
+    pub(super) fn first_damage(
+        &self,
+        image: &dyn ReadImage,
+        watch: &Watch<'_>,
+    ) -> Result<Option<Place>, Failure> {
+        let mut found = ImageTree::new(self.generation.size);
+        found.mark_all();
+        let unreadable = self.read_marked(&mut found, image, watch)?;
+        if unreadable.is_some() || found.root() == self.generation.root {
+            return Ok(unreadable);
+        }
+        let offset = self.kept_tree().and_then(|kept| first_difference(&kept, &found));
+        Ok(Some(Place { offset, unreadable: false }))
+    }
+
+    /// Reads what is marked. Gives the place that the disk cannot read, which ends it.
+    fn read_marked(
+        &self,
+        found: &mut ImageTree,
+        image: &dyn ReadImage,
+        watch: &Watch<'_>,
+    ) -> Result<Option<Place>, Failure> {
+        let (stopped, failed_at) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
+        let size = self.generation.size;
+        let read = found.refresh(&Beginning { image, size, watch, stopped: &stopped, failed_at: &failed_at });
+        if stopped.into_inner() {
+            return Err(Failure::Stopped);
+        }
+        match read {
+            Ok(_) => Ok(None),
+            Err(error) if files::is_bad_medium(&error) => {
+                let offset = Some(failed_at.into_inner()).filter(|offset| *offset != u64::MAX);
+                Ok(Some(Place { offset, unreadable: true }))
+            }
+            Err(error) => Err(Failure::Read(error)),
+        }
     }
 
     /// The tree kept for this generation, whoever has touched the image since: its root vouches for its leaves.
@@ -118,16 +242,42 @@ impl Still<'_> {
     }
 }
 
+/// Why an image was not compared.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Stopped,
+    Read(io::Error),
+}
+
+impl Failure {
+    fn of(self, path: &Path) -> ReplicaError {
+        match self {
+            Failure::Stopped => ReplicaError::Stopped,
+            Failure::Read(error) => FileError::at("read", path)(error).into(),
+        }
+    }
+}
+
+fn go_on(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
 /// Where an image is not what it should be, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Of the first leaf that does not match.
+    /// Of the first leaf that does not match, or of the read that failed.
     pub offset: Option<u64>,
+    /// The disk cannot read it.
+    pub unreadable: bool,
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.offset {
+            Some(offset) if self.unreadable => {
+                write!(f, "the disk cannot read the image at offset {offset} or just behind")
+            }
+            None if self.unreadable => f.write_str("the disk cannot read the image"),
             Some(offset) => write!(f, "the leaf at offset {offset} does not match its hash"),
             None => f.write_str("the image does not have the generation's root hash"),
         }
@@ -159,10 +309,11 @@ fn leaves(tree: &ImageTree) -> impl Iterator<Item = (u64, &Hash)> {
 
 /// The beginning of a device that may be larger than what was written to it.
 struct Beginning<'a> {
-    image: &'a RawImage,
+    image: &'a dyn ReadImage,
     size: u64,
     watch: &'a Watch<'a>,
     stopped: &'a AtomicBool,
+    failed_at: &'a AtomicU64,
 }
 
 impl ReadImage for Beginning<'_> {
@@ -175,7 +326,9 @@ impl ReadImage for Beginning<'_> {
             self.stopped.store(true, Ordering::Relaxed);
             return Err(io::ErrorKind::Other.into());
         }
-        self.image.read_at(offset, buf)
+        self.image.read_at(offset, buf).inspect_err(|_| {
+            self.failed_at.fetch_min(offset, Ordering::Relaxed);
+        })
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {

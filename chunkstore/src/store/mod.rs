@@ -32,7 +32,7 @@ pub use error::{OpenError, StoreError};
 pub use gc::{GcOptions, GcPlan, GcProgress, GcReport, PackPlan, Pin};
 pub use index::IndexError;
 pub(crate) use refs::check_name;
-pub use verify::{BrokenReference, Scope, VerifyReport};
+pub use verify::{BrokenReference, Scope, UnreadablePack, VerifyReport};
 
 use crate::chunk::join;
 use crate::disk::{Disk, RealDisk};

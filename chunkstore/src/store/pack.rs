@@ -137,6 +137,12 @@ impl Pack {
         }
     }
 
+    /// Reads the file's first bytes, to tell a bad place in it from a file that is out of reach.
+    pub(super) fn read_beginning(&self) -> Result<(), FileError> {
+        let mut header = [0; PACK_HEADER_BYTES as usize];
+        self.reader()?.read_at(0, &mut header).map_err(FileError::at("read", &self.path))
+    }
+
     /// The bytes of the record at `offset` as they lie in the file, or fewer where no record begins there, given to `look`.
     pub(super) fn with_record<T>(
         &self,

@@ -1,10 +1,13 @@
 //! Reading everything back, or some of it. What was read and is bad is marked, so that it is not served and counts as missing
-//! until it is put again; see [`Store::broken`]. What cannot be read is an error, which says nothing of what is there. It never
-//! fetches anything: healing is putting.
+//! until it is put again; see [`Store::broken`]. So is what the disk cannot read, or what is cut off, of a pack whose beginning it can read. A pack
+//! of which it can read nothing is reported, and says nothing of what is there: its disk may be away. Any other failure to
+//! read ends the verification. It never fetches anything: healing is putting.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
+use super::pack::Pack;
 use super::record::Record;
 use super::{Location, Store, StoreError, slice};
 use crate::sync::read;
@@ -38,8 +41,12 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Their bytes as stored.
     pub stored_bytes: u64,
-    /// Chunks whose bytes are not what their name says. They are marked as broken.
+    /// Chunks whose bytes are not what their name says, or cannot be read. They are marked as broken.
     pub damaged: Vec<ChunkId>,
+    /// Of `damaged`, those that the disk cannot read.
+    pub unreadable: u64,
+    /// Packs that the disk cannot read at all. Nothing is known of their chunks.
+    pub unreadable_packs: Vec<UnreadablePack>,
     /// References that lack chunks, or cannot be read.
     pub broken: Vec<BrokenReference>,
 }
@@ -55,16 +62,26 @@ pub struct BrokenReference {
     pub error: Option<String>,
 }
 
+/// A pack file that the disk cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct UnreadablePack {
+    /// The file.
+    pub path: PathBuf,
+    /// Why not.
+    pub error: String,
+}
+
 impl VerifyReport {
     /// Nothing is wrong.
     pub fn is_clean(&self) -> bool {
-        self.damaged.is_empty() && self.broken.is_empty()
+        self.damaged.is_empty() && self.broken.is_empty() && self.unreadable_packs.is_empty()
     }
 }
 
 impl Store {
-    /// Reads chunks and references. The first one that cannot be read ends it with that error. `watch` gets the stored bytes read so far after every chunk: it may take its time, to
-    /// keep the disk free for others, and may stop it.
+    /// Reads chunks and references. What the disk cannot read is reported, and the rest is read all the same; another failure
+    /// ends it with that error. `watch` gets the stored bytes read so far after every chunk: it may take its time, to keep
+    /// the disk free for others, and may stop it.
     pub fn verify(
         &self,
         scope: &Scope,
@@ -94,7 +111,7 @@ impl Store {
             Scope::Whole | Scope::Sample { .. } => {
                 let packs: Vec<_> = read(&self.packs).values().cloned().collect();
                 for pack in packs {
-                    let (mut chunks, _) = self.here(&pack)?;
+                    let mut chunks = self.listed(&pack)?;
                     chunks.retain(|(id, _)| scope.takes(id));
                     chunks.sort_unstable_by_key(|(_, location)| location.order());
                     self.verify_chunks(chunks, &mut report, watch)?;
@@ -120,6 +137,7 @@ impl Store {
                 Ok(manifest) => missing.extend(manifest.chunks().filter(|id| !self.contains(id))),
                 // What it needs cannot be known; `verify` tells.
                 Err(StoreError::BadReference { .. } | StoreError::UnknownName { .. }) => {}
+                Err(StoreError::File(error)) if error.is_bad_medium() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -136,6 +154,10 @@ impl Store {
         for record in chunks.chunk_by(|(_, a), (_, b)| a.record() == b.record()) {
             let Some((_, first)) = record.first() else { continue };
             let Some(pack) = read(&self.packs).get(&first.pack).cloned() else { continue };
+            if report.unreadable_packs.iter().any(|unreadable| unreadable.path == pack.path) {
+                continue;
+            }
+            let mut is_unreadable = false;
             let decoded = pack.with_record(first.offset, |bytes| {
                 Record::parse(bytes).map_or(Ok(None), |record| record.decode_intact())
             });
@@ -143,6 +165,15 @@ impl Store {
                 Ok(plain) => plain.unwrap_or_default(),
                 // A collection has moved what is needed of it, and removed the pack.
                 Err(error) if error.is_absent() && !read(&self.packs).contains_key(&first.pack) => continue,
+                Err(error) if error.is_lost() => {
+                    if let Err(error) = pack.read_beginning() {
+                        let (path, error) = (pack.path.clone(), error.to_string());
+                        report.unreadable_packs.push(UnreadablePack { path, error });
+                        continue;
+                    }
+                    is_unreadable = true;
+                    Default::default()
+                }
                 Err(error) => return Err(error.into()),
             };
             for (id, location) in record {
@@ -150,6 +181,7 @@ impl Store {
                     self.decoded.forget(location.record());
                     self.index.set_broken(id, *location)?;
                     report.damaged.push(*id);
+                    report.unreadable += u64::from(is_unreadable);
                 }
                 report.chunks += 1;
                 report.stored_bytes += u64::from(location.stored_len);
@@ -159,6 +191,23 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The chunks that lie in this pack. The index knows them too, where the disk cannot read the pack's own list.
+    fn listed(&self, pack: &Pack) -> Result<Vec<(ChunkId, Location)>, StoreError> {
+        match self.here(pack) {
+            Ok((chunks, _)) => Ok(chunks),
+            Err(StoreError::File(error)) if error.is_lost() => {
+                let mut chunks = Vec::new();
+                self.index.each(|id, location| {
+                    if location.pack == pack.number {
+                        chunks.push((*id, *location));
+                    }
+                })?;
+                Ok(chunks)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The extent's chunk is not here, or has another length.
@@ -178,6 +227,7 @@ impl Store {
             // Removed meanwhile.
             Err(StoreError::UnknownName { .. }) => return Ok(()),
             Err(bad @ StoreError::BadReference { .. }) => error = Some(bad.to_string()),
+            Err(StoreError::File(bad)) if bad.is_bad_medium() => error = Some(bad.to_string()),
             Err(error) => return Err(error),
         }
         if missing > 0 || error.is_some() {
