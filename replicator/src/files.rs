@@ -2,17 +2,33 @@
 //! calls that may not return.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+
+/// A file longer than this is none of ours.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 pub use chunkstore::{remove_temporary, write_atomic};
 
 /// Makes the names in a directory durable.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// The bytes of a file of ours. What is no regular file is refused without waiting for it.
+pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    chunkstore::open_regular(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is longer than {MAX_FILE_BYTES} bytes"),
+        ));
+    }
+    Ok(bytes)
 }
 
 /// A name that is safe as one part of a path, the same on both platforms: 1 to 64 of `a-z 0-9 _ - .`, not led by a dot.

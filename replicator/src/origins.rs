@@ -21,7 +21,7 @@ pub struct Origins {
 impl Origins {
     /// Those kept at `path`. A file that cannot be read is left out: then every base counts as made here.
     pub fn load(path: &Path) -> Self {
-        let pushed = match std::fs::read(path) {
+        let pushed = match files::read_regular(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
             Err(error) => Err(error),
@@ -64,5 +64,19 @@ impl Origins {
 
     fn lock(&self) -> MutexGuard<'_, Map> {
         self.pushed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bases.json");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(Origins::load(&path).of("debian"), None);
     }
 }

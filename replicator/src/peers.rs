@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::sync::{Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,13 +26,15 @@ pub struct Peers {
     peers: RwLock<BTreeMap<String, Peer>>,
     /// Entries that cannot be read and why, or the whole file under its own name. Nobody of them is trusted.
     damaged: RwLock<BTreeMap<String, String>>,
+    /// Held while the file is written. Who only looks does not wait for the disk.
+    changing: Mutex<()>,
 }
 
 impl Peers {
     /// The peers in `dir/peers.toml`; none when there is no file. An entry that cannot be read is left out.
     pub fn load(dir: &Path) -> Result<Self, PeersError> {
         let path = dir.join("peers.toml");
-        let (peers, damaged) = match std::fs::read(&path) {
+        let (peers, damaged) = match files::read_regular(&path) {
             Ok(bytes) => read_entries(&String::from_utf8_lossy(&bytes), &path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Default::default(),
             Err(error) => {
@@ -42,7 +44,12 @@ impl Peers {
         for (entry, why) in &damaged {
             tracing::error!("{}: peer '{entry}' is left out and not trusted: {why}", path.display());
         }
-        Ok(Peers { path, peers: RwLock::new(peers), damaged: RwLock::new(damaged) })
+        Ok(Peers {
+            path,
+            peers: RwLock::new(peers),
+            damaged: RwLock::new(damaged),
+            changing: Mutex::default(),
+        })
     }
 
     /// What was left out, and why.
@@ -102,20 +109,19 @@ impl Peers {
         &self,
         change: impl FnOnce(&mut BTreeMap<String, Peer>) -> Result<(), PeersError>,
     ) -> Result<(), PeersError> {
-        let mut peers = self.peers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut changed = peers.clone();
+        let _turn = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut changed = self.list();
         change(&mut changed)?;
         let text = toml::to_string(&changed).map_err(|error| PeersError::Name(error.to_string()))?;
         let io = |source| PeersError::Io { path: self.path.clone(), source };
-        let mut damaged = self.damaged.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !damaged.is_empty() {
+        if !self.damaged().is_empty() {
             // A person may still find in it what was left out.
             let kept = self.path.with_extension(format!("toml.damaged-{}", crate::jobs::unix_ms()));
             std::fs::copy(&self.path, kept).map_err(io)?;
         }
         files::write_atomic(&self.path, text.as_bytes()).map_err(io)?;
-        damaged.clear();
-        *peers = changed;
+        self.damaged.write().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        *self.peers.write().unwrap_or_else(std::sync::PoisonError::into_inner) = changed;
         Ok(())
     }
 }
@@ -225,5 +231,16 @@ mod tests {
         let aside = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
         let aside: Vec<_> = aside.filter(|path| path.to_string_lossy().contains("damaged")).collect();
         assert_eq!(std::fs::read_to_string(&aside[0]).unwrap(), half);
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_list_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("peers.toml");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let peers = Peers::load(dir.path()).unwrap();
+        let damaged = peers.damaged().into_values().next().unwrap();
+        assert!(peers.list().is_empty() && damaged.contains("named pipe"), "{damaged}");
     }
 }

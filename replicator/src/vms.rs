@@ -295,7 +295,7 @@ impl Vms {
     ) -> Result<(), E> {
         let path = self.dir.join(format!("{}.toml", definition.name));
         let text = definition.to_toml().map_err(VmError::from)?;
-        let before = read_regular(&path);
+        let before = files::read_regular(&path).ok();
         let io = |source| VmError::Io { path: path.clone(), source };
         files::write_atomic(&path, text.as_bytes()).map_err(io)?;
         if let Err(error) = then() {
@@ -346,14 +346,6 @@ pub fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
     let file = std::fs::File::open(path).map_err(io)?;
     file.take(MAX_DEFINITION_BYTES as u64 + 1).read_to_string(&mut text).map_err(io)?;
     Ok(VmDefinition::parse(&text, path)?)
-}
-
-/// The bytes of a definition that is there, whole or damaged.
-fn read_regular(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = chunkstore::open_regular(path).ok()?;
-    file.take(MAX_DEFINITION_BYTES as u64 + 1).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
