@@ -9,7 +9,7 @@ mod sink;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -26,7 +26,7 @@ use crate::transfer::sink::{Assembly, Holdings};
 
 use owners::Owner;
 pub use owners::Source;
-pub use restore::{RestoreRequest, Restored, verify};
+pub use restore::{LeftOut, Outcome, RestoreRequest, Restored, verify};
 pub use sets::SetOf;
 use sets::Sets;
 use sink::PassImage;
@@ -43,14 +43,14 @@ pub struct Listed {
     pub name: String,
     /// The disk.
     pub disk: String,
-    /// Its generation; 0 when there is none that can be read.
-    pub generation: u64,
+    /// Its generation. This and what belongs to it is `None` when there is none that can be read.
+    pub generation: Option<u64>,
     /// Size in bytes.
-    pub size: u64,
+    pub size: Option<u64>,
     /// When the image was so, in milliseconds since the Unix epoch.
-    pub taken_unix_ms: u64,
+    pub taken_unix_ms: Option<u64>,
     /// The peer it is of, by its name here; the name of its time where the peer is not known any more.
-    pub source: String,
+    pub source: Option<String>,
     /// Root of the image.
     pub root: Option<ImageRoot>,
     /// Where it lies.
@@ -84,6 +84,11 @@ pub enum ReplicasError {
         "the disks of replica '{name}' are of different passes: run a new pass, or restore one of them with --disk, one of {disks}"
     )]
     Mixed { name: String, disks: String },
+    #[error(
+        "disk '{disk}' of replica '{name}' is being restored; try again when that has ended, since the pass could not be \
+         committed before"
+    )]
+    Restoring { name: String, disk: String },
     #[error("{what} {path}: {source}", path = .path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
@@ -93,7 +98,9 @@ impl ReplicasError {
     pub fn refusal(&self) -> Refusal {
         let kind = match self {
             ReplicasError::Refused(refusal) => return refusal.clone(),
-            ReplicasError::Replica(ReplicaError::Busy { .. }) => RefusalKind::Busy,
+            ReplicasError::Replica(ReplicaError::Busy { .. }) | ReplicasError::Restoring { .. } => {
+                RefusalKind::Busy
+            }
             ReplicasError::Replica(error) if error.is_full() => RefusalKind::NoSpace,
             _ => RefusalKind::Failed,
         };
@@ -107,6 +114,8 @@ struct Kept {
     state: Mutex<State>,
     /// While somebody works on it.
     open: Mutex<Weak<Replica>>,
+    /// How many restores read it. They hold its generation still, so a pass does not begin.
+    restoring: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -138,7 +147,7 @@ impl Kept {
                 State { generation: None, damage: Some(damage) }
             }
         };
-        Kept { dir, state: Mutex::new(state), open: Mutex::default() }
+        Kept { dir, state: Mutex::new(state), open: Mutex::default(), restoring: AtomicUsize::new(0) }
     }
 
     fn open(&self) -> Result<Arc<Replica>, ReplicaError> {
@@ -291,10 +300,10 @@ impl Replicas {
             Some(Listed {
                 name: vm.name.clone(),
                 disk: disk.clone(),
-                generation: held.map_or(0, |held| held.number),
-                size: held.map_or(0, |held| held.size),
-                taken_unix_ms: held.map_or(0, |held| held.taken_unix_ms),
-                source: source.unwrap_or_default(),
+                generation: held.map(|held| held.number),
+                size: held.map(|held| held.size),
+                taken_unix_ms: held.map(|held| held.taken_unix_ms),
+                source,
                 root: held.map(|held| held.root),
                 path: Replica::image_in(&kept.dir),
                 state: match damage {
@@ -345,6 +354,9 @@ impl Replicas {
         holdings: Holdings,
     ) -> Result<ReplicaSink, ReplicasError> {
         let (dir, kept) = self.claim(name, disk, source)?;
+        if kept.restoring.load(Ordering::Acquire) > 0 {
+            return Err(ReplicasError::Restoring { name: name.to_owned(), disk: disk.to_owned() });
+        }
         let replica = kept.open()?;
         let pass = replica.begin(size)?;
         let member = match set {
@@ -359,7 +371,7 @@ impl Replicas {
         let before = replica.generation();
         let fresh = pass.base().is_none();
         let extents = Some(replica.manifest_writer()?);
-        let assembly = Assembly::new(PassImage(pass), Arc::new(Mutex::new(tree)), holdings, extents);
+        let assembly = Assembly::new(PassImage::new(pass), Arc::new(Mutex::new(tree)), holdings, extents);
         let (seeds, source) = (self.seeds.clone(), source.name.clone());
         let assembly = Some(assembly);
         Ok(ReplicaSink { member, assembly, replica, kept, seeds, size, source, before, fresh })

@@ -61,7 +61,8 @@ pub enum UpkeepError {
     },
     /// Somebody has to do something.
     #[error(
-        "{damaged} chunks were found damaged, {missing} are missing from {references} references: `longhaul store verify --heal` fetches them from replicas here and from peers; else add the base again"
+        "{damaged} chunks were found damaged, {missing} are missing from {references} references: `longhaul store verify --heal` \
+         fetches them from replicas here and from peers; else add the base again{}", no_pack(*.packs)
     )]
     Unsound {
         /// Chunks found damaged.
@@ -70,10 +71,29 @@ pub enum UpkeepError {
         missing: usize,
         /// References that lack chunks or cannot be read.
         references: usize,
+        /// Packs that the disk cannot read at all.
+        packs: usize,
     },
     /// A thread of ours broke.
     #[error("the worker ended unexpectedly")]
     Worker,
+}
+
+fn no_pack(packs: usize) -> String {
+    match packs {
+        0 => String::new(),
+        _ => format!(
+            ". The disk cannot read {packs} pack files at all, which the report names: if it stays so, move them out of \
+             the store, restart the daemon and heal"
+        ),
+    }
+}
+
+impl UpkeepError {
+    /// Whether another job of the store is in the way: the same may succeed later.
+    fn is_busy(&self) -> bool {
+        matches!(self, UpkeepError::Store(StoreError::Collecting))
+    }
 }
 
 /// What `store gc` is asked.
@@ -155,7 +175,8 @@ pub fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, Upkee
         // What was bad and has been healed is sound again; what is bad and no base needs does no harm after that.
         let unhealed = if request.heal { 0 } else { report.damaged.len() };
         let unreadable = report.broken.iter().filter(|broken| broken.error.is_some()).count();
-        let clean = unhealed == 0 && unreadable == 0 && missing.is_empty();
+        let packs = report.unreadable_packs.len();
+        let clean = unhealed == 0 && unreadable == 0 && missing.is_empty() && packs == 0;
         let mut result = json!(report);
         result["clean"] = clean.into();
         result["missing"] = json!(missing);
@@ -163,7 +184,7 @@ pub fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, Upkee
         if !clean {
             handle.update(|report| report.result = Some(result));
             let (damaged, missing, references) = (report.damaged.len(), missing.len(), report.broken.len());
-            return Err(UpkeepError::Unsound { damaged, missing, references });
+            return Err(UpkeepError::Unsound { damaged, missing, references, packs });
         }
         let summary = format!(
             "{} chunks read, {} bytes; {} damaged, {healed} healed",
@@ -260,7 +281,11 @@ where
     let (job, cx) = (handle.clone(), cx.clone());
     let jobs = cx.jobs.clone();
     jobs.run(&handle, (), move |lease| async move {
-        let (summary, result) = work(cx, job.clone(), lease).await?;
+        let outcome = work(cx, job.clone(), lease).await;
+        if outcome.as_ref().is_err_and(UpkeepError::is_busy) {
+            job.update(|report| report.busy = true);
+        }
+        let (summary, result) = outcome?;
         job.update(|report| report.result = Some(result));
         Ok::<_, UpkeepError>(summary)
     });

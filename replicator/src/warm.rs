@@ -143,6 +143,16 @@ impl WarmStates {
     fn keep(&self, key: (String, String, String), warm: Warm) {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).insert(key, warm);
     }
+
+    /// Drops what is kept of a VM that is not here any more.
+    pub fn forget_vm(&self, vm: &str) {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _, _), _| of != vm);
+    }
+
+    /// Drops what is kept of what a peer holds that is not known any more.
+    pub fn forget_peer(&self, peer: &str) {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, _, of), _| of != peer);
+    }
 }
 
 /// Begins a pass of `vm` to `peer`.

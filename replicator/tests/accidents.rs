@@ -219,7 +219,12 @@ fn broken_files_are_left_out_and_told_and_everything_else_works() {
     }
     let log = fs::read_to_string(a.at("log")).unwrap();
     has(&log, &["db.toml", "old.toml", "peer 'b' is left out"]);
-    has(&a.does("peer list").to_string(), &["\"b\"", "fingerprint"]);
+    let listed = &a.does("peer list")[0];
+    assert_eq!(
+        (&listed["name"], &listed["fingerprint"], &listed["address"]),
+        (&json!("b"), &json!(null), &json!(null))
+    );
+    assert!(listed["error"].is_string(), "{listed}");
     has(&a.refuses("vm start db"), &["db.toml", "vm define"]);
     a.define("db");
     assert_eq!(a.vm("db")["status"], "Stopped");
@@ -582,4 +587,35 @@ fn five_thousand_ended_migrations_cost_a_start_nothing() {
         );
         many.restart();
     }
+}
+
+#[test]
+fn a_collection_beside_another_is_busy() {
+    let (a, _b) = pair(|_, _| ());
+    let mut noise = vec![0; 8 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(a.at("noise.raw"), noise).unwrap();
+    a.does(&format!("base add noise {}", a.at("noise.raw").display()));
+    // It keeps chunks from being collected, so the first collection waits.
+    let run = |line: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.arg("--root").arg(a.root()).args(line.split_whitespace()).stdout(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let in_phase = |kind: &str, phase: &str| {
+        let begun = Instant::now();
+        let is_so = |job: &Value| job["kind"] == kind && job["phases"].to_string().contains(phase);
+        while !a.does("job list").as_array().unwrap().iter().any(is_so) {
+            assert!(begun.elapsed() < PATIENCE, "no {kind} in phase {phase}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mut verify = run("store verify --limit-mib-s 1");
+    in_phase("store_verify", "verify");
+    std::thread::sleep(Duration::from_millis(300));
+    let mut first = run("store gc");
+    in_phase("store_gc", "wait");
+    assert_eq!(a.cli("store gc").status.code(), Some(4));
+    assert!(verify.wait().unwrap().success() && first.wait().unwrap().success());
+    assert_eq!(a.cli("store gc").status.code(), Some(0));
 }

@@ -38,7 +38,7 @@ struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 it failed, and what it touched is as before; 2 the command line is wrong; 3 no daemon answers;
-4 the VM or replica is busy with another job (for cron: try again later).";
+4 the VM, replica or store is busy with another job (for cron: try again later).";
 
 const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;

@@ -187,11 +187,14 @@ async fn identity(State(platform): Shared) -> Answer {
 
 async fn list_peers(State(platform): Shared) -> Answer {
     let peers = platform.reach.peers.list().into_iter().map(|(name, Peer { address, fingerprint })| {
-        json!({ "name": name, "address": address, "fingerprint": fingerprint })
+        json!({ "name": name, "address": address, "fingerprint": fingerprint, "error": null })
     });
-    let damaged = platform.reach.peers.damaged();
-    let damaged =
-        damaged.into_iter().map(|(name, why)| json!({ "name": name, "address": "-", "fingerprint": why }));
+    let damaged = platform
+        .reach
+        .peers
+        .damaged()
+        .into_iter()
+        .map(|(name, why)| json!({ "name": name, "address": null, "fingerprint": null, "error": why }));
     Ok(Json(peers.chain(damaged).collect()))
 }
 
@@ -209,6 +212,7 @@ async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
     let before = platform.reach.peers.get(&name).ok();
     blocking(move || adding.reach.peers.add(&add.name, peer)).await??;
     if before.is_some_and(|before| before.fingerprint != key) {
+        platform.replication.warm.forget_peer(&name);
         platform.connections.close(&name);
     }
     Ok(Json(json!({ "added": name })))
@@ -217,6 +221,7 @@ async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
 async fn remove_peer(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
     let (removing, removed) = (platform.clone(), name.clone());
     blocking(move || removing.reach.peers.remove(&removed)).await??;
+    platform.replication.warm.forget_peer(&name);
     platform.connections.close(&name);
     Ok(Json(json!({ "removed": name })))
 }
@@ -314,7 +319,7 @@ async fn list_addresses(State(platform): Shared) -> Answer {
 }
 
 async fn list_replicas(State(platform): Shared) -> Answer {
-    Ok(Json(serde_json::to_value(platform.images.replicas.list())?))
+    Ok(Json(serde_json::to_value(blocking(move || platform.images.replicas.list()).await?)?))
 }
 
 async fn restore_replica(
@@ -323,7 +328,7 @@ async fn restore_replica(
     Json(request): Json<replicas::RestoreRequest>,
 ) -> Answer {
     let path = request.path.clone();
-    let restored = blocking(move || {
+    let done = blocking(move || {
         targets::check(
             &platform.guests.layout,
             &platform.guests.vms,
@@ -333,10 +338,22 @@ async fn restore_replica(
         platform.images.replicas.restore(&name, &request)
     })
     .await??;
-    Ok(Json(match &restored[..] {
-        [one] => json!({ "restored": path, "generation": one.generation, "root": one.root }),
+    let mut answer = match &done.restored[..] {
+        [one] => {
+            json!({ "restored": path, "disk": one.disk, "generation": one.generation, "root": one.root })
+        }
         several => json!({ "restored": path, "disks": several }),
-    }))
+    };
+    if !done.left_out.is_empty() {
+        answer["left_out"] = json!(done.left_out);
+        answer["warning"] = left_out_warning(&done.left_out).into();
+    }
+    Ok(Json(answer))
+}
+
+fn left_out_warning(left_out: &[replicas::LeftOut]) -> String {
+    let disks: Vec<_> = left_out.iter().map(|left| format!("'{}'", left.disk)).collect();
+    format!("the last pass did not bring disk {}: restore it by itself with --disk", disks.join(", "))
 }
 
 #[derive(Deserialize)]
@@ -345,7 +362,7 @@ struct VerifyReplicas {
 }
 
 async fn verify_replicas(State(platform): Shared, Json(request): Json<VerifyReplicas>) -> Answer {
-    job(replicas::verify(&platform.upkeep, request.name.as_deref())?)
+    job(blocking(move || replicas::verify(&platform.upkeep, request.name.as_deref())).await??)
 }
 
 async fn list_jobs(State(platform): Shared) -> Answer {
@@ -417,7 +434,7 @@ async fn store_stats(State(platform): Shared) -> Answer {
 }
 
 async fn verify_store(State(platform): Shared, Json(request): Json<upkeep::VerifyRequest>) -> Answer {
-    job(upkeep::verify(&platform.upkeep, request)?)
+    job(blocking(move || upkeep::verify(&platform.upkeep, request)).await??)
 }
 
 async fn gc_store(State(platform): Shared, Json(request): Json<upkeep::GcRequest>) -> Answer {

@@ -154,6 +154,7 @@ pub(super) async fn remove(
     axum::extract::Query(remove): axum::extract::Query<Remove>,
 ) -> Answer {
     let removed = ownership::remove(&platform.migration, &name, remove.disks).await?;
+    platform.replication.warm.forget_vm(&name);
     look_at_addresses(&platform);
     Ok(Json(serde_json::to_value(removed)?))
 }

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chunkstore::{ImageRoot, Replica, ReplicaError, Still};
@@ -19,7 +20,7 @@ use crate::targets;
 use crate::transfer::Counters;
 
 /// How often all disks are looked at for one moment, while a pass puts them into place one after the other.
-const TRIES: u32 = 500;
+const TRIES: u32 = 100;
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// What `replica restore` is asked.
@@ -49,6 +50,26 @@ pub struct Restored {
     pub root: ImageRoot,
 }
 
+/// A disk that is of an older pass than those that were written out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// The disk.
+    pub disk: String,
+    /// The generation there is of it.
+    pub generation: u64,
+    /// When its image was so, in milliseconds since the Unix epoch.
+    pub taken_unix_ms: u64,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The disks of the pass that was committed last, or the one that was asked for.
+    pub restored: Vec<Restored>,
+    /// Disks that this pass did not bring.
+    pub left_out: Vec<LeftOut>,
+}
+
 /// A disk that is to be written out.
 struct Chosen {
     disk: String,
@@ -56,15 +77,17 @@ struct Chosen {
 }
 
 impl Replicas {
-    /// Copies what is asked for. `path` of the request has been looked at by [`targets::check`].
-    pub fn restore(&self, name: &str, request: &RestoreRequest) -> Result<Vec<Restored>, ReplicasError> {
+    /// Copies what is asked for: of a VM the disks of the pass that was committed last. `path` of the request has been looked
+    /// at by [`targets::check`].
+    pub fn restore(&self, name: &str, request: &RestoreRequest) -> Result<Outcome, ReplicasError> {
         targets::check_device(&request.path, request.in_place)?;
         let chosen = self.choose(name, request.from.as_deref(), request.disk.as_deref())?;
+        let _restoring: Vec<_> = chosen.iter().map(|chosen| Restoring::begin(&chosen.kept)).collect();
         let replicas = chosen.iter().map(|chosen| chosen.kept.open()).collect::<Result<Vec<_>, _>>()?;
-        let still = hold_still(name, &chosen, &replicas)?;
-        let paths = paths(&request.path, &chosen)?;
+        let (still, left_out) = hold_still(name, &chosen, &replicas)?;
+        let paths = paths(&request.path, &still)?;
         let mut restored = Vec::new();
-        for ((chosen, still), path) in chosen.iter().zip(&still).zip(paths) {
+        for ((chosen, still), path) in still.iter().zip(paths) {
             let written = still.restore_to(&path);
             if let Err(error) = written {
                 note(&chosen.kept, &error);
@@ -77,7 +100,7 @@ impl Replicas {
             let (generation, root) = (still.generation().number, still.generation().root);
             restored.push(Restored { disk: chosen.disk.clone(), path, generation, root });
         }
-        Ok(restored)
+        Ok(Outcome { restored, left_out })
     }
 
     /// The disks that are meant: the one named, else all that the VM has.
@@ -130,38 +153,74 @@ impl Kept {
     }
 }
 
-/// Holds all of them at one moment: one disk, or disks whose generations are of one set.
+/// Passes of this disk are refused while it lives.
+struct Restoring(Arc<Kept>);
+
+impl Restoring {
+    fn begin(kept: &Arc<Kept>) -> Self {
+        kept.restoring.fetch_add(1, Ordering::AcqRel);
+        Restoring(kept.clone())
+    }
+}
+
+impl Drop for Restoring {
+    fn drop(&mut self) {
+        self.0.restoring.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+type Held<'a> = Vec<(&'a Chosen, Still<'a>)>;
+
+/// Holds them at one moment: one disk, or those of the set that was committed last. Also gives the disks that are of an
+/// older set.
 fn hold_still<'a>(
     name: &str,
-    chosen: &[Chosen],
+    chosen: &'a [Chosen],
     replicas: &'a [Arc<Replica>],
-) -> Result<Vec<Still<'a>>, ReplicasError> {
-    for _ in 0..TRIES {
+) -> Result<(Held<'a>, Vec<LeftOut>), ReplicasError> {
+    for attempt in 1..=TRIES {
         let still =
             replicas.iter().map(|replica| replica.hold_still()).collect::<Result<Vec<_>, ReplicaError>>()?;
         let sets: Vec<_> = still.iter().map(|still| still.generation().set).collect();
         let of_one_moment = sets.iter().all(|set| set.is_some() && *set == sets[0]);
-        if still.len() == 1 || of_one_moment {
-            return Ok(still);
+        let held: Held<'a> = chosen.iter().zip(still).collect();
+        if held.len() == 1 || of_one_moment {
+            return Ok((held, Vec::new()));
+        }
+        // A disk that came by itself is of no set, and nobody can tell what it belongs with.
+        if attempt == TRIES && sets.iter().all(Option::is_some) {
+            let last = replicas.first().map(|replica| replica.last_set()).transpose()?.flatten();
+            let (held, older): (Held<'a>, Held<'a>) =
+                held.into_iter().partition(|(_, still)| still.generation().set == last);
+            if !held.is_empty() {
+                return Ok((held, older.iter().map(left_out).collect()));
+            }
+            break;
         }
         // A pass that has been decided puts its disks into place one after the other.
-        drop(still);
+        drop(held);
         std::thread::sleep(BETWEEN_TRIES);
     }
     let disks: Vec<_> = chosen.iter().map(|chosen| chosen.disk.as_str()).collect();
     Err(ReplicasError::Mixed { name: name.to_owned(), disks: disks.join(", ") })
 }
 
+fn left_out((chosen, still): &(&Chosen, Still<'_>)) -> LeftOut {
+    let generation = still.generation();
+    let (number, taken_unix_ms) = (generation.number, generation.taken_unix_ms);
+    LeftOut { disk: chosen.disk.clone(), generation: number, taken_unix_ms }
+}
+
 /// Where each disk goes. For several the directory is made.
-fn paths(path: &Path, chosen: &[Chosen]) -> Result<Vec<PathBuf>, ReplicasError> {
-    if chosen.len() == 1 {
+fn paths(path: &Path, held: &Held<'_>) -> Result<Vec<PathBuf>, ReplicasError> {
+    if held.len() == 1 {
         return Ok(vec![path.to_owned()]);
     }
     std::fs::create_dir(path).map_err(|source| {
         let path = path.to_owned();
         ReplicasError::Io { what: "the VM has several disks: creating a directory for them,", path, source }
     })?;
-    Ok(chosen.iter().map(|chosen| path.join(format!("{}.raw", chosen.disk))).collect())
+    Ok(held.iter().map(|(chosen, _)| path.join(format!("{}.raw", chosen.disk))).collect())
 }
 
 /// Remembers damage that was found.
@@ -219,7 +278,7 @@ fn verify_all(handle: &JobHandle, chosen: Vec<(String, Arc<Kept>)>, lease: &Leas
             damaged.push(json!({ "replica": name, "damage": damage }));
             continue;
         }
-        match kept.open().and_then(|replica| replica.hold_still()?.verify(&watch)) {
+        match kept.open().and_then(|replica| replica.verify(&watch)) {
             Ok(()) => sound += 1,
             Err(ReplicaError::Empty { .. }) => {}
             Err(ReplicaError::Stopped) => return Err("cancelled".to_owned()),

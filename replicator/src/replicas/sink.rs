@@ -13,29 +13,48 @@ use super::sets::{Member, SetOf};
 use super::{Kept, seed};
 use crate::transfer::sink::{Assembly, Sink, WriteImage};
 
-pub(super) struct PassImage(pub(super) Pass);
+pub(super) struct PassImage {
+    pub(super) pass: Pass,
+    /// A place that the disk cannot read.
+    #[cfg(test)]
+    pub(super) bad: Option<u64>,
+}
+
+impl PassImage {
+    pub(super) fn new(pass: Pass) -> Self {
+        PassImage {
+            pass,
+            #[cfg(test)]
+            bad: None,
+        }
+    }
+}
 
 impl ReadImage for PassImage {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.pass.size()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buf)
+        #[cfg(test)]
+        if self.bad.is_some_and(|bad| (offset..offset + buf.len() as u64).contains(&bad)) {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        self.pass.read_at(offset, buf)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>> {
-        self.0.next_data(offset)
+        self.pass.next_data(offset)
     }
 }
 
 impl WriteImage for PassImage {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, bytes).map_err(to_io)
+        self.pass.write_at(offset, bytes).map_err(to_io)
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zero(offset, len).map_err(to_io)
+        self.pass.zero(offset, len).map_err(to_io)
     }
 }
 
@@ -97,7 +116,14 @@ impl ReplicaSink {
             let reason = format!("the replica is at generation {before}, the pass is for {after}");
             return Err(refusal(RefusalKind::Diverged, reason));
         }
-        let found = self.assembly()?.refresh()?;
+        let found = match self.assembly()?.refresh() {
+            // What of the replica cannot be read, a whole scan writes anew.
+            Err(unread) if before > 0 && !whole && unread.kind == RefusalKind::Failed => {
+                let reason = format!("the replica cannot be read in full: {}", unread.reason);
+                return Err(refusal(RefusalKind::Diverged, reason));
+            }
+            found => found?,
+        };
         let expected = ImageRoot::from_bytes(root);
         if found != expected {
             let reason = format!("after the pass the image's root would be {found}, not {expected}");
@@ -117,9 +143,9 @@ impl ReplicaSink {
         let Assembly { image, tree, extents, .. } = assembly;
         let (number, root) = (generation.number, generation.root);
         match &self.member {
-            None => image.0.commit(generation.clone()).map_err(failed_commit)?,
+            None => image.pass.commit(generation.clone()).map_err(failed_commit)?,
             Some((_, member)) => {
-                let prepared = image.0.prepare(generation.clone()).map_err(failed_commit)?;
+                let prepared = image.pass.prepare(generation.clone()).map_err(failed_commit)?;
                 member.commit(prepared)?;
             }
         }

@@ -94,7 +94,9 @@ impl Site {
 
     fn restore(&self, name: &str, path: &str) -> Result<Vec<Restored>, ReplicasError> {
         let path = self.dir.path().join(path);
-        self.replicas.restore(name, &RestoreRequest { path, ..RestoreRequest::default() })
+        let done = self.replicas.restore(name, &RestoreRequest { path, ..RestoreRequest::default() })?;
+        assert_eq!(done.left_out, []);
+        Ok(done.restored)
     }
 
     /// Scans `content` into `sink` as a transfer would. Gives the bytes that had to be sent.
@@ -168,8 +170,9 @@ fn the_first_pass_makes_generation_one() {
     let root = site.root(&image(1));
     assert_eq!(site.status("web"), TargetStatus { generation: 1, root: Some(root) });
     let [listed] = &site.replicas.list()[..] else { panic!("one replica") };
-    assert_eq!((listed.name.as_str(), listed.disk.as_str(), listed.generation), ("web", DISK, 1));
-    assert_eq!((listed.size, listed.source.as_str(), listed.taken_unix_ms), (3 * MIB as u64, "a", 5));
+    assert_eq!((listed.name.as_str(), listed.disk.as_str(), listed.generation), ("web", DISK, Some(1)));
+    let source = listed.source.as_deref();
+    assert_eq!((listed.size, source, listed.taken_unix_ms), (Some(3 * MIB as u64), Some("a"), Some(5)));
 }
 
 #[test]
@@ -383,7 +386,10 @@ fn two_peers_have_a_vm_of_one_name() {
     assert_eq!(site.pass_of("web", &image(7), &c), 2);
     let site = site.restarted();
     let listed = site.replicas.list();
-    let listed: Vec<_> = listed.iter().map(|l| (l.name.as_str(), l.source.as_str(), l.generation)).collect();
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|l| (l.name.as_str(), l.source.as_deref().unwrap(), l.generation.unwrap()))
+        .collect();
     assert_eq!(listed, [("web", "a", 1), ("web", "c", 2)]);
     assert_eq!(std::fs::read(site.replica_dir("web").join("image.raw")).unwrap(), image(1));
     assert_eq!(std::fs::read(site.replica_dir("web@c").join("image.raw")).unwrap(), image(7));
@@ -414,7 +420,7 @@ fn a_peer_is_known_by_its_key_whatever_its_name() {
     site.knows("a", 9);
     assert_eq!(site.pass_of("web", &image(3), &source("a", 9)), 1);
     assert_eq!(std::fs::read(site.replica_dir("web").join("image.raw")).unwrap(), image(2));
-    assert_eq!(site.replicas.list()[1].source, "renamed");
+    assert_eq!(site.replicas.list()[1].source.as_deref(), Some("renamed"));
     // And a third one of that name.
     assert_eq!(site.pass_of("web", &image(4), &source("a", 10)), 1);
     assert_eq!(std::fs::read(site.replica_dir("web@a").join("image.raw")).unwrap(), image(3));
@@ -436,6 +442,48 @@ fn replicas_of_before_there_were_owners_are_their_source_s() {
     assert_eq!(site.pass_of("web", &image(2), &source("c", 3)), 1, "not after a's");
     assert_eq!(site.pass_of("web", &image(1), &source("a", 1)), 2, "after its own");
     assert!(owner.exists());
+}
+
+#[test]
+fn a_replica_that_the_disk_cannot_read_is_asked_for_whole() {
+    let site = Site::new();
+    let mut content = image(1);
+    site.pass("web", &content);
+    // As a verification leaves it that met the place.
+    std::fs::remove_file(site.replica_dir("web").join("tree")).unwrap();
+    content[2 * MIB..2 * MIB + 4096].copy_from_slice(&noise(9, 4096));
+    let mut sink = site.sink("web", content.len());
+    sink.assembly.as_mut().unwrap().image.bad = Some(100_000);
+    sink.write(2 * MIB as u64, &noise(9, 4096)).unwrap();
+    let refused = sink.commit(site.root(&content), 1, 6, false).unwrap_err();
+    assert!(refused.reason.contains("cannot be read"), "{refused}");
+    assert_eq!(refused.kind, RefusalKind::Diverged);
+    drop(sink);
+    assert_eq!(site.pass("web", &content).0, 2);
+    assert_eq!(site.content("web"), content);
+}
+
+#[test]
+fn a_pass_does_not_begin_while_its_replica_is_restored() {
+    let site = Site::new();
+    site.pass("web", &image(1));
+    let kept = lock(&site.replicas.vms)["web"].disks[DISK].clone();
+    kept.restoring.fetch_add(1, Ordering::AcqRel);
+    let refused = site.sink_of("web", DISK, MIB, &source("a", 1), None).map(drop).unwrap_err();
+    assert!(matches!(refused, ReplicasError::Restoring { .. }), "{refused}");
+    assert_eq!(refused.refusal().kind, RefusalKind::Busy);
+    kept.restoring.fetch_sub(1, Ordering::AcqRel);
+    site.restore("web", "out").unwrap();
+    site.pass("web", &image(1));
+}
+
+#[test]
+fn a_target_that_cannot_be_written_is_no_damage_of_the_replica() {
+    let site = Site::new();
+    site.pass("web", &image(1));
+    std::fs::write(site.dir.path().join("file"), "").unwrap();
+    assert!(site.restore("web", "file/out").is_err());
+    assert_eq!(site.replicas.list()[0].state, "ok");
 }
 
 /// Passes of both disks of a VM, side by side: each of one content, or refused.
@@ -486,7 +534,8 @@ fn the_disks_of_a_pass_are_committed_together_or_not_at_all() {
     let outcome = pass_of_set(&site, 2, [&c, &d], [&c, &a]);
     assert_eq!(outcome[1].as_ref().map_err(|refusal| refusal.kind), Err(RefusalKind::Diverged));
     assert!(outcome[0].is_err());
-    let listed = || site.replicas.list().iter().map(|l| (l.disk.clone(), l.generation)).collect::<Vec<_>>();
+    let listed =
+        || site.replicas.list().iter().map(|l| (l.disk.clone(), l.generation.unwrap())).collect::<Vec<_>>();
     assert_eq!(listed(), [("data".to_owned(), 1), ("root".to_owned(), 1)]);
     // And both at the next try, which is possible at once.
     assert_eq!(pass_of_set(&site, 3, [&c, &d], [&c, &d]), [Ok(2), Ok(2)]);
@@ -495,6 +544,19 @@ fn the_disks_of_a_pass_are_committed_together_or_not_at_all() {
     assert_eq!(restored.iter().map(|disk| disk.generation).collect::<Vec<_>>(), [2, 2]);
     assert!(std::fs::read(site.dir.path().join("all/root.raw")).unwrap() == c);
     assert!(std::fs::read(site.dir.path().join("all/data.raw")).unwrap() == d);
+    // One that is passed no longer is of an older set than the others.
+    let mut sink = site
+        .sink_of("web", "root", MIB, &source("a", 1), Some(SetOf { id: JobId([4; 16]), disks: 1 }))
+        .unwrap();
+    site.scan(&mut sink, &b);
+    assert_eq!(sink.commit(site.root(&b), 2, 6, true), Ok(3));
+    drop(sink);
+    let path = site.dir.path().join("root only");
+    let done = site.replicas.restore("web", &RestoreRequest { path: path.clone(), ..Default::default() });
+    let Outcome { restored, left_out } = done.unwrap();
+    assert_eq!((restored.len(), restored[0].generation), (1, 3));
+    assert_eq!(left_out, [LeftOut { disk: "data".to_owned(), generation: 2, taken_unix_ms: 5 }]);
+    assert!(std::fs::read(path).unwrap() == b);
     // A disk by itself is of another moment.
     site.pass("web", &a);
     assert!(matches!(site.restore("web", "mixed"), Err(ReplicasError::Mixed { .. })));
@@ -550,6 +612,8 @@ fn broken_replicas_are_left_out_and_the_next_pass_starts_them_anew() {
     let listed = site.replicas.list();
     let damaged: Vec<_> = listed.iter().filter(|l| l.state != "ok").map(|l| l.name.as_str()).collect();
     assert_eq!((listed.len(), damaged), (4, vec!["foreign", "imageless", "stateless"]));
+    let unknown = listed.iter().filter(|l| l.state != "ok").map(|l| (l.generation, l.size, l.taken_unix_ms));
+    assert!(unknown.eq([(None, None, None); 3]), "{listed:?}");
     assert!(matches!(site.restore("imageless", "out"), Err(ReplicasError::Damaged { .. })));
     site.restore("good", "good.raw").unwrap();
     for name in ["imageless", "stateless", "empty", "good"] {

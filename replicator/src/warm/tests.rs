@@ -82,6 +82,20 @@ fn a_pass_takes_what_is_remembered_so_that_a_failed_one_leaves_nothing_to_trust(
 }
 
 #[test]
+fn what_is_remembered_goes_with_its_vm_and_its_peer() {
+    let states = WarmStates::default();
+    let key = |vm: &str, peer: &str| (vm.to_owned(), "root".to_owned(), peer.to_owned());
+    for (vm, peer) in [("web", "b"), ("web", "c"), ("db", "b"), ("db", "c")] {
+        let tree = ImageTree::new(LEAF_BYTES);
+        states.keep(key(vm, peer), Warm { generation: 4, root: tree.root(), tree });
+    }
+    states.forget_vm("web");
+    states.forget_peer("b");
+    let kept: Vec<_> = states.states.lock().unwrap().keys().cloned().collect();
+    assert_eq!(kept, [key("db", "c")]);
+}
+
+#[test]
 fn an_overlay_that_lost_something_fails_the_pass_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let overlay = Overlay::new(LEAF_BYTES, dir.path()).unwrap();
