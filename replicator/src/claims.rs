@@ -17,6 +17,7 @@ use longhaul_proto::{Epoch, JobId};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::identity::Fingerprint;
 use crate::jobs::unix_ms;
 use crate::journal::{self, Claim, DamagedJournal, EndedJob, JournalFile, JournalFileError};
 
@@ -35,6 +36,16 @@ struct Settled {
     /// Names of damaged files that were there before it was made: they say nothing newer of this VM.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     answered: BTreeSet<String>,
+    /// Peers that have another VM of this name, by their keys, with its epoch: a person has said so. At a higher epoch it may
+    /// be this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    distinct_from: BTreeMap<Fingerprint, Epoch>,
+}
+
+impl Settled {
+    fn new(claim: Claim, at_unix_ms: u64, answered: BTreeSet<String>) -> Self {
+        Settled { claim, at_unix_ms, answered, distinct_from: BTreeMap::new() }
+    }
 }
 
 /// One line of the file.
@@ -178,7 +189,7 @@ impl Claims {
     /// below what is known changes nothing but ends a doubt.
     pub fn settle(&self, vm: &str, claim: Claim) -> io::Result<()> {
         let answered = self.state().concerning(vm).map(name_of).collect();
-        self.write(Some((vm, Settled { claim, at_unix_ms: unix_ms(), answered })))
+        self.write(Some((vm, Settled::new(claim, unix_ms(), answered))))
     }
 
     /// Settles a VM that is defined here, at `claim`. Damaged files that name no VM are answered by it; one that names this VM
@@ -188,7 +199,26 @@ impl Claims {
             let state = self.state();
             state.damaged.iter().filter(|damaged| damaged.about.is_none()).map(name_of).collect()
         };
-        self.write(Some((vm, Settled { claim, at_unix_ms: unix_ms(), answered })))
+        self.write(Some((vm, Settled::new(claim, unix_ms(), answered))))
+    }
+
+    /// Settles that peers have another VM of this name than the one that is `claim` here.
+    pub fn settle_distinct(
+        &self,
+        vm: &str,
+        claim: Claim,
+        distinct_from: BTreeMap<Fingerprint, Epoch>,
+    ) -> io::Result<()> {
+        // It says nothing of what a damaged file may hold.
+        let settled = Settled { distinct_from, ..Settled::new(claim, unix_ms(), BTreeSet::new()) };
+        self.write(Some((vm, settled)))
+    }
+
+    /// Whether a person has said that this peer's VM of this name, at this epoch, is another one.
+    pub fn is_distinct(&self, vm: &str, peer: &Fingerprint, epoch: Epoch) -> bool {
+        let state = self.state();
+        let known = state.settled.get(vm).and_then(|settled| settled.distinct_from.get(peer));
+        known.is_some_and(|known| epoch <= *known)
     }
 
     fn write(&self, new: Option<(&str, Settled)>) -> io::Result<()> {
@@ -239,7 +269,7 @@ impl State {
     fn end(&mut self, ended: EndedJob, answered: BTreeSet<String>) {
         if let Some((vm, claim)) = journal::claim(&ended.records()) {
             let at_unix_ms = ended.at_unix_ms;
-            merge(&mut self.settled, &vm, Settled { claim, at_unix_ms, answered });
+            merge(&mut self.settled, &vm, Settled::new(claim, at_unix_ms, answered));
         }
         self.ended.insert(ended.job.clone(), ended);
     }
@@ -262,7 +292,7 @@ impl State {
                 jobs.remove(&job);
                 // The next start tells the same by the names in the file.
                 let answered = self.concerning(vm).map(name_of).collect();
-                merge(&mut self.settled, vm, Settled { claim, at_unix_ms: unix_ms(), answered });
+                merge(&mut self.settled, vm, Settled::new(claim, unix_ms(), answered));
             }
             Some(claim) => drop(jobs.insert(job, claim)),
             None => drop(jobs.remove(&job)),
@@ -309,6 +339,7 @@ fn merge(settled: &mut BTreeMap<String, Settled>, vm: &str, new: Settled) {
             }
             known.at_unix_ms = known.at_unix_ms.max(new.at_unix_ms);
             known.answered.extend(new.answered);
+            known.distinct_from.extend(new.distinct_from);
         }
         None => drop(settled.insert(vm.to_owned(), new)),
     }

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
 /// BLAKE3-256 over the DER of a key's SubjectPublicKeyInfo, written as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint([u8; 32]);
 

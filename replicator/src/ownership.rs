@@ -2,6 +2,7 @@
 //! a VM over, give it up or remove it. Records of this platform may be old (a restored backup, a cloned host), so a peer
 //! that knows a higher epoch is believed; a peer that does not answer keeps no VM from starting.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::jobs::{self, JobState};
 use crate::journal::Claim;
 use crate::net::{self, NetError};
+use crate::peers::PeersError;
 use crate::platform::MigrationCx;
 use crate::vms::{Hold, VmError};
 
@@ -34,10 +36,18 @@ pub enum OwnershipError {
     Driver(#[from] migrate_driver::DriverError),
     #[error(transparent)]
     Name(#[from] migrate_driver::NameError),
+    #[error(transparent)]
+    Peers(#[from] PeersError),
+    #[error(
+        "cannot tell VM '{vm}' from that of peer '{peer}': it belongs to '{owner}', or may, by this platform's own records"
+    )]
+    NotOurs { vm: String, peer: String, owner: String },
+    #[error("cannot tell VM '{vm}' from that of peer '{peer}': '{peer}' does not answer that it has one")]
+    NoNamesake { vm: String, peer: String },
     #[error(
         "cannot run VM '{vm}' here: peer '{peer}' owns it at epoch {theirs}, this platform only at epoch {ours}; records \
          of this platform are old (a restored backup?). Accept that with `longhaul resolve {vm} --give-up`. If '{peer}' has \
-         another VM of that name, define this one under another name"
+         another VM of that name, say so with `longhaul resolve {vm} --keep --distinct-from {peer}`"
     )]
     OwnedElsewhere { vm: String, peer: String, theirs: Epoch, ours: Epoch },
     #[error(
@@ -55,7 +65,8 @@ pub enum OwnershipError {
     StillInDoubt { vm: String, file: PathBuf, silent: String },
     #[error(
         "cannot take VM '{vm}': peer '{peer}' answers that it owns it (epoch {theirs}); move it here with \
-         `longhaul migrate {vm}` there"
+         `longhaul migrate {vm}` there. If '{peer}' has another VM of that name, say so with `longhaul resolve {vm} --keep \
+         --distinct-from {peer}`"
     )]
     PeerOwns { vm: String, peer: String, theirs: Epoch },
     #[error(
@@ -172,7 +183,8 @@ async fn check_with(
     if !matches!(claim, Some(Claim::Unknown(..))) {
         cx.guests.vms.owned(vm)?;
     }
-    let asked = ask(cx, vm, peers, BEFORE_START).await;
+    let mut asked = ask(cx, vm, peers, BEFORE_START).await;
+    asked.answers.retain(|(peer, answer)| !is_of_another_vm(cx, vm, peer, answer));
     let Judged { raise_to, namesakes, removed_by } = judge(vm, claim.as_ref(), &asked)?;
     if let Some(epoch) = raise_to {
         settle(cx, vm, Claim::Ours(epoch)).await?;
@@ -197,6 +209,16 @@ async fn check_with(
         tracing::warn!("VM '{vm}': {warning}");
     }
     Ok(warning)
+}
+
+/// Whether a person has said that what this peer owns is another VM of that name.
+fn is_of_another_vm(cx: &MigrationCx, vm: &str, peer: &str, answer: &ClaimAnswer) -> bool {
+    answer.relation == Relation::Owner
+        && cx
+            .reach
+            .peers
+            .get(peer)
+            .is_ok_and(|known| cx.guests.vms.claims().is_distinct(vm, &known.fingerprint, answer.epoch))
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -287,10 +309,24 @@ pub async fn define(
 }
 
 /// A person takes a VM whose owner is gone for good, or whose ownership cannot be told. Refused while a peer owns it. The
-/// new epoch is above that of the lost owner, so that a returning one loses. Gives the epoch.
-pub async fn keep(cx: &Arc<MigrationCx>, vm: &str) -> Result<Epoch, OwnershipError> {
+/// new epoch is above that of the lost owner, so that a returning one loses. Gives the epoch. The VMs of that name at the
+/// peers in `distinct_from` are other ones: that is kept, and what they answer counts no more.
+pub async fn keep(
+    cx: &Arc<MigrationCx>,
+    vm: &str,
+    distinct_from: &[String],
+) -> Result<Epoch, OwnershipError> {
     let Some(claim) = cx.guests.vms.ownership(vm) else { return Ok(cx.guests.vms.owned(vm)?) };
-    let asked = ask(cx, vm, cx.reach.peers.list().into_keys().collect(), BEFORE_DECISION).await;
+    let mut asked = ask(cx, vm, cx.reach.peers.list().into_keys().collect(), BEFORE_DECISION).await;
+    for peer in distinct_from {
+        distinguish(cx, vm, &claim, peer, &asked).await?;
+    }
+    asked.answers.retain(|(peer, answer)| !is_of_another_vm(cx, vm, peer, answer));
+    if let (Claim::Ours(epoch), false) = (&claim, distinct_from.is_empty())
+        && asked.answers.iter().all(|(_, answer)| answer.epoch <= *epoch)
+    {
+        return Ok(*epoch);
+    }
     let epoch = judge_keep(vm, &claim, &asked)?;
     if matches!(claim, Claim::Theirs(..)) {
         end_release(cx, vm).await;
@@ -305,6 +341,37 @@ pub async fn keep(cx: &Arc<MigrationCx>, vm: &str) -> Result<Epoch, OwnershipErr
         asked.silent
     );
     Ok(epoch)
+}
+
+/// Keeps that a peer's VM of this name is another one, up to the epoch at which it answers that it owns it. Should ours move
+/// there later, it is at a higher one.
+async fn distinguish(
+    cx: &Arc<MigrationCx>,
+    vm: &str,
+    claim: &Claim,
+    peer: &str,
+    asked: &Asked,
+) -> Result<(), OwnershipError> {
+    let fingerprint = cx.reach.peers.get(peer)?.fingerprint;
+    let ours = match claim {
+        Claim::Ours(epoch) | Claim::Unknown(epoch, _) => Claim::Ours(*epoch),
+        Claim::Theirs(_, owner) | Claim::Undecided(_, owner) => {
+            let (vm, peer, owner) = (vm.to_owned(), peer.to_owned(), owner.clone());
+            return Err(OwnershipError::NotOurs { vm, peer, owner });
+        }
+        Claim::Removed(_) => return Ok(cx.guests.vms.owned(vm).map(drop)?),
+    };
+    let owns = |(name, answer): &&(String, ClaimAnswer)| name == peer && answer.relation == Relation::Owner;
+    let Some((_, answer)) = asked.answers.iter().find(owns) else {
+        return Err(OwnershipError::NoNamesake { vm: vm.to_owned(), peer: peer.to_owned() });
+    };
+    let distinct = BTreeMap::from([(fingerprint, answer.epoch)]);
+    tracing::warn!("VM '{vm}' is another one than that of peer '{peer}', by a person's decision");
+    let (cx, name) = (cx.clone(), vm.to_owned());
+    let settling =
+        tokio::task::spawn_blocking(move || cx.guests.vms.claims().settle_distinct(&name, ours, distinct));
+    let settled = settling.await.map_err(|_| OwnershipError::Worker)?;
+    settled.map_err(|source| OwnershipError::Claims { vm: vm.to_owned(), source })
 }
 
 /// Ends the job that still tells a peer which is gone that the VM is its own.

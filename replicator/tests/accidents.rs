@@ -409,6 +409,32 @@ fn a_definition_that_cannot_be_written_changes_no_owner() {
 }
 
 #[test]
+fn another_vm_of_that_name_at_a_peer_keeps_ours_from_no_start_once_a_person_says_so() {
+    // b's came there from somewhere else.
+    let (a, b) = pair(|a, b| {
+        fs::write(a.at("vms/web.toml"), a.definition("web")).unwrap();
+        fs::write(b.at("vms/web.toml"), b.definition("web")).unwrap();
+        b.journal(1, &arrived("web", 4));
+    });
+    let command = "longhaul resolve web --keep --distinct-from b";
+    has(&a.refuses("vm start web"), &["'b' owns it at epoch 5", command]);
+    has(&a.refuses("resolve web --keep"), &[command]);
+    has(&a.refuses("resolve web --keep --distinct-from ghost"), &["ghost"]);
+    assert_eq!(a.does("resolve web --keep --distinct-from b")["epoch"], 1);
+    for start in 0..2 {
+        has(&a.refuses("vm start web"), &["missing.raw"]);
+        has(&b.refuses("vm start web"), &["missing.raw"]);
+        assert_eq!((&a.vm("web")["epoch"], &b.vm("web")["epoch"]), (&json!(1), &json!(5)), "start {start}");
+        a.restart();
+    }
+    // At a higher epoch it may be ours.
+    b.stop();
+    b.journal(2, &arrived("web", 6));
+    b.start();
+    has(&a.refuses("vm start web"), &["'b' owns it at epoch 7", command]);
+}
+
+#[test]
 fn a_push_replaces_no_base_of_another_maker() {
     let (a, b) = pair(|_, _| ());
     let noise = |seed: u8| -> Vec<u8> {

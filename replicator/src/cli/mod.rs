@@ -96,6 +96,10 @@ enum Command {
         vm: String,
         #[command(flatten)]
         verdict: Verdict,
+        /// With --keep: this peer has another VM of that name, which says nothing of ours. Only when you know that ours never
+        /// ran there
+        #[arg(long, value_name = "PEER", conflicts_with = "give_up")]
+        distinct_from: Vec<String>,
     },
     /// Jobs
     #[command(subcommand)]

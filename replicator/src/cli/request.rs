@@ -98,8 +98,9 @@ pub(super) fn request(command: Command) -> anyhow::Result<Request> {
             let path = at("/v1/vms", &vm, "/migrate")?;
             if dry_run { Post(path, body) } else { Job(path, body) }
         }
-        Command::Resolve { vm, verdict } => {
-            Post(at("/v1/vms", &vm, "/resolve")?, json!({ "keep": verdict.keep && !verdict.give_up }))
+        Command::Resolve { vm, verdict, distinct_from } => {
+            let keep = verdict.keep && !verdict.give_up;
+            Post(at("/v1/vms", &vm, "/resolve")?, json!({ "keep": keep, "distinct_from": distinct_from }))
         }
         Command::Replica(ReplicaCommand::List) => Get("/v1/replicas".into()),
         Command::Replica(ReplicaCommand::Verify { name }) => {

@@ -274,6 +274,9 @@ async fn check_before_move(platform: &std::sync::Arc<Platform>, vm: &str, to: &s
 #[derive(Deserialize)]
 pub(super) struct Resolve {
     keep: bool,
+    /// Peers that have another VM of that name.
+    #[serde(default)]
+    distinct_from: Vec<String>,
 }
 
 pub(super) async fn resolve(
@@ -286,7 +289,7 @@ pub(super) async fn resolve(
         return Ok(Json(json!({ "resolved": name, "kept": resolve.keep })));
     }
     if resolve.keep {
-        let epoch = ownership::keep(&platform.migration, &name).await?;
+        let epoch = ownership::keep(&platform.migration, &name, &resolve.distinct_from).await?;
         return Ok(Json(json!({ "resolved": name, "kept": true, "epoch": epoch.0 })));
     }
     let (owner, epoch) = ownership::give_up(&platform.migration, &name).await?;
