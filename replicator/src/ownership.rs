@@ -125,6 +125,9 @@ async fn ask(cx: &Arc<MigrationCx>, vm: &str, peers: Vec<String>, within: Durati
 async fn ask_one(cx: &MigrationCx, peer: &str, vm: String) -> Result<ClaimAnswer, NetError> {
     let connection = cx.reach.network.dial(peer).await?;
     let answer = async {
+        if !net::is_current(&connection) {
+            return Err(NetError::Ended);
+        }
         let (mut send, mut recv) = connection.open_bi().await?;
         net::send(&mut send, &Open::Claim { vm }).await?;
         net::expect(&mut recv).await

@@ -155,6 +155,17 @@ pub fn status(platform: &Platform, vm: &str) -> Result<Option<String>> {
     Ok(found.map(|vm| vm["status"].as_str().map_or_else(|| vm["status"].to_string(), str::to_owned)))
 }
 
+/// Where a VM's first disk stands on a platform.
+///
+/// # Errors
+/// When `vm list` fails or does not have the VM.
+pub fn disk(platform: &Platform, vm: &str) -> Result<PathBuf> {
+    let listed = platform.cli(&["vm", "list"])?;
+    let mut found = listed.as_array().into_iter().flatten().filter(|listed| listed["name"] == vm);
+    let path = found.find_map(|vm| vm["disks"][0].as_str().map(PathBuf::from));
+    path.with_context(|| format!("a disk of {vm} in {listed}"))
+}
+
 /// The phase a running job of a platform is in, of the kind `kind`; none when there is no such job.
 ///
 /// # Errors
@@ -329,7 +340,7 @@ impl Scene {
         ensure!(self.owner()? == owner, "the guest runs on the other platform");
         self.lives()?;
         self.sites[owner].cli(&["vm", "stop", VM, "--kill"])?;
-        let found = self.found(&self.sites[owner].image(VM, DISK), self.collector.acked())?;
+        let found = self.found(&disk(&self.sites[owner], VM)?, self.collector.acked())?;
         self.over();
         Ok(found)
     }
