@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use crate::config::{Config, EXAMPLE};
-use crate::jobs::Report;
-use crate::migrate::Plan;
-use crate::peers;
+use crate::migration::Plan;
+use crate::service::config::{Config, EXAMPLE};
+use crate::service::jobs::Report;
+use crate::service::peers;
 
 /// Reads `bytes` as a VM's name, up to the first newline, and the plan with which it is offered to us.
 pub fn plan(bytes: &[u8]) {

@@ -8,45 +8,19 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod address;
-pub mod bases;
-pub mod claims;
 pub mod cli;
-pub mod config;
-pub mod control;
-pub mod daemon;
-pub mod disks;
-pub mod estimate;
 pub mod failpoint;
 pub mod files;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod home_agent;
-pub mod identity;
-pub mod incoming;
-pub mod jobs;
-pub mod journal;
-pub mod landing;
+pub mod images;
 pub mod lease;
-pub mod migrate;
-pub mod mobile_node;
-pub mod net;
-pub mod origins;
-pub mod outgoing;
-pub mod output;
-pub mod ownership;
-pub mod peers;
-pub mod platform;
+pub mod migration;
 mod random;
-pub mod replicas;
-pub mod restore;
-pub mod serve;
-pub mod state_version;
-pub mod targets;
+pub mod replication;
+pub mod service;
 pub mod transfer;
-pub mod upkeep;
-pub mod vms;
-pub mod warm;
 
 // A plan has room for the disks of every definition, and for no more.
 const _: () = assert!(longhaul_proto::wire::MAX_DISKS == migrate_driver::definition::MAX_DISKS);

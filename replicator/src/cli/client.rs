@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::jobs::Report;
+use crate::service::jobs::Report;
 
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ impl Client {
             }
         }
         match last {
-            Some(report) if report.state != crate::jobs::JobState::Running => Ok(report),
+            Some(report) if report.state != crate::service::jobs::JobState::Running => Ok(report),
             _ => Err(ClientError::Http(format!(
                 "the daemon ended while job {id} ran; started again it goes on from its journal (`longhaul job list`)"
             ))),

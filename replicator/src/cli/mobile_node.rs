@@ -8,8 +8,8 @@ use clap::Args;
 
 use super::probe::interrupted;
 use super::show;
-use crate::config::Config;
-use crate::mobile_node::{self, HexKey, MobileNodeConfig, Proof};
+use crate::address::mobile_node::{self, HexKey, MobileNodeConfig, Proof};
+use crate::service::config::Config;
 
 /// Flags of `mobile-node`. Each takes the place of what `[mobile_node]` in longhaul.toml says; all that has no default is
 /// needed when that is not there.

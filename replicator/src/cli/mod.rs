@@ -15,10 +15,10 @@ use clap::{Args, Parser, Subcommand};
 use migrate_driver::xen::keeper::Role;
 use serde_json::json;
 
-use crate::config::{Config, Layout};
-use crate::daemon;
-use crate::identity::Identity;
-use crate::output::Log;
+use crate::service::config::{Config, Layout};
+use crate::service::daemon;
+use crate::service::identity::Identity;
+use crate::service::output::Log;
 use client::{Client, ClientError};
 use request::{Request, UsageError, at, request};
 
@@ -433,7 +433,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::XlSave { dir } => Ok(keeper(Role::Save, &dir)),
         Command::XlReceive { dir } => Ok(keeper(Role::Receive, &dir)),
         Command::ExampleConfig => {
-            crate::output::text(format_args!("{}", crate::config::EXAMPLE));
+            crate::service::output::text(format_args!("{}", crate::service::config::EXAMPLE));
             Ok(EXIT_DONE)
         }
         command => {
@@ -529,7 +529,7 @@ async fn watch(client: &mut Client, id: &str, json: bool, shown: Shown) -> anyho
     let last = client.watch(id, |report| progress.report(report)).await?;
     progress.end();
     let code = match last.state {
-        crate::jobs::JobState::Done => EXIT_DONE,
+        crate::service::jobs::JobState::Done => EXIT_DONE,
         _ if last.busy => EXIT_BUSY,
         _ => EXIT_FAILED,
     };

@@ -129,7 +129,7 @@ fn tell<T: Serialize>(report: &T, json: bool, text: impl Fn(&T) -> String) -> an
     if json {
         show::value(&serde_json::to_value(report)?, true);
     } else {
-        crate::output::text(format_args!("{}", text(report)));
+        crate::service::output::text(format_args!("{}", text(report)));
     }
     Ok(())
 }

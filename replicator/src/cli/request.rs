@@ -9,7 +9,7 @@ use super::{
     BaseCommand, Command, ImageCommand, JobCommand, MigrateArgs, PeerCommand, ReplicaCommand, StoreCommand,
     VmCommand,
 };
-use crate::control;
+use crate::service::control;
 
 /// What the daemon is asked, and how its answer is taken.
 pub(super) enum Request {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use serde_json::Value;
 
-use crate::jobs::{JobKind, JobState, Report};
+use crate::service::jobs::{JobKind, JobState, Report};
 
 /// The paper's Table 1, in seconds: what each part took for a 4 GB image without shared storage.
 const PAPER: [(&str, f64); 6] = [
@@ -95,7 +95,7 @@ impl Progress {
         if self.terminal {
             let phase = report.phases.last().map_or("", |phase| &phase.name);
             let percent = (100 * report.scanned_bytes).checked_div(report.image_bytes).unwrap_or(0).min(100);
-            crate::output::error_text(format_args!(
+            crate::service::output::error_text(format_args!(
                 "\r\x1b[K{} {phase}: {percent} % looked at, {sent:.1} MiB sent",
                 report.subject
             ));
@@ -112,7 +112,7 @@ impl Progress {
     /// Nothing more comes.
     pub(super) fn end(&self) {
         if self.terminal {
-            crate::output::error_text(format_args!("\r\x1b[K"));
+            crate::service::output::error_text(format_args!("\r\x1b[K"));
         }
     }
 }

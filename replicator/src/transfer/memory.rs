@@ -13,8 +13,8 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use crate::net::lanes::{LaneRecv, LaneSend};
-use crate::net::{self, NetError, Network};
+use crate::service::net::lanes::{LaneRecv, LaneSend};
+use crate::service::net::{self, NetError, Network};
 
 /// Taken from a stream at once.
 const RELAY_BYTES: u64 = wire::MAX_PIECE_BYTES as u64;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chunkstore::{ChunkId, Codec, Encoded};
 use longhaul_proto::wire::{ChunkName, Packed, Refusal, RefusalKind};
 
-use crate::net::NetError;
+use crate::service::net::NetError;
 
 /// What a transfer has done so far, in bytes; read while it runs.
 #[derive(Debug, Default)]

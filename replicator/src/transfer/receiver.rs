@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::sink::Sink;
 use super::{TransferError, id, refuse, unpack};
 use crate::lease::Lease;
-use crate::net::lanes::LaneRecv;
-use crate::net::{self, NetError};
+use crate::service::net::lanes::LaneRecv;
+use crate::service::net::{self, NetError};
 
 /// Messages read ahead of the worker; a message holds a few MiB at most.
 const READ_AHEAD: usize = 32;

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Counters, TransferError, pack};
-use crate::net::lanes::LaneSend;
-use crate::net::{self, NetError};
+use crate::service::net::lanes::LaneSend;
+use crate::service::net::{self, NetError};
 
 /// Plain bytes gathered into one batch: enough that a batch's question and answer weigh little, and so that all of its
 /// chunks, the last one included, can travel in one group.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::net::testing::{Pair, pair, striped};
+use crate::service::net::testing::{Pair, pair, striped};
 
 const FLOOR_BYTES: u64 = 128 << 10;
 const PIPE_BYTES: u64 = 64 << 10;

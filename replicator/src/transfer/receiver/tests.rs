@@ -7,8 +7,8 @@ use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::FINAL_MARK;
 
 use super::*;
-use crate::net::lanes::LaneSend;
-use crate::net::testing::{Pair, pair, striped};
+use crate::service::net::lanes::LaneSend;
+use crate::service::net::testing::{Pair, pair, striped};
 use crate::transfer::pack;
 use crate::transfer::sender::Sender;
 
