@@ -27,7 +27,7 @@ static TARGET: LazyLock<Option<Target>> = LazyLock::new(|| {
 static SEEN: AtomicU32 = AtomicU32::new(0);
 
 /// Here is the point `{side}:{kind}:{what}`.
-pub fn reach(side: &str, kind: &str, what: &str) {
+pub(crate) fn reach(side: &str, kind: &str, what: &str) {
     let Some(target) = &*TARGET else { return };
     let mut parts = target.label.split(':');
     if parts.next() != Some(side) || parts.next() != Some(kind) || parts.next() != Some(what) {

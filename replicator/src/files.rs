@@ -11,15 +11,15 @@ use std::time::Duration;
 /// A file longer than this is none of ours.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
-pub use chunkstore::{remove_temporary, write_atomic};
+pub(crate) use chunkstore::{remove_temporary, write_atomic};
 
 /// Makes the names in a directory durable.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 /// The bytes of a file of ours. What is no regular file is refused without waiting for it.
-pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     chunkstore::open_regular(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -32,7 +32,7 @@ pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// A name that is safe as one part of a path, the same on both platforms: 1 to 64 of `a-z 0-9 _ - .`, not led by a dot.
-pub fn check_name(what: &str, name: &str) -> Result<(), String> {
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-' | '.');
     if (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.') {
         return Ok(());
@@ -43,14 +43,17 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
 }
 
 /// Bytes that an unprivileged writer could still write where `path` is.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What `work` gives, unless it takes longer than `bound`: a call on a mount that is gone does not return, and its thread
 /// stays with it.
-pub fn within<T: Send + 'static>(bound: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(crate) fn within<T: Send + 'static>(
+    bound: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (done, waiting) = mpsc::channel();
     thread::spawn(move || done.send(work()));
     waiting.recv_timeout(bound).ok()

@@ -8,6 +8,8 @@ use crate::service::config::{Config, EXAMPLE};
 use crate::service::jobs::Report;
 use crate::service::peers;
 
+pub use crate::service::identity::Fingerprint;
+
 /// Reads `bytes` as a VM's name, up to the first newline, and the plan with which it is offered to us.
 pub fn plan(bytes: &[u8]) {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };

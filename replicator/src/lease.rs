@@ -24,46 +24,41 @@ impl From<Revoked> for io::Error {
 
 /// The right to work for a job, shared by everything that does. Once revoked it stays so.
 #[derive(Clone, Debug, Default)]
-pub struct Lease {
+pub(crate) struct Lease {
     token: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl Lease {
     /// A lease that nobody holds yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Lease::default()
     }
 
     /// Asks everything that runs under the lease to stop. Does not wait.
-    pub fn revoke(&self) {
+    pub(crate) fn revoke(&self) {
         self.token.cancel();
     }
 
     /// Revokes the lease and waits until nothing runs under it any more. Not to be called by what runs under it.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.token.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
 
     /// Fails once the lease has been revoked; for work on a blocking thread, between two pieces of it.
-    pub fn check(&self) -> Result<(), Revoked> {
+    pub(crate) fn check(&self) -> Result<(), Revoked> {
         if self.token.is_cancelled() { Err(Revoked) } else { Ok(()) }
     }
 
-    /// Resolves once the lease has been revoked.
-    pub async fn revoked(&self) {
-        self.token.cancelled().await;
-    }
-
     /// Runs a future until it is done or the lease is revoked, which drops the future.
-    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Revoked> {
+    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Revoked> {
         self.token.run_until_cancelled(work).await.ok_or(Revoked)
     }
 
     /// Spawns a task that ends when it is done or when the lease is revoked.
-    pub fn spawn<T: Send + 'static>(
+    pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<Result<T, Revoked>> {
@@ -72,7 +67,7 @@ impl Lease {
     }
 
     /// Spawns a task that the lease waits for but does not stop: it ends by itself, soon after what it works with does.
-    pub fn spawn_to_end<T: Send + 'static>(
+    pub(crate) fn spawn_to_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
@@ -80,13 +75,13 @@ impl Lease {
     }
 
     /// Counts a future among what runs under the lease, for a caller that spawns it itself.
-    pub fn track<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+    pub(crate) fn track<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         self.tracker.track_future(work)
     }
 
     /// Runs a closure on a blocking thread. It must ask [`Lease::check`] often, or read and write only through
     /// [`Leased`] images; dropping the handle does not end it, the lease still waits for it.
-    pub fn run_blocking<T: Send + 'static>(
+    pub(crate) fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
@@ -95,13 +90,13 @@ impl Lease {
 
     /// A share of the lease for something that is no task, such as an open image: [`Lease::end`] waits until it is
     /// dropped.
-    pub fn share(&self) -> TaskTrackerToken {
+    pub(crate) fn share(&self) -> TaskTrackerToken {
         self.tracker.token()
     }
 }
 
 /// An image that can only be used while its lease is not revoked.
-pub struct Leased<I> {
+pub(crate) struct Leased<I> {
     image: I,
     lease: Lease,
     _share: TaskTrackerToken,
@@ -109,12 +104,12 @@ pub struct Leased<I> {
 
 impl<I> Leased<I> {
     /// `image`, under `lease`.
-    pub fn new(image: I, lease: &Lease) -> Self {
+    pub(crate) fn new(image: I, lease: &Lease) -> Self {
         Leased { image, lease: lease.clone(), _share: lease.share() }
     }
 
     /// The image, for as long as the lease holds.
-    pub fn get(&self) -> Result<&I, Revoked> {
+    pub(crate) fn get(&self) -> Result<&I, Revoked> {
         self.lease.check().map(|()| &self.image)
     }
 }

@@ -7,20 +7,26 @@
 // A print macro panics where its line cannot be written; `output` does not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod address;
+mod address;
 pub mod cli;
-pub mod failpoint;
-pub mod files;
+mod failpoint;
+mod files;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod images;
-pub mod lease;
-pub mod migration;
+mod images;
+mod lease;
+mod migration;
 mod random;
-pub mod replication;
-pub mod service;
-pub mod transfer;
+mod replication;
+mod service;
+mod transfer;
+
+/// What this project's benchmarks measure by itself.
+#[doc(hidden)]
+pub mod measured {
+    pub use crate::address::home_agent::bindings::Bindings;
+}
 
 // A plan has room for the disks of every definition, and for no more.
 const _: () = assert!(longhaul_proto::wire::MAX_DISKS == migrate_driver::definition::MAX_DISKS);

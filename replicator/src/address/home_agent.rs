@@ -2,7 +2,7 @@
 //! file, and where each is reached stands in one of all, so that a restart knows it again. It never decides where a VM runs: an
 //! owner names its successor.
 
-pub mod bindings;
+pub(crate) mod bindings;
 mod nodes;
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ struct Permit {
 
 /// A key, which is never printed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secret(pub [u8; 32]);
+pub(crate) struct Secret(pub [u8; 32]);
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,7 +68,7 @@ struct Machine {
 }
 
 /// The home agent of this host.
-pub struct Home {
+pub(crate) struct Home {
     agent: HomeAgent,
     prefixes: Vec<Ipv6Prefix>,
     dir: PathBuf,
@@ -100,7 +100,7 @@ impl Keeper for Ownership {
 
 impl Home {
     /// Starts it with what is in `dir`.
-    pub async fn start(config: &HomeAgentConfig, dir: &Path) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn start(config: &HomeAgentConfig, dir: &Path) -> anyhow::Result<Arc<Self>> {
         let of_ipv4 = config.ipv4_prefixes.iter().map(|text| parse_ipv4_prefix(text, dir));
         let prefixes = config.prefixes.iter().map(|text| parse_prefix(text, dir));
         let prefixes = prefixes.chain(of_ipv4).collect::<Result<Vec<_>, _>>()?;
@@ -145,7 +145,7 @@ impl Home {
     }
 
     /// Answers a peer's request.
-    pub async fn permit(&self, peer: Fingerprint, request: &PermitRequest) -> PermitAnswer {
+    pub(crate) async fn permit(&self, peer: Fingerprint, request: &PermitRequest) -> PermitAnswer {
         match self.try_permit(peer, request).await {
             Ok(permit) => PermitAnswer::Permitted { spi: permit.spi, key: permit.key.0 },
             Err(reason) => {
@@ -213,17 +213,17 @@ impl Home {
     }
 
     /// Who carries packets.
-    pub fn plane(&self) -> DataPlane {
+    pub(crate) fn plane(&self) -> DataPlane {
         self.agent.plane()
     }
 
     /// Takes back what the kernel was told.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.agent.end().await;
     }
 
     /// All VMs and mobile nodes, with where they are reached.
-    pub async fn list(&self) -> Vec<serde_json::Value> {
+    pub(crate) async fn list(&self) -> Vec<serde_json::Value> {
         let mut list = self.nodes.list(&self.agent).await;
         for (vm, machine) in &*self.machines.lock().await {
             let binding = self.agent.binding(vm).await.ok().flatten();
@@ -241,7 +241,7 @@ impl Home {
     }
 
     /// Forgets a VM and who owns it: whoever asks for its prefix next owns it. Only for a platform that is gone for good.
-    pub async fn release(&self, vm: &str) -> Result<(), String> {
+    pub(crate) async fn release(&self, vm: &str) -> Result<(), String> {
         let mut machines = self.machines.lock().await;
         let machine = machines
             .get(vm)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 /// Those below are reserved (RFC 4285 section 5).
-pub const FIRST_SPI: u32 = 256;
+pub(crate) const FIRST_SPI: u32 = 256;
 /// What a shared key may have, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 /// What a name may have, in bytes (RFC 4283 section 3).
@@ -21,7 +21,7 @@ const NAME_BYTES: std::ops::RangeInclusive<usize> = 1..=254;
 /// A key that a mobile node and its home agent share, written as hexadecimal digits. It is never printed.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct HexKey(Vec<u8>);
+pub(crate) struct HexKey(Vec<u8>);
 
 impl std::fmt::Debug for HexKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,7 +48,7 @@ impl TryFrom<String> for HexKey {
 /// How a message is proved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Proof {
+pub(crate) enum Proof {
     /// HMAC-SHA-256, 128 bits of it: where both ends are ours.
     #[default]
     #[serde(rename = "hmac-sha256-128")]
@@ -83,7 +83,7 @@ fn judge(name: &str, spi: u32) -> Result<(), String> {
 /// A mobile node, as its home agent knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NodeConfig {
+pub(crate) struct NodeConfig {
     /// Its name, a network access identifier such as `node@example.org`.
     pub name: String,
     /// The address that it keeps, within the home agent's prefixes.
@@ -100,7 +100,7 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// The key as the home agent takes it.
     #[must_use]
-    pub fn shared_key(&self) -> SharedKey {
+    pub(crate) fn shared_key(&self) -> SharedKey {
         shared_key(self.spi, self.proof, &self.key)
     }
 
@@ -108,7 +108,7 @@ impl NodeConfig {
     ///
     /// # Errors
     /// Says which value, and its bounds.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         judge(&self.name, self.spi)
     }
 }
@@ -116,7 +116,7 @@ impl NodeConfig {
 /// This host as a mobile node.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MobileNodeConfig {
+pub(crate) struct MobileNodeConfig {
     /// The address that it keeps.
     pub home_address: Ipv6Addr,
     /// Its home agent's address.
@@ -141,7 +141,7 @@ pub struct MobileNodeConfig {
 }
 
 /// The tunnel interface's name, unless it is given another.
-pub fn interface() -> String {
+pub(crate) fn interface() -> String {
     "longhaul-node".to_owned()
 }
 
@@ -150,7 +150,7 @@ impl MobileNodeConfig {
     ///
     /// # Errors
     /// Says which value, and its bounds.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let interface = &self.interface;
         if !(1..=15).contains(&interface.len()) {
             return Err(format!("interface = {interface:?} has not 1 to 15 bytes"));
@@ -163,7 +163,7 @@ impl MobileNodeConfig {
 ///
 /// # Errors
 /// When it cannot start, or cannot go on.
-pub async fn run(
+pub(crate) async fn run(
     config: MobileNodeConfig,
     told: impl Future<Output = ()>,
     mut show: impl FnMut(&Value),

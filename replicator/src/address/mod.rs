@@ -1,8 +1,8 @@
 //! How a VM's addresses follow it: this platform's gateway is told which VMs run here, which are coming and which are
 //! leaving. It never decides where a VM runs, and a migration never fails because of it: what could not be done is said.
 
-pub mod home_agent;
-pub mod mobile_node;
+pub(crate) mod home_agent;
+pub(crate) mod mobile_node;
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -37,20 +37,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the source tells the destination about a VM's address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlanAddress {
+pub(crate) struct PlanAddress {
     /// The number of the key that the home agent gave for the destination.
     spi: u32,
-    /// That key.
     key: Secret,
-    /// The source's gateway.
     source: Ipv6Addr,
-    /// The destination's.
     target: Ipv6Addr,
 }
 
 /// Why an address does not follow.
 #[derive(Debug, thiserror::Error)]
-pub enum AddressError {
+pub(crate) enum AddressError {
     /// The home agent.
     #[error("asking the home agent: {0}")]
     Net(#[from] NetError),
@@ -75,7 +72,7 @@ enum Standing {
 }
 
 /// This platform's gateway.
-pub struct Addresses {
+pub(crate) struct Addresses {
     gateway: AccessGateway,
     config: MobilityConfig,
     standing: Mutex<BTreeMap<String, Standing>>,
@@ -98,7 +95,7 @@ enum Arrival {
 
 impl Addresses {
     /// Starts the gateway.
-    pub async fn start(config: &MobilityConfig) -> Result<Self, AddressError> {
+    pub(crate) async fn start(config: &MobilityConfig) -> Result<Self, AddressError> {
         let gateway = AccessGateway::start(Config {
             address: config.address,
             anchor: config.home_agent_address,
@@ -116,22 +113,22 @@ impl Addresses {
     }
 
     /// The gateway's address.
-    pub fn address(&self) -> Ipv6Addr {
+    pub(crate) fn address(&self) -> Ipv6Addr {
         self.config.address
     }
 
     /// Takes back what the kernel was told.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.gateway.end().await;
     }
 
     /// Has the VMs looked at now.
-    pub fn look(&self) {
+    pub(crate) fn look(&self) {
         self.changed.notify_one();
     }
 
     /// All VMs it has to do with.
-    pub fn list(&self) -> serde_json::Value {
+    pub(crate) fn list(&self) -> serde_json::Value {
         let vms: Vec<_> = lock(&self.standing)
             .iter()
             .map(|(vm, standing)| serde_json::json!({ "vm": vm, "standing": standing }))
@@ -188,7 +185,7 @@ async fn note_arrivals(
 
 /// Keeps the gateway at what is true: VMs that run here are served, others are not. Those that a job has hold of are the
 /// job's to tell.
-pub async fn keep(cx: AddressCx) {
+pub(crate) async fn keep(cx: AddressCx) {
     let Some(addresses) = &cx.gateway else { return };
     let mut told = BTreeMap::new();
     for definition in cx.guests.vms.list() {
@@ -342,7 +339,7 @@ async fn permit(
 }
 
 /// What the destination needs to be told, with the permit for it; or why the address stays behind.
-pub async fn plan(
+pub(crate) async fn plan(
     cx: &AddressCx,
     definition: &VmDefinition,
     peer: &str,
@@ -366,14 +363,14 @@ pub async fn plan(
 }
 
 /// The source: the guest will be paused soon.
-pub async fn leaves_soon(cx: &AddressCx, plan: &Plan) {
+pub(crate) async fn leaves_soon(cx: &AddressCx, plan: &Plan) {
     let Some((addresses, _)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     told(vm, "some packets may be lost", addresses.gateway.remember(vm).await.map_err(AddressError::from));
 }
 
 /// The source: the guest has stopped at that moment. What comes for it goes on to the destination, where it waits.
-pub async fn leaving(cx: &AddressCx, plan: &Plan, stopped: Instant) {
+pub(crate) async fn leaving(cx: &AddressCx, plan: &Plan, stopped: Instant) {
     let Some((addresses, address)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let left = async {
@@ -385,7 +382,7 @@ pub async fn leaving(cx: &AddressCx, plan: &Plan, stopped: Instant) {
 }
 
 /// The source: the guest runs on here.
-pub async fn stays(cx: &AddressCx, vm: &str) {
+pub(crate) async fn stays(cx: &AddressCx, vm: &str) {
     let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm).is_some() {
         told(vm, "it is not served on", addresses.gateway.stay(vm).await.map_err(AddressError::from));
@@ -394,7 +391,7 @@ pub async fn stays(cx: &AddressCx, vm: &str) {
 }
 
 /// The source: the guest runs elsewhere. What was under way to it is still forwarded, by the gateway alone.
-pub async fn left(cx: &AddressCx, vm: &str) {
+pub(crate) async fn left(cx: &AddressCx, vm: &str) {
     let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm).is_some() {
         told(
@@ -407,7 +404,7 @@ pub async fn left(cx: &AddressCx, vm: &str) {
 }
 
 /// The destination: the hypervisor waits for the guest, its interface is there.
-pub async fn expect(cx: &AddressCx, plan: &Plan) {
+pub(crate) async fn expect(cx: &AddressCx, plan: &Plan) {
     let Some((addresses, address)) = cx.gateway.as_ref().zip(plan.address.as_ref()) else { return };
     let vm = plan.definition.name.as_str();
     let expected = async {
@@ -422,7 +419,7 @@ pub async fn expect(cx: &AddressCx, plan: &Plan) {
 }
 
 /// The destination: the guest runs here.
-pub async fn arrived(cx: &AddressCx, vm: &str) {
+pub(crate) async fn arrived(cx: &AddressCx, vm: &str) {
     let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm) == Some(Standing::Expected) {
         let waiting = Arrival::Waiting(Instant::now());
@@ -432,7 +429,7 @@ pub async fn arrived(cx: &AddressCx, vm: &str) {
 }
 
 /// The destination: waits for the registration. Gives what was done, in a sentence.
-pub async fn rebind(cx: &AddressCx, plan: &Plan) -> String {
+pub(crate) async fn rebind(cx: &AddressCx, plan: &Plan) -> String {
     let vm = plan.definition.name.as_str();
     if plan.definition.network.is_none() {
         return "the VM has no [network] in its definition: its address was not moved; on a shared network segment the \
@@ -469,7 +466,7 @@ pub async fn rebind(cx: &AddressCx, plan: &Plan) -> String {
 }
 
 /// The destination: the guest will not come.
-pub async fn discard(cx: &AddressCx, vm: &str) {
+pub(crate) async fn discard(cx: &AddressCx, vm: &str) {
     let Some(addresses) = &cx.gateway else { return };
     if addresses.stands(vm) == Some(Standing::Expected) {
         told(vm, "it is still expected", addresses.gateway.forget(vm).await.map_err(AddressError::from));

@@ -18,23 +18,13 @@ use crate::service::jobs::Report;
 pub(super) enum ClientError {
     /// Nobody listens.
     #[error("no daemon answers on {path} ({cause}); start it with `longhaul daemon`, with the same --root")]
-    NoDaemon {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
+    NoDaemon { path: PathBuf, cause: std::io::Error },
     /// The daemon ended, or something else lives there.
     #[error("talking to the daemon: {0}")]
     Http(String),
     /// The daemon will not.
     #[error("{message}")]
-    Refused {
-        /// HTTP status.
-        status: u16,
-        /// Why.
-        message: String,
-    },
+    Refused { status: u16, message: String },
 }
 
 impl From<hyper::Error> for ClientError {

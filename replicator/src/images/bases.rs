@@ -26,42 +26,25 @@ use crate::transfer::{Counters, TransferError};
 
 /// Something that cannot be done to a base image.
 #[derive(Debug, thiserror::Error)]
-pub enum BaseError {
+pub(crate) enum BaseError {
     /// Its name.
     #[error("{0}")]
     Name(String),
     /// The image file.
     #[error("base image {path}: {source}")]
-    Image {
-        /// Which.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    Image { path: String, source: std::io::Error },
     /// The store.
     #[error(transparent)]
     Store(#[from] chunkstore::StoreError),
     /// Reading the image into the store.
     #[error("adding {path}: {source}")]
-    Ingest {
-        /// Which.
-        path: String,
-        /// Why.
-        source: chunkstore::IngestError,
-    },
+    Ingest { path: String, source: chunkstore::IngestError },
     /// The peer.
     #[error(transparent)]
     Net(#[from] NetError),
     /// The transfer.
     #[error("pushing base '{name}' to '{peer}': {source}")]
-    Transfer {
-        /// Which.
-        name: String,
-        /// Whereto.
-        peer: String,
-        /// Why.
-        source: TransferError,
-    },
+    Transfer { name: String, peer: String, source: TransferError },
     /// A part of our own ended without a word.
     #[error("a worker ended unexpectedly")]
     Worker,
@@ -75,7 +58,7 @@ pub enum BaseError {
 
 /// A base image as it is listed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// Its name.
     pub name: String,
     /// Its size in bytes.
@@ -91,7 +74,7 @@ pub struct Listed {
 }
 
 /// All base images. One that cannot be read is listed with the reason.
-pub fn list(cx: &ImagesCx) -> Result<Vec<Listed>, BaseError> {
+pub(crate) fn list(cx: &ImagesCx) -> Result<Vec<Listed>, BaseError> {
     let listed = cx.images.store().references()?.into_iter().map(|Reference { name, image }| match image {
         Ok(manifest) => Listed {
             name,
@@ -114,7 +97,7 @@ pub fn list(cx: &ImagesCx) -> Result<Vec<Listed>, BaseError> {
 }
 
 /// Begins to add an image as base `name`; it replaces one of that name.
-pub fn add(cx: &Arc<ImagesCx>, name: &str, image: &Path) -> Result<JobId, BaseError> {
+pub(crate) fn add(cx: &Arc<ImagesCx>, name: &str, image: &Path) -> Result<JobId, BaseError> {
     files::check_name("base image", name).map_err(BaseError::Name)?;
     let path = image.display().to_string();
     let image =
@@ -161,13 +144,13 @@ fn ingest(
 }
 
 /// Removes a base, and what is known of where it came from.
-pub fn remove(cx: &ImagesCx, name: &str) -> Result<(), BaseError> {
+pub(crate) fn remove(cx: &ImagesCx, name: &str) -> Result<(), BaseError> {
     cx.images.store().remove(name)?;
     cx.images.origins.publish(name, None, || Ok(()), |_| Ok(()))
 }
 
 /// Where a peer's push of base `name` goes. Refused at its first byte that differs from a base that is not the peer's.
-pub fn sink(cx: &ImagesCx, peer: &str, name: &str, size: u64) -> Result<PushedBase, Refusal> {
+pub(crate) fn sink(cx: &ImagesCx, peer: &str, name: &str, size: u64) -> Result<PushedBase, Refusal> {
     let failed = |error: &dyn std::fmt::Display| refusal(RefusalKind::Failed, error.to_string());
     let from = cx.reach.peers.get(peer).map_err(|error| failed(&error))?.fingerprint;
     let store = cx.images.store();
@@ -198,7 +181,7 @@ fn not_yours(name: &str) -> Refusal {
 }
 
 /// A base that a peer pushes.
-pub struct PushedBase {
+pub(crate) struct PushedBase {
     base: BaseSink,
     name: String,
     from: Fingerprint,
@@ -318,7 +301,7 @@ impl From<std::io::Error> for PushError {
 }
 
 /// Begins to push base `name` to peers, one after the other.
-pub fn push(cx: &Arc<ImagesCx>, name: &str, peers: Vec<String>) -> Result<JobId, BaseError> {
+pub(crate) fn push(cx: &Arc<ImagesCx>, name: &str, peers: Vec<String>) -> Result<JobId, BaseError> {
     for peer in &peers {
         cx.reach.peers.get(peer).map_err(NetError::from)?;
     }

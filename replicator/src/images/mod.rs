@@ -1,7 +1,7 @@
 //! Images that no VM runs on: bases in the chunk store, its upkeep, and restoring them.
 
-pub mod bases;
-pub mod origins;
-pub mod restore;
-pub mod targets;
-pub mod upkeep;
+pub(crate) mod bases;
+pub(crate) mod origins;
+pub(crate) mod restore;
+pub(crate) mod targets;
+pub(crate) mod upkeep;

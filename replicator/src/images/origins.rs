@@ -12,7 +12,7 @@ use crate::service::identity::Fingerprint;
 type Map = BTreeMap<String, Fingerprint>;
 
 /// The peers that pushed bases, by base.
-pub struct Origins {
+pub(crate) struct Origins {
     path: PathBuf,
     /// Also held while a base is published, so that its origin fits it.
     pushed: Mutex<Map>,
@@ -20,7 +20,7 @@ pub struct Origins {
 
 impl Origins {
     /// Those kept at `path`. A file that cannot be read is left out: then every base counts as made here.
-    pub fn load(path: &Path) -> Self {
+    pub(crate) fn load(path: &Path) -> Self {
         let pushed = match files::read_regular(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
@@ -34,13 +34,13 @@ impl Origins {
     }
 
     /// The peer that pushed a base; none for one made here.
-    pub fn of(&self, base: &str) -> Option<Fingerprint> {
+    pub(crate) fn of(&self, base: &str) -> Option<Fingerprint> {
         self.lock().get(base).copied()
     }
 
     /// Notes where a base comes from, durably, and then publishes it, with no other base published meanwhile. `publish` is
     /// told the origin there was.
-    pub fn publish<T, E: From<io::Error>>(
+    pub(crate) fn publish<T, E: From<io::Error>>(
         &self,
         base: &str,
         from: Option<Fingerprint>,

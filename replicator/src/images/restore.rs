@@ -23,82 +23,51 @@ use crate::transfer::sink::Holdings;
 
 /// Why a base was not written out. What was refused touched nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub(crate) enum RestoreError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A new file was asked for, and there is one.
     #[error("{path} exists: name a new file, or have only what differs written into it with --in-place", path = .path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// An image to be written into was asked for, and this is none of that size.
     #[error(
         "{path} has {has} bytes, the base {needs}: --in-place needs an image of the base's size; leave it out for a new file",
         path = .path.display()
     )]
-    WrongSize {
-        /// The image.
-        path: PathBuf,
-        /// Its size.
-        has: u64,
-        /// The base's.
-        needs: u64,
-    },
+    WrongSize { path: PathBuf, has: u64, needs: u64 },
     /// What is not to be written to.
     #[error(transparent)]
     Target(#[from] TargetError),
     /// There is nothing to share with an image that is there already.
     #[error("--like is for a new file: with --in-place {path} itself is what the base is compared with", path = .path.display())]
-    LikeInPlace {
-        /// The file.
-        path: PathBuf,
-    },
+    LikeInPlace { path: PathBuf },
     /// A file is out of reach.
     #[error("{what} {path}: {source}", path = .path.display())]
     Io {
         /// What was being done.
         what: &'static str,
-        /// To what.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
     /// A new file was not finished. It is gone.
     #[error("writing {path}: {source}", path = .path.display())]
-    NewFile {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: chunkstore::RestoreError,
-    },
+    NewFile { path: PathBuf, source: chunkstore::RestoreError },
     /// An image was not finished. It is neither what it was nor the base.
     #[error(
         "writing into {path}: {source}. It is incomplete now: neither what it was nor the base; run the same command again, which writes only what is still missing",
         path = .path.display()
     )]
-    InPlace {
-        /// The image.
-        path: PathBuf,
-        /// Why not.
-        source: chunkstore::RestoreError,
-    },
+    InPlace { path: PathBuf, source: chunkstore::RestoreError },
     /// Somebody cancelled it.
     #[error("cancelled; {path} was removed", path = .path.display())]
-    Cancelled {
-        /// The new file.
-        path: PathBuf,
-    },
+    Cancelled { path: PathBuf },
     /// Somebody cancelled it half-way.
     #[error(
         "cancelled; {path} is incomplete now: neither what it was nor the base. `longhaul base restore --in-place` again writes only what is still missing",
         path = .path.display()
     )]
-    CancelledInPlace {
-        /// The image.
-        path: PathBuf,
-    },
+    CancelledInPlace { path: PathBuf },
     /// A thread of ours broke.
     #[error("the worker ended unexpectedly")]
     Worker,
@@ -106,7 +75,7 @@ pub enum RestoreError {
 
 /// What `base restore` is asked.
 #[derive(Clone, Debug, Deserialize)]
-pub struct RestoreRequest {
+pub(crate) struct RestoreRequest {
     /// Where to, absolute.
     pub path: PathBuf,
     /// Write into the image that is there.
@@ -118,7 +87,11 @@ pub struct RestoreRequest {
 }
 
 /// Begins to write base `name` out of the store. What is refused is refused here, before there is a job.
-pub fn restore(cx: &Arc<ImagesCx>, name: &str, request: &RestoreRequest) -> Result<JobId, RestoreError> {
+pub(crate) fn restore(
+    cx: &Arc<ImagesCx>,
+    name: &str,
+    request: &RestoreRequest,
+) -> Result<JobId, RestoreError> {
     let manifest = cx.images.store().manifest(name)?;
     targets::check(&cx.guests.layout, &cx.guests.vms, &request.path, Lost::Kept)?;
     let target = Target::open(request, manifest.size())?;

@@ -14,7 +14,7 @@ use crate::service::vms::Vms;
 /// Why a file or device is not written to. Nothing was touched.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
-pub enum TargetError {
+pub(crate) enum TargetError {
     /// Writing there would harm this platform.
     #[error("{path} is {what}: it is not written to; choose another file", path = .path.display())]
     Ours { path: PathBuf, what: String },
@@ -34,7 +34,7 @@ pub enum TargetError {
 
 /// Refuses what the platform keeps its own things in, its VMs' disks by whatever name they are reached, and what this host
 /// has in use.
-pub fn check(layout: &Layout, vms: &Vms, path: &Path, lost: Lost) -> Result<(), TargetError> {
+pub(crate) fn check(layout: &Layout, vms: &Vms, path: &Path, lost: Lost) -> Result<(), TargetError> {
     let disks = vms.list().into_iter().flat_map(|definition| {
         let vm = definition.name.to_string();
         definition.disks.into_iter().map(move |disk| (vm.clone(), disk.path))
@@ -44,7 +44,7 @@ pub fn check(layout: &Layout, vms: &Vms, path: &Path, lost: Lost) -> Result<(), 
 }
 
 /// Refuses a block device unless it is to be overwritten.
-pub fn check_device(path: &Path, in_place: bool) -> Result<(), TargetError> {
+pub(crate) fn check_device(path: &Path, in_place: bool) -> Result<(), TargetError> {
     let is_device = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
     if is_device && !in_place { Err(TargetError::Device { path: path.to_owned() }) } else { Ok(()) }
 }
@@ -61,7 +61,7 @@ fn check_unused(path: &Path) -> Result<(), TargetError> {
 
 /// What is to become of the place of a VM's disk that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
+pub(crate) enum Lost {
     /// It stays empty.
     Kept,
     /// A copy of the lost disk may stand there again.
@@ -69,7 +69,7 @@ pub enum Lost {
 }
 
 /// See [`check`]; `disks` are those of VMs, with the VMs' names.
-pub fn check_not_ours(
+pub(crate) fn check_not_ours(
     layout: &Layout,
     disks: impl Iterator<Item = (String, PathBuf)>,
     path: &Path,

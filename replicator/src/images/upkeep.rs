@@ -31,32 +31,21 @@ const FETCH_LEVEL: i32 = 1;
 
 /// Why upkeep failed. What it touched is whole.
 #[derive(Debug, thiserror::Error)]
-pub enum UpkeepError {
+pub(crate) enum UpkeepError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Writing an archive.
     #[error("{path}: {source}", path = .path.display())]
-    Export {
-        /// The archive.
-        path: PathBuf,
-        /// Why not.
-        source: ExportError,
-    },
+    Export { path: PathBuf, source: ExportError },
     /// Reading an archive.
     #[error("{path}: {source}", path = .path.display())]
-    Import {
-        /// The archive.
-        path: PathBuf,
-        /// Why not.
-        source: ImportError,
-    },
+    Import { path: PathBuf, source: ImportError },
     /// A file.
     #[error("{what}: {source}")]
     Io {
         /// What was being done, to what.
         what: String,
-        /// Why not.
         source: std::io::Error,
     },
     /// Somebody has to do something.
@@ -65,7 +54,6 @@ pub enum UpkeepError {
          fetches them from replicas here and from peers; else add the base again{}", no_pack(*.packs)
     )]
     Unsound {
-        /// Chunks found damaged.
         damaged: usize,
         /// Chunks that references lack.
         missing: usize,
@@ -98,7 +86,7 @@ impl UpkeepError {
 
 /// What `store gc` is asked.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct GcRequest {
+pub(crate) struct GcRequest {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
@@ -108,7 +96,7 @@ pub struct GcRequest {
 
 /// What `store verify` is asked.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct VerifyRequest {
+pub(crate) struct VerifyRequest {
     /// One chunk in so many, instead of all.
     pub sample: Option<u32>,
     /// Only this base.
@@ -121,7 +109,7 @@ pub struct VerifyRequest {
 }
 
 /// Begins a collection.
-pub fn gc(cx: &Arc<ImagesCx>, request: GcRequest) -> JobId {
+pub(crate) fn gc(cx: &Arc<ImagesCx>, request: GcRequest) -> JobId {
     let options = request.waste_percent.map_or_else(GcOptions::default, |waste_percent| GcOptions {
         waste_percent: waste_percent.clamp(1, 100),
     });
@@ -157,7 +145,7 @@ pub fn gc(cx: &Arc<ImagesCx>, request: GcRequest) -> JobId {
 }
 
 /// Begins a verification.
-pub fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, UpkeepError> {
+pub(crate) fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, UpkeepError> {
     if let Some(base) = &request.base {
         cx.images.store().manifest(base)?;
     }
@@ -197,7 +185,7 @@ pub fn verify(cx: &Arc<ImagesCx>, request: VerifyRequest) -> Result<JobId, Upkee
 }
 
 /// Begins to write bases and all their chunks into an archive; all bases when `names` is empty.
-pub fn export(cx: &Arc<ImagesCx>, path: &Path, names: Vec<String>) -> Result<JobId, UpkeepError> {
+pub(crate) fn export(cx: &Arc<ImagesCx>, path: &Path, names: Vec<String>) -> Result<JobId, UpkeepError> {
     let names = if names.is_empty() { cx.images.store().names()? } else { names };
     for name in &names {
         cx.images.store().manifest(name)?;
@@ -239,7 +227,7 @@ fn write_archive(
 }
 
 /// Begins to bring an archive's images and chunks into the store.
-pub fn import(cx: &Arc<ImagesCx>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
+pub(crate) fn import(cx: &Arc<ImagesCx>, path: &Path, replace: bool) -> Result<JobId, UpkeepError> {
     let io = |source| UpkeepError::Io { what: format!("reading the archive {}", path.display()), source };
     let mut file = chunkstore::open_regular(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
@@ -454,7 +442,7 @@ async fn fetch(
 }
 
 /// Answers a peer's `Fetch`: each chunk that is here, from the store or an image outside it.
-pub async fn serve_fetch(
+pub(crate) async fn serve_fetch(
     cx: &Arc<ImagesCx>,
     connection: &Connection,
     send: SendStream,

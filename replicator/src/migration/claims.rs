@@ -22,7 +22,7 @@ use crate::service::identity::Fingerprint;
 use crate::service::jobs::unix_ms;
 
 /// Ends of jobs that are kept, the latest ones.
-pub const MAX_ENDED_JOBS: usize = 10_000;
+pub(crate) const MAX_ENDED_JOBS: usize = 10_000;
 /// A file longer than this is none of ours.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 const FILE: &str = "claims";
@@ -75,7 +75,7 @@ struct State {
 }
 
 /// The claims of a platform.
-pub struct Claims {
+pub(crate) struct Claims {
     dir: PathBuf,
     state: Mutex<State>,
     /// Held while the file is written, so that it never goes back.
@@ -84,7 +84,7 @@ pub struct Claims {
 
 impl Claims {
     /// The claims settled in `dir/claims`. A file that cannot be read is set aside and casts doubt on every VM here.
-    pub fn load(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn load(dir: &Path) -> io::Result<Self> {
         let path = dir.join(FILE);
         let mut state = State::default();
         match read(&path) {
@@ -101,7 +101,7 @@ impl Claims {
     }
 
     /// Reads every journal, folds those of ended jobs, and returns those that have not ended.
-    pub fn take_up_journals(&self) -> Result<Vec<(JobId, JournalFile)>, JournalFileError> {
+    pub(crate) fn take_up_journals(&self) -> Result<Vec<(JobId, JournalFile)>, JournalFileError> {
         let journals = journal::load_all(&self.dir)?;
         for damaged in &journals.damaged {
             let about = damaged
@@ -141,22 +141,22 @@ impl Claims {
     }
 
     /// Takes note of a job's records as they stand now.
-    pub fn note(&self, job: JobId, records: &[Record]) {
+    pub(crate) fn note(&self, job: JobId, records: &[Record]) {
         self.state().note(job, records);
     }
 
     /// How a job ended whose journal is gone.
-    pub fn ended(&self, job: JobId) -> Option<EndedJob> {
+    pub(crate) fn ended(&self, job: JobId) -> Option<EndedJob> {
         self.state().ended.get(&job.to_string()).cloned()
     }
 
     /// Files that cannot be read and may hold claims.
-    pub fn damaged(&self) -> Vec<DamagedJournal> {
+    pub(crate) fn damaged(&self) -> Vec<DamagedJournal> {
         self.state().damaged.clone()
     }
 
     /// What is claimed of `vm`; `defined`: whether there is a definition of it here, which alone makes it ours.
-    pub fn of(&self, vm: &str, defined: bool) -> Option<Claim> {
+    pub(crate) fn of(&self, vm: &str, defined: bool) -> Option<Claim> {
         let state = self.state();
         let settled = state.settled.get(vm);
         let running = state.running.get(vm).into_iter().flat_map(HashMap::values);
@@ -187,14 +187,14 @@ impl Claims {
 
     /// Settles a claim, durable when this returns: every damaged file that is known now is answered by it. One that ranks
     /// below what is known changes nothing but ends a doubt.
-    pub fn settle(&self, vm: &str, claim: Claim) -> io::Result<()> {
+    pub(crate) fn settle(&self, vm: &str, claim: Claim) -> io::Result<()> {
         let answered = self.state().concerning(vm).map(name_of).collect();
         self.write(Some((vm, Settled::new(claim, unix_ms(), answered))))
     }
 
     /// Settles a VM that is defined here, at `claim`. Damaged files that name no VM are answered by it; one that names this VM
     /// is not, for it may be of a hand-off to here.
-    pub fn settle_defined(&self, vm: &str, claim: Claim) -> io::Result<()> {
+    pub(crate) fn settle_defined(&self, vm: &str, claim: Claim) -> io::Result<()> {
         let answered = {
             let state = self.state();
             state.damaged.iter().filter(|damaged| damaged.about.is_none()).map(name_of).collect()
@@ -203,7 +203,7 @@ impl Claims {
     }
 
     /// Settles that peers have another VM of this name than the one that is `claim` here.
-    pub fn settle_distinct(
+    pub(crate) fn settle_distinct(
         &self,
         vm: &str,
         claim: Claim,
@@ -215,7 +215,7 @@ impl Claims {
     }
 
     /// Whether a person has said that this peer's VM of this name, at this epoch, is another one.
-    pub fn is_distinct(&self, vm: &str, peer: &Fingerprint, epoch: Epoch) -> bool {
+    pub(crate) fn is_distinct(&self, vm: &str, peer: &Fingerprint, epoch: Epoch) -> bool {
         let state = self.state();
         let known = state.settled.get(vm).and_then(|settled| settled.distinct_from.get(peer));
         known.is_some_and(|known| epoch <= *known)

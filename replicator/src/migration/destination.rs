@@ -29,7 +29,7 @@ const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// Where a running destination takes what comes in for it.
 #[derive(Clone)]
-pub struct DestinationPort {
+pub(crate) struct DestinationPort {
     inputs: mpsc::Sender<DestinationInput>,
     pub(super) link: Arc<Link>,
     incoming: Arc<OnceLock<Arc<Incoming>>>,
@@ -40,7 +40,7 @@ pub struct DestinationPort {
 
 impl DestinationPort {
     /// The images, once they stand ready.
-    pub fn incoming(&self) -> Option<Arc<Incoming>> {
+    pub(crate) fn incoming(&self) -> Option<Arc<Incoming>> {
         self.incoming.get().cloned()
     }
 
@@ -49,14 +49,14 @@ impl DestinationPort {
     }
 
     /// Counts bytes of the memory stream.
-    pub fn count_memory(&self, bytes: u64) {
+    pub(crate) fn count_memory(&self, bytes: u64) {
         if let Some(handle) = self.handle.get() {
             handle.add_memory(bytes);
         }
     }
 
     /// The memory stream has been loaded, or a stream has failed.
-    pub async fn input(&self, input: DestinationInput) {
+    pub(crate) async fn input(&self, input: DestinationInput) {
         // A hand-off that has ended wants to know of nothing.
         let _ = self.inputs.send(input).await;
     }
@@ -69,7 +69,7 @@ impl DestinationPort {
 
 /// An offer that is refused on the spot.
 #[derive(Debug, thiserror::Error)]
-pub enum OfferError {
+pub(crate) enum OfferError {
     /// The VM is known here in a way that forbids it.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -81,29 +81,18 @@ pub enum OfferError {
         "VM '{vm}' is run by '{binary}', which a peer may not start here; if it is to be trusted, add it to \
          qemu_binaries in longhaul.toml and restart the daemon"
     )]
-    Binary {
-        /// The VM.
-        vm: String,
-        /// The program.
-        binary: String,
-    },
+    Binary { vm: String, binary: String },
     /// What it asks of its program.
     #[error(
         "VM '{vm}' may not come here as it is: {source}; if every peer is to be trusted with that on this host, add it to \
          qemu_arguments in longhaul.toml and restart the daemon"
     )]
-    Foreign {
-        /// The VM.
-        vm: String,
-        /// What it asks.
-        source: ForeignError,
-    },
+    Foreign { vm: String, source: ForeignError },
     /// Its hypervisor.
     #[error(
         "VM '{vm}' runs on another hypervisor; this platform's is {ours:?}, and neither can run the other's guests"
     )]
     Hypervisor {
-        /// The VM.
         vm: String,
         /// What runs VMs here.
         ours: HypervisorKind,
@@ -116,9 +105,7 @@ pub enum OfferError {
         "VM '{vm}' is offered at epoch {offered}, but epoch {known} is known here; its owner is '{owner}'"
     )]
     Stale {
-        /// The VM.
         vm: String,
-        /// The offer's epoch.
         offered: Epoch,
         /// The epoch known here.
         known: Epoch,
@@ -131,7 +118,6 @@ pub enum OfferError {
          then try again"
     )]
     Runs {
-        /// The VM.
         vm: String,
         /// How the guest stands.
         status: GuestStatus,
@@ -148,7 +134,12 @@ pub enum OfferError {
 }
 
 /// Whether an offer would be taken up and could be carried out, as far as that can be known. Changes nothing.
-pub async fn judge(cx: &Arc<MigrationCx>, vm: &str, epoch: Epoch, plan: &[u8]) -> Result<(), OfferError> {
+pub(crate) async fn judge(
+    cx: &Arc<MigrationCx>,
+    vm: &str,
+    epoch: Epoch,
+    plan: &[u8],
+) -> Result<(), OfferError> {
     let plan = check_plan(cx, vm, plan)?;
     check_owner(cx, vm, epoch)?;
     check_nobody_runs(cx, vm).await?;
@@ -156,7 +147,7 @@ pub async fn judge(cx: &Arc<MigrationCx>, vm: &str, epoch: Epoch, plan: &[u8]) -
 }
 
 /// Takes up an offer: from here on the hand-off decides. The same offer again is left alone.
-pub async fn offered(
+pub(crate) async fn offered(
     cx: &Arc<MigrationCx>,
     job: JobId,
     peer: &str,
@@ -247,7 +238,7 @@ fn check_owner(cx: &MigrationCx, vm: &str, epoch: Epoch) -> Result<(), OfferErro
 }
 
 /// Goes on with a hand-off that a crash interrupted.
-pub fn resume(cx: &Arc<MigrationCx>, job: JobId, journal: JournalFile) -> Result<(), OfferError> {
+pub(crate) fn resume(cx: &Arc<MigrationCx>, job: JobId, journal: JournalFile) -> Result<(), OfferError> {
     let Some(mut machine) = Destination::recover(journal.records()) else { return Ok(()) };
     let Some(Record::Accepted { vm, peer, plan, .. }) = journal.records().first().cloned() else {
         return Ok(());

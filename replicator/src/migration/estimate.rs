@@ -19,7 +19,7 @@ use crate::transfer::{Counters, TransferError};
 
 /// An estimate that could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum EstimateError {
+pub(crate) enum EstimateError {
     /// The plan.
     #[error(transparent)]
     Plan(#[from] MigrateError),
@@ -28,25 +28,15 @@ pub enum EstimateError {
     Net(#[from] NetError),
     /// It would not take the VM.
     #[error("'{peer}' would refuse: {reason}")]
-    Unfit {
-        /// The peer.
-        peer: String,
-        /// Why.
-        reason: String,
-    },
+    Unfit { peer: String, reason: String },
     /// Asking it.
     #[error("asking what the peer lacks of disk '{disk}': {source}")]
-    Transfer {
-        /// Which.
-        disk: String,
-        /// Why.
-        source: TransferError,
-    },
+    Transfer { disk: String, source: TransferError },
 }
 
 /// What a migration would do and send.
 #[derive(Clone, Debug, Serialize)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     /// The VM.
     pub vm: String,
     /// Whereto.
@@ -63,7 +53,7 @@ pub struct Estimate {
 
 /// What would be sent of a disk.
 #[derive(Clone, Debug, Serialize)]
-pub struct DiskEstimate {
+pub(crate) struct DiskEstimate {
     /// Its name.
     pub name: String,
     /// Its size in bytes.
@@ -77,7 +67,12 @@ pub struct DiskEstimate {
 }
 
 /// Scans the VM's disks and asks `peer` what it lacks.
-pub async fn estimate(cx: &MigrationCx, vm: &str, peer: &str, mode: Mode) -> Result<Estimate, EstimateError> {
+pub(crate) async fn estimate(
+    cx: &MigrationCx,
+    vm: &str,
+    peer: &str,
+    mode: Mode,
+) -> Result<Estimate, EstimateError> {
     let owned = cx.guests.vms.owned(vm).map_err(MigrateError::from)?;
     let definition = cx.guests.vms.definition(vm).map_err(MigrateError::from)?;
     cx.guests.hypervisor.check_movable(&definition, mode).await.map_err(MigrateError::from)?;

@@ -22,7 +22,7 @@ use crate::transfer::sink::{Assembly, InPlace, MigrationSink};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
-pub enum IncomingError {
+pub(crate) enum IncomingError {
     /// The hypervisor.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -38,7 +38,6 @@ pub enum IncomingError {
     /// A kernel or initial RAM disk is not here.
     #[error("the VM boots from {path}, which is {what} on this platform: copy it here, then try again")]
     BootFile {
-        /// Which.
         path: PathBuf,
         /// Missing, or another.
         what: &'static str,
@@ -50,14 +49,7 @@ pub enum IncomingError {
     #[error(
         "disk '{disk}' is not what the source has after the last block (root {found}, expected {expected})"
     )]
-    Root {
-        /// Which.
-        disk: String,
-        /// Ours.
-        found: String,
-        /// The source's.
-        expected: String,
-    },
+    Root { disk: String, found: String, expected: String },
     /// A message out of place.
     #[error("the source speaks of disks that this migration does not have")]
     NoSuchDisk,
@@ -76,7 +68,7 @@ struct Disk {
 }
 
 /// The images of one incoming migration.
-pub struct Incoming {
+pub(crate) struct Incoming {
     cx: Arc<MigrationCx>,
     /// With the paths under which the images are written.
     definition: VmDefinition,
@@ -88,7 +80,7 @@ impl Incoming {
     /// Whether the VM can come in, as far as that can be known before anything moves: the files it boots from, the places
     /// of its disks, and whether the hypervisor can run it. Changes nothing. `progress` is called whenever more of that
     /// is known.
-    pub async fn judge(
+    pub(crate) async fn judge(
         cx: &Arc<MigrationCx>,
         plan: &Plan,
         lease: &Lease,
@@ -114,7 +106,7 @@ impl Incoming {
 
     /// Judges the plan and creates the images, from whatever there is of the VM's disks: an image that was left here,
     /// a replica.
-    pub async fn prepare(
+    pub(crate) async fn prepare(
         cx: &Arc<MigrationCx>,
         peer: &str,
         plan: &Plan,
@@ -153,12 +145,12 @@ impl Incoming {
     }
 
     /// The lease under which everything that writes to the images must run.
-    pub fn lease(&self) -> &Lease {
+    pub(crate) fn lease(&self) -> &Lease {
         &self.lease
     }
 
     /// A sink for a disk's transfer; each disk has one.
-    pub fn sink(&self, disk: u32, size: u64) -> Result<MigrationSink, IncomingError> {
+    pub(crate) fn sink(&self, disk: u32, size: u64) -> Result<MigrationSink, IncomingError> {
         let disk = self.disks.get(disk as usize).ok_or(IncomingError::NoSuchDisk)?;
         let image = disk.landing.image();
         if image.size() != size || disk.taken.swap(true, std::sync::atomic::Ordering::Relaxed) {
@@ -171,12 +163,12 @@ impl Incoming {
     }
 
     /// Starts the hypervisor, waiting for memory.
-    pub async fn start_hypervisor(&self) -> Result<(), IncomingError> {
+    pub(crate) async fn start_hypervisor(&self) -> Result<(), IncomingError> {
         Ok(self.cx.guests.hypervisor.start_incoming(&self.definition).await?)
     }
 
     /// Feeds the memory stream to the hypervisor until it is loaded. A broken stream is an error.
-    pub async fn load_memory(
+    pub(crate) async fn load_memory(
         &self,
         (send, recv): (SendStream, LaneRecv),
         count: impl Fn(u64),
@@ -189,7 +181,7 @@ impl Incoming {
 
     /// Waits until the last blocks are durable and hashed, which began when they came, and compares the images' roots
     /// with the source's.
-    pub async fn seal(&self, roots: Vec<Root>) -> Result<(), IncomingError> {
+    pub(crate) async fn seal(&self, roots: Vec<Root>) -> Result<(), IncomingError> {
         if roots.len() != self.disks.len() {
             return Err(IncomingError::NoSuchDisk);
         }
@@ -220,7 +212,7 @@ fn check_boot_file(file: &BootFile) -> Result<(), IncomingError> {
 }
 
 /// Lets the guest run here. Gives its definition here, and true when its memory was lost and it was booted from its disks.
-pub async fn resume(
+pub(crate) async fn resume(
     cx: &Arc<MigrationCx>,
     plan: &Plan,
     job: JobId,
@@ -252,7 +244,7 @@ pub async fn resume(
 }
 
 /// Keeps the definition of a VM that runs here by now.
-pub async fn keep_definition(
+pub(crate) async fn keep_definition(
     cx: &MigrationCx,
     definition: VmDefinition,
     lease: &Lease,
@@ -263,7 +255,7 @@ pub async fn keep_definition(
 }
 
 /// Ends what there is of a VM that will not come. Its images are put aside: they spare the next migration the same bytes.
-pub async fn take_back(
+pub(crate) async fn take_back(
     cx: &Arc<MigrationCx>,
     plan: &Plan,
     job: JobId,

@@ -19,34 +19,19 @@ const MAX_JOURNAL_BYTES: u64 = 16 << 20;
 
 /// A journal that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalFileError {
+pub(crate) enum JournalFileError {
     /// The file is out of reach. Nothing was written.
     #[error("the journal {path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// A record could not be written, and what was written of it could not be taken back.
     #[error(
         "the journal {path} failed while a record was written and cannot be put back ({source}). Nothing more is done \
          with this job: mend the disk and restart the daemon, which goes on from what the journal holds"
     )]
-    Doubtful {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Doubtful { path: PathBuf, source: io::Error },
     /// Its content.
     #[error("the journal {path}: {source}")]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: JournalError,
-    },
+    Content { path: PathBuf, source: JournalError },
 }
 
 impl JournalFileError {
@@ -59,7 +44,7 @@ impl JournalFileError {
 
 /// One hand-off's journal.
 #[derive(Debug)]
-pub struct JournalFile {
+pub(crate) struct JournalFile {
     path: PathBuf,
     file: File,
     length: u64,
@@ -68,7 +53,7 @@ pub struct JournalFile {
 
 impl JournalFile {
     /// A new, empty journal for `job` in `dir`, its name durable.
-    pub fn create(dir: &Path, job: JobId) -> Result<Self, JournalFileError> {
+    pub(crate) fn create(dir: &Path, job: JobId) -> Result<Self, JournalFileError> {
         let path = dir.join(format!("{job}.journal"));
         let io = |source| JournalFileError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(io)?;
@@ -78,7 +63,7 @@ impl JournalFile {
     }
 
     /// An existing journal; a torn tail is cut.
-    pub fn open(path: &Path) -> Result<Self, JournalFileError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, JournalFileError> {
         let io = |source| JournalFileError::Io { path: path.to_owned(), source };
         let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
         let mut bytes = Vec::new();
@@ -101,17 +86,17 @@ impl JournalFile {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// What it holds.
-    pub fn records(&self) -> &[Record] {
+    pub(crate) fn records(&self) -> &[Record] {
         &self.records
     }
 
     /// Appends a record; durable when this returns. On [`JournalFileError::Io`] the record is not in the journal.
-    pub fn append(&mut self, record: &Record) -> Result<(), JournalFileError> {
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), JournalFileError> {
         let bytes = journal::encode(record)
             .map_err(|source| JournalFileError::Content { path: self.path.clone(), source })?;
         let written = self
@@ -133,7 +118,7 @@ impl JournalFile {
 
 /// What the journals in a directory say.
 #[derive(Debug, Default)]
-pub struct Journals {
+pub(crate) struct Journals {
     /// Those of jobs that have not ended, each open for further records.
     pub open: Vec<(JobId, JournalFile)>,
     /// Those of jobs that have ended, or never began.
@@ -144,7 +129,7 @@ pub struct Journals {
 
 /// How a hand-off ended: all that its peer may still ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndedJob {
+pub(crate) struct EndedJob {
     /// The job, 32 hexadecimal digits.
     pub job: String,
     /// The VM.
@@ -165,7 +150,7 @@ pub struct EndedJob {
 /// The last record of a hand-off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum End {
+pub(crate) enum End {
     /// Source: the peer runs the VM.
     Retired,
     /// Source: the VM stays here.
@@ -178,7 +163,7 @@ pub enum End {
 
 impl EndedJob {
     /// The end that these records tell, if they are those of a job that has ended.
-    pub fn of(job: JobId, records: &[Record], at_unix_ms: u64) -> Option<Self> {
+    pub(crate) fn of(job: JobId, records: &[Record], at_unix_ms: u64) -> Option<Self> {
         let (Record::Started { vm, peer, epoch } | Record::Accepted { vm, peer, epoch, .. }) =
             records.first()?
         else {
@@ -200,7 +185,7 @@ impl EndedJob {
     }
 
     /// Records that tell the same end, without the plan and the reason.
-    pub fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<Record> {
         let (vm, peer, epoch) = (self.vm.clone(), self.peer.clone(), self.epoch);
         let started = Record::Started { vm: vm.clone(), peer: peer.clone(), epoch };
         let accepted = Record::Accepted { vm, peer, epoch, plan: Vec::new() };
@@ -223,7 +208,7 @@ impl EndedJob {
 
 /// A journal, or another file with claims, that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DamagedJournal {
+pub(crate) struct DamagedJournal {
     /// The file.
     pub path: PathBuf,
     /// The VM it is about and the last epoch that can be read, where its first record is whole.
@@ -233,7 +218,7 @@ pub struct DamagedJournal {
 }
 
 /// The records of a journal file, read without a change to it.
-pub fn read(path: &Path) -> Result<Vec<Record>, JournalFileError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<Record>, JournalFileError> {
     let bytes = read_bytes(path).map_err(|source| JournalFileError::Io { path: path.to_owned(), source })?;
     let (records, _) = journal::decode(&bytes)
         .map_err(|source| JournalFileError::Content { path: path.to_owned(), source })?;
@@ -248,7 +233,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Reads every journal in `dir`. A journal that cannot be read is reported, left as it is, and keeps no other from being
 /// read. What is no journal is passed over.
-pub fn load_all(dir: &Path) -> Result<Journals, JournalFileError> {
+pub(crate) fn load_all(dir: &Path) -> Result<Journals, JournalFileError> {
     let io = |source| JournalFileError::Io { path: dir.to_owned(), source };
     let mut journals = Journals::default();
     for entry in std::fs::read_dir(dir).map_err(io)? {
@@ -274,7 +259,7 @@ pub fn load_all(dir: &Path) -> Result<Journals, JournalFileError> {
 }
 
 /// The extension of files with claims that were set aside because they cannot be read.
-pub const DAMAGED: &str = "damaged";
+pub(crate) const DAMAGED: &str = "damaged";
 
 fn load_one(journals: &mut Journals, job: JobId, path: PathBuf) {
     let at_unix_ms = written_at(&path);
@@ -314,7 +299,7 @@ fn written_at(path: &Path) -> u64 {
 }
 
 /// Whether these are all the records there will be.
-pub fn has_ended(records: &[Record]) -> bool {
+pub(crate) fn has_ended(records: &[Record]) -> bool {
     matches!(
         records.last(),
         None | Some(Record::Retired | Record::RolledBack { .. } | Record::Discarded { .. } | Record::Rebound)
@@ -324,7 +309,7 @@ pub fn has_ended(records: &[Record]) -> bool {
 /// What is known here of the ownership of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Claim {
+pub(crate) enum Claim {
     /// We own it at this epoch.
     Ours(Epoch),
     /// We promised to do as the peer decides and know no decision.
@@ -339,7 +324,7 @@ pub enum Claim {
 
 impl Claim {
     /// The epoch it is about.
-    pub fn epoch(&self) -> Epoch {
+    pub(crate) fn epoch(&self) -> Epoch {
         match self {
             Claim::Ours(epoch)
             | Claim::Theirs(epoch, _)
@@ -350,7 +335,7 @@ impl Claim {
     }
 
     /// Orders claims to one VM: the highest epoch counts, and of two at one epoch the one that lets less run here.
-    pub fn rank(&self) -> (Epoch, u8) {
+    pub(crate) fn rank(&self) -> (Epoch, u8) {
         let strictness = match self {
             Claim::Ours(_) => 0,
             Claim::Undecided(..) => 1,
@@ -363,7 +348,7 @@ impl Claim {
 }
 
 /// The VM a job is about, and what its records say of it. A job that came to nothing says nothing of the destination.
-pub fn claim(records: &[Record]) -> Option<(String, Claim)> {
+pub(crate) fn claim(records: &[Record]) -> Option<(String, Claim)> {
     match records.first()? {
         Record::Started { vm, peer, epoch } => {
             let released = records.iter().find_map(|record| match record {

@@ -29,15 +29,13 @@ const LOOKED_AT: Duration = Duration::from_secs(5);
 
 /// Why a disk cannot stand here.
 #[derive(Debug, thiserror::Error)]
-pub enum LandingError {
+pub(crate) enum LandingError {
     /// A file of ours.
     #[error("cannot {doing} {path}: {source}", path = .path.display())]
     Io {
         /// What was being done.
         doing: &'static str,
-        /// To what.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
     /// A device of that name is there, and nothing says that it is this VM's.
@@ -46,12 +44,7 @@ pub enum LandingError {
          try again",
         path = .path.display()
     )]
-    ForeignDevice {
-        /// The path.
-        path: PathBuf,
-        /// The VM.
-        vm: String,
-    },
+    ForeignDevice { path: PathBuf, vm: String },
     /// It is another VM's by now.
     #[error(
         "cannot take VM '{vm}' back: its disk {path} is a disk of VM '{owner}' by now; forget the old place with \
@@ -59,7 +52,6 @@ pub enum LandingError {
         path = .path.display()
     )]
     Taken {
-        /// The path.
         path: PathBuf,
         /// The VM that comes.
         vm: String,
@@ -73,11 +65,9 @@ pub enum LandingError {
         path = .path.display()
     )]
     InUse {
-        /// The path.
         path: PathBuf,
         /// The VM that comes.
         vm: String,
-        /// Who uses it.
         user: String,
     },
     /// A device of another size.
@@ -86,42 +76,21 @@ pub enum LandingError {
          forget the old place with `longhaul vm remove {vm}` here, then try again",
         path = .path.display()
     )]
-    DeviceSize {
-        /// The device.
-        path: PathBuf,
-        /// The VM.
-        vm: String,
-        /// The device's bytes.
-        has: u64,
-        /// The disk's bytes.
-        needs: u64,
-    },
+    DeviceSize { path: PathBuf, vm: String, has: u64, needs: u64 },
     /// It leads nowhere.
     #[error(
         "cannot write the disk of VM '{vm}' to {path}: the device or link is there in name only; activate the volume, or \
          forget the place with `longhaul vm remove {vm}` here, then try again",
         path = .path.display()
     )]
-    Missing {
-        /// The path.
-        path: PathBuf,
-        /// The VM.
-        vm: String,
-    },
+    Missing { path: PathBuf, vm: String },
     /// No room.
     #[error(
         "{path} has {free} bytes free, and the VM's disks need {needed} (an image that it left there stays until it is back): \
          make room there, then try again",
         path = .path.display()
     )]
-    NoSpace {
-        /// Where.
-        path: PathBuf,
-        /// What there is.
-        free: u64,
-        /// What it takes.
-        needed: u64,
-    },
+    NoSpace { path: PathBuf, free: u64, needed: u64 },
 }
 
 fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LandingError + use<> {

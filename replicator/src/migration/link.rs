@@ -24,7 +24,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_WATCHED: usize = 8;
 
 /// The way to one peer, for one job.
-pub struct Link {
+pub(crate) struct Link {
     network: Network,
     peer: String,
     connections: Mutex<Connections>,
@@ -52,7 +52,7 @@ struct Connections {
 
 impl Link {
     /// A link to `peer` for `job`; `lost` is notified whenever a connection ends or a message could not be sent.
-    pub fn new(
+    pub(crate) fn new(
         network: Network,
         peer: String,
         job: JobId,
@@ -70,12 +70,12 @@ impl Link {
     }
 
     /// The peer's name.
-    pub fn peer(&self) -> &str {
+    pub(crate) fn peer(&self) -> &str {
         &self.peer
     }
 
     /// Sends a message, or loses it.
-    pub fn transmit(&self, message: Message) {
+    pub(crate) fn transmit(&self, message: Message) {
         if self.queue.try_send(Item::Message(message)).is_err() {
             tracing::debug!(peer = %self.peer, "a message is dropped: the peer has been out of reach for long");
         }
@@ -83,7 +83,7 @@ impl Link {
 
     /// Uses this connection from now on. One that was used before and still lives goes on to carry what is under way on
     /// it; when it ends, that is a loss.
-    pub fn attach(self: &Arc<Self>, connection: Connection) {
+    pub(crate) fn attach(self: &Arc<Self>, connection: Connection) {
         let stable_id = connection.stable_id();
         {
             let mut connections = self.lock();
@@ -110,7 +110,7 @@ impl Link {
     }
 
     /// The connection there is, or a new one.
-    pub async fn connection(self: &Arc<Self>) -> Result<Connection, NetError> {
+    pub(crate) async fn connection(self: &Arc<Self>) -> Result<Connection, NetError> {
         if let Some(connection) = self.current() {
             return Ok(connection);
         }
@@ -120,7 +120,7 @@ impl Link {
     }
 
     /// Waits a little until what was transmitted has arrived, then ends everything the link does; for the end of a job.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let drained = async {
             let (flush, flushed) = oneshot::channel();
             if self.queue.send(Item::Flush(flush)).await.is_ok() {

@@ -2,19 +2,19 @@
 //! carries out what it says, in order, the journal first. `source` and `destination` are the two ends; nothing here
 //! decides who may run a VM.
 
-pub mod claims;
-pub mod destination;
+pub(crate) mod claims;
+pub(crate) mod destination;
 mod driver;
-pub mod estimate;
-pub mod incoming;
-pub mod journal;
-pub mod landing;
-pub mod link;
-pub mod outgoing;
-pub mod ownership;
-pub mod plan;
+pub(crate) mod estimate;
+pub(crate) mod incoming;
+pub(crate) mod journal;
+pub(crate) mod landing;
+pub(crate) mod link;
+pub(crate) mod outgoing;
+pub(crate) mod ownership;
+pub(crate) mod plan;
 mod recover;
-pub mod source;
+pub(crate) mod source;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -28,8 +28,8 @@ use tokio::sync::mpsc;
 use crate::service::vms::Hold;
 use destination::DestinationPort;
 use link::Link;
-pub use plan::{BootFile, Plan, PlanDisk, PlanError};
-pub use recover::{answer_from_journal, recover_all, reply};
+pub(crate) use plan::{BootFile, Plan, PlanDisk, PlanError};
+pub(crate) use recover::{answer_from_journal, recover_all, reply};
 
 /// Where a running hand-off takes what comes in for it.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ impl Port {
 
 /// The hand-offs that are going on.
 #[derive(Default)]
-pub struct Handoffs {
+pub(crate) struct Handoffs {
     ports: Mutex<HashMap<JobId, Port>>,
     /// Jobs whose journals may hold a record that is not durable: nobody is told anything of them before a restart, and
     /// their VMs stay held.
@@ -59,7 +59,7 @@ pub struct Handoffs {
 impl Handoffs {
     /// Hands a message to its hand-off. False when there is none of that job with that peer. A message for a driver that
     /// is too busy to take it is lost, as messages may be.
-    pub fn deliver(&self, job: JobId, peer: &str, message: Message, connection: &Connection) -> bool {
+    pub(crate) fn deliver(&self, job: JobId, peer: &str, message: Message, connection: &Connection) -> bool {
         let Some(port) = self.port(job, peer) else { return false };
         port.link().attach(connection.clone());
         let label = message.label();
@@ -74,7 +74,7 @@ impl Handoffs {
     }
 
     /// Decides in place of a source that will never answer. False when no promise about `vm` is open here.
-    pub fn resolve(&self, vm: &str, keep: bool) -> bool {
+    pub(crate) fn resolve(&self, vm: &str, keep: bool) -> bool {
         let ports: Vec<_> = self.lock().values().cloned().collect();
         ports.into_iter().any(|port| match port {
             Port::Destination(port) => {
@@ -85,7 +85,7 @@ impl Handoffs {
     }
 
     /// Ends a hand-off whose VM was released to a peer that will never say that it runs it. False when it is no source's.
-    pub fn presume_resumed(&self, job: JobId) -> bool {
+    pub(crate) fn presume_resumed(&self, job: JobId) -> bool {
         match self.lock().get(&job) {
             Some(Port::Source { inputs, .. }) => {
                 inputs.try_send(SourceInput::Message(Message::Resumed)).is_ok()
@@ -95,7 +95,7 @@ impl Handoffs {
     }
 
     /// Whether this job's journal is not to be believed.
-    pub fn is_left(&self, job: JobId) -> bool {
+    pub(crate) fn is_left(&self, job: JobId) -> bool {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&job)
     }
 
@@ -105,7 +105,7 @@ impl Handoffs {
     }
 
     /// What a destination's streams go to.
-    pub fn incoming(&self, job: JobId, peer: &str) -> Option<DestinationPort> {
+    pub(crate) fn incoming(&self, job: JobId, peer: &str) -> Option<DestinationPort> {
         match self.port(job, peer)? {
             Port::Destination(port) => Some(port),
             Port::Source { .. } => None,

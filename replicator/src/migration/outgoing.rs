@@ -28,18 +28,13 @@ use crate::transfer::sender::Sender;
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
-pub enum OutgoingError {
+pub(crate) enum OutgoingError {
     /// The hypervisor.
     #[error(transparent)]
     Driver(#[from] DriverError),
     /// A transfer.
     #[error("disk '{disk}': {source}")]
-    Transfer {
-        /// Which disk.
-        disk: String,
-        /// Why.
-        source: TransferError,
-    },
+    Transfer { disk: String, source: TransferError },
     /// The connection.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -48,28 +43,19 @@ pub enum OutgoingError {
     Io {
         /// What was being done, to what.
         what: String,
-        /// Why.
         source: std::io::Error,
     },
     /// The guest's writes could not be kept track of.
     #[error(
         "disk '{disk}': the guest's writes could not be recorded: {reason}; make room in the scratch directory"
     )]
-    Overlay {
-        /// Which disk.
-        disk: String,
-        /// Why.
-        reason: String,
-    },
+    Overlay { disk: String, reason: String },
     /// A disk of the guest.
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// Somebody has changed a disk's size.
     #[error("disk '{disk}' has another size than when the migration began: try again")]
-    Resized {
-        /// Which.
-        disk: String,
-    },
+    Resized { disk: String },
     /// A thread of ours broke.
     #[error("a worker of the migration ended unexpectedly")]
     Worker,
@@ -85,7 +71,7 @@ pub enum OutgoingError {
 }
 
 /// An overlay, read as an image: what the guest has written since its tap.
-pub struct OverlayImage(pub Arc<Overlay>);
+pub(crate) struct OverlayImage(pub Arc<Overlay>);
 
 impl ReadImage for OverlayImage {
     fn size(&self) -> u64 {
@@ -111,7 +97,7 @@ struct Disk {
 }
 
 /// The data of one outgoing migration.
-pub struct Outgoing {
+pub(crate) struct Outgoing {
     cx: Arc<MigrationCx>,
     handle: JobHandle,
     vm: VmName,
@@ -127,7 +113,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// For the disks of a plan; without `data` only [`Outgoing::roll_back`] and [`Outgoing::retire`] work.
-    pub fn new(
+    pub(crate) fn new(
         cx: Arc<MigrationCx>,
         handle: JobHandle,
         vm: VmName,
@@ -144,12 +130,12 @@ impl Outgoing {
     }
 
     /// Since when the guest has stood still, once it does.
-    pub fn stopped(&self) -> Option<Instant> {
+    pub(crate) fn stopped(&self) -> Option<Instant> {
         self.stopped.get().copied()
     }
 
     /// Taps every disk, then copies every disk once. Returns the bytes written meanwhile.
-    pub async fn copy_disks(&self, lease: &Lease) -> Result<u64, OutgoingError> {
+    pub(crate) async fn copy_disks(&self, lease: &Lease) -> Result<u64, OutgoingError> {
         let connection = self.link.connection().await?;
         let seen = match &self.plan {
             Some(plan) => disks::seen(&*self.cx.guests.hypervisor, &plan.definition).await?,
@@ -229,7 +215,7 @@ impl Outgoing {
     }
 
     /// Sends the blocks written since the last round. Returns their bytes, the time, and the bytes written meanwhile.
-    pub async fn run_round(&self, lease: &Lease) -> Result<(u64, Duration, u64), OutgoingError> {
+    pub(crate) async fn run_round(&self, lease: &Lease) -> Result<(u64, Duration, u64), OutgoingError> {
         let started = Instant::now();
         let mut open = self.open.lock().await;
         let mut sent = 0;
@@ -250,7 +236,7 @@ impl Outgoing {
     }
 
     /// Starts the memory stream, relays it, and returns once the guest is paused.
-    pub async fn send_memory(&self, lease: &Lease) -> Result<(), OutgoingError> {
+    pub(crate) async fn send_memory(&self, lease: &Lease) -> Result<(), OutgoingError> {
         let connection = self.link.connection().await?;
         // The hypervisor's share: the disk's last round, the device state and the resume want some of it too.
         let (mode, max_downtime) = (self.mode, self.limits.max_downtime / 2);
@@ -287,7 +273,7 @@ impl Outgoing {
     }
 
     /// With the guest paused: every write it was promised is in the overlays.
-    pub async fn drain_disks(&self) -> Result<(), OutgoingError> {
+    pub(crate) async fn drain_disks(&self) -> Result<(), OutgoingError> {
         for (disk, _) in &self.disks {
             self.cx.guests.hypervisor.drain(&self.vm, &disk.name).await?;
         }
@@ -295,7 +281,7 @@ impl Outgoing {
     }
 
     /// Sends the last blocks and computes the roots from the source's own images.
-    pub async fn send_final(&self, lease: &Lease) -> Result<Vec<Root>, OutgoingError> {
+    pub(crate) async fn send_final(&self, lease: &Lease) -> Result<Vec<Root>, OutgoingError> {
         let mut open = self.open.lock().await;
         if open.is_empty() && !self.disks.is_empty() {
             return Err(OutgoingError::NotOpen);
@@ -317,12 +303,12 @@ impl Outgoing {
     }
 
     /// Lets the hypervisor send its last state; the guest then only exists on the other side, not running.
-    pub async fn finish_memory(&self) -> Result<(), OutgoingError> {
+    pub(crate) async fn finish_memory(&self) -> Result<(), OutgoingError> {
         Ok(self.cx.guests.hypervisor.finish_memory(&self.vm).await?)
     }
 
     /// Undoes everything; the guest runs here.
-    pub async fn roll_back(&self) -> Result<(), OutgoingError> {
+    pub(crate) async fn roll_back(&self) -> Result<(), OutgoingError> {
         let status = self.cx.guests.hypervisor.rollback(&self.vm).await?;
         address::stays(&self.cx.address, self.vm.as_str()).await;
         self.close().await;
@@ -335,7 +321,7 @@ impl Outgoing {
     }
 
     /// The VM runs elsewhere: ends what is left of it here. Its disks stay, as the start of a way back.
-    pub async fn retire(&self) -> Result<(), OutgoingError> {
+    pub(crate) async fn retire(&self) -> Result<(), OutgoingError> {
         self.cx.guests.hypervisor.stop(&self.vm, StopHow::Kill).await?;
         address::left(&self.cx.address, self.vm.as_str()).await;
         self.close().await;

@@ -29,7 +29,7 @@ const BEFORE_DECISION: Duration = Duration::from_secs(10);
 /// A VM that cannot be started, taken, given up or removed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
-pub enum OwnershipError {
+pub(crate) enum OwnershipError {
     #[error(transparent)]
     Vm(#[from] VmError),
     #[error(transparent)]
@@ -138,7 +138,7 @@ async fn ask_one(cx: &MigrationCx, peer: &str, vm: String) -> Result<ClaimAnswer
 }
 
 /// Answers a peer: no more than the epoch and what the VM is to this platform.
-pub async fn answer(cx: &MigrationCx, mut send: SendStream, vm: &str) -> Result<(), NetError> {
+pub(crate) async fn answer(cx: &MigrationCx, mut send: SendStream, vm: &str) -> Result<(), NetError> {
     let answer = match cx.guests.vms.ownership(vm) {
         None => ClaimAnswer { epoch: Epoch(0), relation: Relation::Stranger },
         Some(claim) => {
@@ -160,13 +160,13 @@ pub async fn answer(cx: &MigrationCx, mut send: SendStream, vm: &str) -> Result<
 /// To be called before a VM that is stopped is started, moved or replicated: whether no peer knows better. What should be
 /// said to the person comes back. A platform whose epoch is not above that of every removed VM of this name takes a higher
 /// one, so that the VM can move there.
-pub async fn check(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<String>, OwnershipError> {
+pub(crate) async fn check(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<String>, OwnershipError> {
     check_with(cx, vm, cx.reach.peers.list().into_keys().collect()).await
 }
 
 /// The same for a guest that runs, which only has to know better than `peer`; of one whose owner is in doubt here every
 /// peer is asked.
-pub async fn check_against(
+pub(crate) async fn check_against(
     cx: &Arc<MigrationCx>,
     vm: &str,
     peer: &str,
@@ -270,7 +270,10 @@ fn judge(vm: &str, claim: Option<&Claim>, asked: &Asked) -> Result<Judged, Owner
 
 /// Before a definition: the epoch at which the VM is ours once it is defined, `None` when it is settled already. The name of
 /// a VM that moved to a peer is free again once that peer answers that it was removed. Nothing is changed.
-pub async fn check_name_is_free(cx: &Arc<MigrationCx>, vm: &str) -> Result<Option<Epoch>, OwnershipError> {
+pub(crate) async fn check_name_is_free(
+    cx: &Arc<MigrationCx>,
+    vm: &str,
+) -> Result<Option<Epoch>, OwnershipError> {
     match cx.guests.vms.ownership(vm) {
         None => Ok(Some(Epoch::FIRST)),
         Some(Claim::Removed(epoch)) => Ok(Some(epoch.next())),
@@ -291,7 +294,7 @@ pub async fn check_name_is_free(cx: &Arc<MigrationCx>, vm: &str) -> Result<Optio
 
 /// Keeps a definition of a VM whose name [`check_name_is_free`] found free, then settles that it is ours at `epoch`. When
 /// either fails, all is as it was.
-pub async fn define(
+pub(crate) async fn define(
     cx: &Arc<MigrationCx>,
     definition: VmDefinition,
     epoch: Option<Epoch>,
@@ -314,7 +317,7 @@ pub async fn define(
 /// A person takes a VM whose owner is gone for good, or whose ownership cannot be told. Refused while a peer owns it. The
 /// new epoch is above that of the lost owner, so that a returning one loses. Gives the epoch. The VMs of that name at the
 /// peers in `distinct_from` are other ones: that is kept, and what they answer counts no more.
-pub async fn keep(
+pub(crate) async fn keep(
     cx: &Arc<MigrationCx>,
     vm: &str,
     distinct_from: &[String],
@@ -409,7 +412,7 @@ fn judge_keep(vm: &str, claim: &Claim, asked: &Asked) -> Result<Epoch, Ownership
 }
 
 /// A person accepts that the peer which says so owns a VM. Gives its name and epoch.
-pub async fn give_up(cx: &Arc<MigrationCx>, vm: &str) -> Result<(String, Epoch), OwnershipError> {
+pub(crate) async fn give_up(cx: &Arc<MigrationCx>, vm: &str) -> Result<(String, Epoch), OwnershipError> {
     let _hold = hold(cx, vm, "resolve")?;
     let Some(claim) = cx.guests.vms.ownership(vm) else {
         return Err(cx.guests.vms.owned(vm).map_or_else(OwnershipError::from, |epoch| {
@@ -440,7 +443,7 @@ pub async fn give_up(cx: &Arc<MigrationCx>, vm: &str) -> Result<(String, Epoch),
 
 /// What `vm remove` did.
 #[derive(Debug, Default, Serialize)]
-pub struct Removed {
+pub(crate) struct Removed {
     /// The VM.
     pub removed: String,
     /// Images that were deleted.
@@ -451,7 +454,7 @@ pub struct Removed {
 
 /// Forgets a stopped VM. Of one that is ours the epoch stays known, so that an older offer of it is refused; of one that
 /// moved away, where it went. With `disks` its images in this platform's own directory of images are deleted.
-pub async fn remove(cx: &Arc<MigrationCx>, vm: &str, disks: bool) -> Result<Removed, OwnershipError> {
+pub(crate) async fn remove(cx: &Arc<MigrationCx>, vm: &str, disks: bool) -> Result<Removed, OwnershipError> {
     let _hold = hold(cx, vm, "remove")?;
     let claim = cx.guests.vms.ownership(vm);
     match &claim {

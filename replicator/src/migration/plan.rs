@@ -13,7 +13,7 @@ use crate::service::disks::{Cut, DiskError, Seen};
 
 /// What the source tells the destination about a VM; travels as JSON in the offer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The VM, with the source's paths.
     pub definition: VmDefinition,
     /// Its disks, in the order in which roots are given.
@@ -30,7 +30,7 @@ pub struct Plan {
 
 /// A disk in a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlanDisk {
+pub(crate) struct PlanDisk {
     /// Its name in the definition.
     pub name: String,
     /// Its size in bytes.
@@ -41,7 +41,7 @@ pub struct PlanDisk {
 
 /// A kernel or an initial RAM disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootFile {
+pub(crate) struct BootFile {
     /// Its path on both platforms.
     pub path: PathBuf,
     /// BLAKE3 of its content, hexadecimal.
@@ -50,7 +50,7 @@ pub struct BootFile {
 
 impl BootFile {
     /// The file as it stands here.
-    pub fn read(path: &Path) -> std::io::Result<Self> {
+    pub(crate) fn read(path: &Path) -> std::io::Result<Self> {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(chunkstore::open_regular(path)?)?;
         Ok(BootFile { path: path.to_owned(), blake3: hasher.finalize().to_hex().to_string() })
@@ -59,42 +59,25 @@ impl BootFile {
 
 /// A plan that cannot be made, sent or read.
 #[derive(Debug, thiserror::Error)]
-pub enum PlanError {
+pub(crate) enum PlanError {
     /// A disk of the guest.
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A disk or boot file.
     #[error("cannot plan the migration of VM '{vm}': reading {path}: {source}")]
-    File {
-        /// The VM.
-        vm: String,
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    File { vm: String, path: PathBuf, source: io::Error },
     /// It cannot be told.
     #[error("cannot send the plan of VM '{vm}': {why}")]
-    Unsendable {
-        /// The VM.
-        vm: String,
-        /// Why.
-        why: String,
-    },
+    Unsendable { vm: String, why: String },
     /// What a peer sent is none.
     #[error("cannot read the plan of VM '{vm}': {why}")]
-    Malformed {
-        /// The VM.
-        vm: String,
-        /// Why.
-        why: String,
-    },
+    Malformed { vm: String, why: String },
 }
 
 impl Plan {
     /// What a migration of this VM would be; `seen` are its disks as a running guest has them. Reads the disks' sizes and
     /// all of its boot files: for a blocking thread.
-    pub fn make(
+    pub(crate) fn make(
         definition: VmDefinition,
         seen: &[Option<Seen>],
         facts: Option<GuestFacts>,
@@ -118,7 +101,7 @@ impl Plan {
     }
 
     /// As it travels.
-    pub fn encode(&self) -> Result<Vec<u8>, PlanError> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, PlanError> {
         let vm = || self.definition.name.to_string();
         let bytes = serde_json::to_vec(self)
             .map_err(|error| PlanError::Unsendable { vm: vm(), why: error.to_string() })?;
@@ -130,7 +113,7 @@ impl Plan {
     }
 
     /// The plan with which `vm` is offered.
-    pub fn decode(vm: &str, bytes: &[u8]) -> Result<Plan, PlanError> {
+    pub(crate) fn decode(vm: &str, bytes: &[u8]) -> Result<Plan, PlanError> {
         let wrong = |why: String| PlanError::Malformed { vm: vm.to_owned(), why };
         let plan: Plan = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         if plan.definition.name.as_str() != vm {
@@ -148,7 +131,7 @@ impl Plan {
     }
 
     /// Bytes of all its disks.
-    pub fn image_bytes(&self) -> u64 {
+    pub(crate) fn image_bytes(&self) -> u64 {
         self.disks.iter().map(|disk| disk.size).sum()
     }
 }

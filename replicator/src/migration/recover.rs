@@ -18,7 +18,7 @@ use crate::service::net;
 use crate::service::platform::MigrationCx;
 
 /// Takes note of every journal's claim and goes on with what has not ended. Nothing may be started before this returns.
-pub async fn recover_all(cx: &Arc<MigrationCx>) -> Result<(), JournalFileError> {
+pub(crate) async fn recover_all(cx: &Arc<MigrationCx>) -> Result<(), JournalFileError> {
     for (job, journal) in cx.guests.vms.claims().take_up_journals()? {
         let outcome = match journal.records().first().cloned() {
             Some(Record::Started { vm, peer, .. }) => {
@@ -43,7 +43,7 @@ pub async fn recover_all(cx: &Arc<MigrationCx>) -> Result<(), JournalFileError> 
 }
 
 /// Answers a message of a job that is not running, as its journal has it.
-pub async fn answer_from_journal(
+pub(crate) async fn answer_from_journal(
     cx: &MigrationCx,
     job: JobId,
     peer: &str,
@@ -65,7 +65,7 @@ pub async fn answer_from_journal(
 }
 
 /// Sends a message of a hand-off that no owner task runs.
-pub async fn reply(connection: &Connection, job: JobId, message: Message) {
+pub(crate) async fn reply(connection: &Connection, job: JobId, message: Message) {
     let Ok(mut stream) = connection.open_uni().await else { return };
     if net::send(&mut stream, &Open::Handoff { job, message }).await.is_ok() {
         let _ = stream.finish();

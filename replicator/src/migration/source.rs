@@ -28,7 +28,7 @@ const COLD_SWITCHOVER: Duration = Duration::from_secs(3600);
 
 /// A migration that cannot even begin.
 #[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
+pub(crate) enum MigrateError {
     /// The VM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -40,12 +40,7 @@ pub enum MigrateError {
     Driver(#[from] migrate_driver::DriverError),
     /// The guest is in no state to be moved.
     #[error("VM '{vm}' is {status}; a migration wants it running: start it with `longhaul vm start {vm}`")]
-    NotRunning {
-        /// The VM.
-        vm: String,
-        /// How it stands.
-        status: GuestStatus,
-    },
+    NotRunning { vm: String, status: GuestStatus },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalFileError),
@@ -58,7 +53,7 @@ pub enum MigrateError {
 }
 
 /// What a migration of `vm` would be, and its disks as the guest has them if it runs.
-pub async fn plan(cx: &MigrationCx, vm: &str) -> Result<(Plan, Vec<Option<Seen>>), MigrateError> {
+pub(crate) async fn plan(cx: &MigrationCx, vm: &str) -> Result<(Plan, Vec<Option<Seen>>), MigrateError> {
     let definition = cx.guests.vms.definition(vm)?;
     let hypervisor = &cx.guests.hypervisor;
     let is_running = hypervisor.status(&definition.name).await? == GuestStatus::Running;
@@ -72,7 +67,7 @@ pub async fn plan(cx: &MigrationCx, vm: &str) -> Result<(Plan, Vec<Option<Seen>>
 }
 
 /// Begins to migrate `vm` to `peer`. What can be known beforehand is checked here; the rest is the job's.
-pub async fn start(
+pub(crate) async fn start(
     cx: &Arc<MigrationCx>,
     vm: &str,
     peer: &str,
@@ -130,7 +125,7 @@ pub async fn start(
 }
 
 /// Goes on with a hand-off that a crash interrupted.
-pub fn resume(
+pub(crate) fn resume(
     cx: &Arc<MigrationCx>,
     job: JobId,
     journal: JournalFile,

@@ -1,4 +1,4 @@
 //! Warm copies of VMs' disks: passes at the source, replicas and their generations at the destination.
 
-pub mod replicas;
-pub mod warm;
+pub(crate) mod replicas;
+pub(crate) mod warm;

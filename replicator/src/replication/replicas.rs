@@ -25,20 +25,20 @@ use crate::service::peers::Peers;
 use crate::transfer::sink::{Assembly, Holdings};
 
 use owners::Owner;
-pub use owners::Source;
-pub use restore::{LeftOut, Outcome, RestoreRequest, Restored, verify};
-pub use sets::SetOf;
+pub(crate) use owners::Source;
+pub(crate) use restore::{LeftOut, RestoreRequest, verify};
+pub(crate) use sets::SetOf;
 use sets::Sets;
 use sink::PassImage;
-pub use sink::ReplicaSink;
+pub(crate) use sink::ReplicaSink;
 use sink::failed_commit;
 
 /// The disk of a replica that was sent as an image, by `image send`.
-pub const IMAGE_DISK: &str = "image";
+pub(crate) const IMAGE_DISK: &str = "image";
 
 /// A replica as it is listed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// The VM, or the image's name.
     pub name: String,
     /// The disk.
@@ -62,7 +62,7 @@ pub struct Listed {
 /// Something that cannot be done with replicas.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
-pub enum ReplicasError {
+pub(crate) enum ReplicasError {
     #[error(transparent)]
     Replica(#[from] ReplicaError),
     #[error(transparent)]
@@ -95,7 +95,7 @@ pub enum ReplicasError {
 
 impl ReplicasError {
     /// As the sender of a pass is told it.
-    pub fn refusal(&self) -> Refusal {
+    pub(crate) fn refusal(&self) -> Refusal {
         let kind = match self {
             ReplicasError::Refused(refusal) => return refusal.clone(),
             ReplicasError::Replica(ReplicaError::Busy { .. }) | ReplicasError::Restoring { .. } => {
@@ -252,7 +252,7 @@ impl Vm {
 }
 
 /// All replicas below one directory: `NAME/DISK/`, or `NAME@PEER/DISK/` where another peer has that name already.
-pub struct Replicas {
+pub(crate) struct Replicas {
     dir: PathBuf,
     peers: Arc<Peers>,
     /// By the name of their directory.
@@ -265,7 +265,7 @@ pub struct Replicas {
 impl Replicas {
     /// Looks at every replica there is: interrupted passes are finished or dropped. Their chunks become seeds, which takes
     /// its time and is not waited for. What cannot be read is left out and said.
-    pub fn load(dir: &Path, seeds: Arc<Seeds>, peers: Arc<Peers>) -> Self {
+    pub(crate) fn load(dir: &Path, seeds: Arc<Seeds>, peers: Arc<Peers>) -> Self {
         let vms: BTreeMap<_, _> = subdirs(dir)
             .into_iter()
             .map(|(name, path)| {
@@ -281,7 +281,7 @@ impl Replicas {
     }
 
     /// Those with a generation and those that are damaged, by name and disk.
-    pub fn list(&self) -> Vec<Listed> {
+    pub(crate) fn list(&self) -> Vec<Listed> {
         let vms = lock(&self.vms);
         let mut listed: Vec<_> = vms.values().flat_map(|vm| self.list_vm(vm)).collect();
         listed.sort_by(|a, b| (&a.name, &a.source, &a.disk).cmp(&(&b.name, &b.source, &b.disk)));
@@ -323,7 +323,7 @@ impl Replicas {
     }
 
     /// The image of the latest generation there is of a peer's VM's disk.
-    pub fn image_of(&self, peer: &Fingerprint, name: &str, disk: &str) -> Option<PathBuf> {
+    pub(crate) fn image_of(&self, peer: &Fingerprint, name: &str, disk: &str) -> Option<PathBuf> {
         self.latest(name, disk, |vm| vm.owner.as_ref().is_some_and(|owner| owner.fingerprint == *peer))
     }
 
@@ -336,7 +336,7 @@ impl Replicas {
     }
 
     /// What there is of a peer's disk.
-    pub fn status(&self, name: &str, disk: &str, source: &Source) -> TargetStatus {
+    pub(crate) fn status(&self, name: &str, disk: &str, source: &Source) -> TargetStatus {
         let vms = lock(&self.vms);
         let kept = vms.values().find(|vm| vm.is_of(name, source)).and_then(|vm| vm.disks.get(disk));
         status_of(kept.and_then(|kept| kept.generation()).as_ref())
@@ -344,7 +344,7 @@ impl Replicas {
 
     /// Begins the next generation of a peer's disk, of `size` bytes; with `set`, as one disk of a pass of several, which are
     /// committed together.
-    pub fn sink(
+    pub(crate) fn sink(
         &self,
         name: &str,
         disk: &str,

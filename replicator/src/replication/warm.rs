@@ -28,12 +28,12 @@ use crate::service::vms::VmError;
 use crate::transfer::TransferError;
 use crate::transfer::sender::Sender;
 
-pub use image::send_image;
+pub(crate) use image::send_image;
 use moment::{Moment, leaves};
 
 /// A pass that failed. The replica is as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum WarmError {
+pub(crate) enum WarmError {
     /// The VM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -45,41 +45,25 @@ pub enum WarmError {
     Driver(#[from] DriverError),
     /// A transfer.
     #[error("disk '{disk}': {source}")]
-    Transfer {
-        /// Which disk.
-        disk: String,
-        /// Why.
-        source: TransferError,
-    },
+    Transfer { disk: String, source: TransferError },
     /// A file or socket of ours.
     #[error("{what}: {source}")]
     Io {
         /// What was being done, to what.
         what: String,
-        /// Why.
         source: io::Error,
     },
     /// The moment the pass shows was lost.
     #[error(
         "disk '{disk}': what the guest overwrote could not be kept ({reason}); make room in the scratch directory"
     )]
-    Overlay {
-        /// Which disk.
-        disk: String,
-        /// Why.
-        reason: String,
-    },
+    Overlay { disk: String, reason: String },
     /// A disk in a file that only its hypervisor can read.
     #[error(
         "disk '{disk}' is a {format} image, and only raw ones can be replicated: `qemu-img convert -O raw` it with the VM \
          stopped, or migrate the VM, which makes it raw"
     )]
-    Format {
-        /// Which.
-        disk: String,
-        /// What it is.
-        format: &'static str,
-    },
+    Format { disk: String, format: &'static str },
     /// A disk of the guest.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -131,7 +115,7 @@ struct Warm {
 
 /// By VM, disk and peer. Lost with the daemon: the first pass after a restart scans.
 #[derive(Default)]
-pub struct WarmStates {
+pub(crate) struct WarmStates {
     states: Mutex<HashMap<(String, String, String), Warm>>,
 }
 
@@ -145,18 +129,18 @@ impl WarmStates {
     }
 
     /// Drops what is kept of a VM that is not here any more.
-    pub fn forget_vm(&self, vm: &str) {
+    pub(crate) fn forget_vm(&self, vm: &str) {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _, _), _| of != vm);
     }
 
     /// Drops what is kept of what a peer holds that is not known any more.
-    pub fn forget_peer(&self, peer: &str) {
+    pub(crate) fn forget_peer(&self, peer: &str) {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, _, of), _| of != peer);
     }
 }
 
 /// Begins a pass of `vm` to `peer`.
-pub fn start(cx: &Arc<ReplicationCx>, vm: &str, peer: &str) -> Result<JobId, WarmError> {
+pub(crate) fn start(cx: &Arc<ReplicationCx>, vm: &str, peer: &str) -> Result<JobId, WarmError> {
     cx.reach.peers.get(peer).map_err(NetError::from)?;
     let job = jobs::new_id();
     let definition = cx.guests.vms.definition(vm)?;

@@ -16,11 +16,11 @@ const LONGEST_SOCKET_BELOW_RUN: usize = "/vm/".len() + 64 + "/mem.sock".len();
 const UNIX_PATH_BYTES: usize = 107;
 
 /// The example that `--help` and the README point to; it is parsed by a test, so it stays true.
-pub const EXAMPLE: &str = include_str!("../../longhaul.example.toml");
+pub(crate) const EXAMPLE: &str = include_str!("../../longhaul.example.toml");
 
 /// The directories of a platform.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     etc: PathBuf,
     var: PathBuf,
     run: PathBuf,
@@ -28,7 +28,7 @@ pub struct Layout {
 
 impl Layout {
     /// Everything below `root`, or in the system's own places when there is none.
-    pub fn new(root: Option<&Path>) -> Self {
+    pub(crate) fn new(root: Option<&Path>) -> Self {
         match root {
             Some(root) => {
                 let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
@@ -43,77 +43,77 @@ impl Layout {
     }
 
     /// The configuration file.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.etc.join("longhaul.toml")
     }
 
     /// The key and the list of peers.
-    pub fn identity(&self) -> PathBuf {
+    pub(crate) fn identity(&self) -> PathBuf {
         self.var.join("identity")
     }
 
     /// The chunk store.
-    pub fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.var.join("store")
     }
 
     /// Which peers pushed which bases.
-    pub fn base_origins(&self) -> PathBuf {
+    pub(crate) fn base_origins(&self) -> PathBuf {
         self.var.join("bases.json")
     }
 
     /// Images of VMs that came here: `images/VM/DISK.raw`.
-    pub fn image(&self, vm: &str, disk: &str) -> PathBuf {
+    pub(crate) fn image(&self, vm: &str, disk: &str) -> PathBuf {
         self.images().join(vm).join(format!("{disk}.raw"))
     }
 
     /// Images of VMs that came here.
-    pub fn images(&self) -> PathBuf {
+    pub(crate) fn images(&self) -> PathBuf {
         self.var.join("images")
     }
 
     /// Replicas: `replicas/VM/DISK/`.
-    pub fn replicas(&self) -> PathBuf {
+    pub(crate) fn replicas(&self) -> PathBuf {
         self.var.join("replicas")
     }
 
     /// Journals and reports of jobs.
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.var.join("journal")
     }
 
     /// What a home agent knows: `home-agent/VM.json`.
-    pub fn home_agent(&self) -> PathBuf {
+    pub(crate) fn home_agent(&self) -> PathBuf {
         self.var.join("home-agent")
     }
 
     /// VM definitions: `vms/NAME.toml`.
-    pub fn vms(&self) -> PathBuf {
+    pub(crate) fn vms(&self) -> PathBuf {
         self.var.join("vms")
     }
 
     /// Scratch files that have no name: the overlays of running jobs.
-    pub fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         self.var.join("scratch")
     }
 
     /// What other programs run for us.
-    pub fn scripts(&self) -> PathBuf {
+    pub(crate) fn scripts(&self) -> PathBuf {
         self.var.join("scripts")
     }
 
     /// Sockets and pid files.
-    pub fn run(&self) -> PathBuf {
+    pub(crate) fn run(&self) -> PathBuf {
         self.run.clone()
     }
 
     /// The control socket.
-    pub fn control_socket(&self) -> PathBuf {
+    pub(crate) fn control_socket(&self) -> PathBuf {
         self.run.join("longhaul.sock")
     }
 
     /// Everything that the platform keeps: directories, with all that is in them, and the configuration.
-    pub fn own(&self) -> [PathBuf; 12] {
+    pub(crate) fn own(&self) -> [PathBuf; 12] {
         [
             self.identity(),
             self.store(),
@@ -131,7 +131,7 @@ impl Layout {
     }
 
     /// Creates the directories a daemon needs.
-    pub fn create(&self) -> Result<(), ConfigError> {
+    pub(crate) fn create(&self) -> Result<(), ConfigError> {
         let run_bytes = self.run.as_os_str().len();
         let longest = UNIX_PATH_BYTES - LONGEST_SOCKET_BELOW_RUN;
         if run_bytes > longest {
@@ -161,7 +161,7 @@ impl Layout {
 /// The configuration file, all of it optional. See `longhaul.example.toml`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// What this platform calls itself.
     pub name: String,
     /// Where it listens for its peers (UDP).
@@ -197,7 +197,7 @@ pub struct Config {
 /// This platform as a mobile access gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MobilityConfig {
+pub(crate) struct MobilityConfig {
     /// This platform's own address, where the home agent sends what is for its VMs.
     pub address: Ipv6Addr,
     /// The peer that is the home agent.
@@ -221,7 +221,7 @@ pub struct MobilityConfig {
 /// This host as a home agent.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HomeAgentConfig {
+pub(crate) struct HomeAgentConfig {
     /// Its address.
     pub address: Ipv6Addr,
     /// The prefixes of which VMs have a part, as `2001:db8:f::/48`: what is for them comes to this host.
@@ -264,7 +264,7 @@ fn max_machines() -> usize {
 /// What runs VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum HypervisorKind {
+pub(crate) enum HypervisorKind {
     /// QEMU, of which the platform starts one for each VM.
     #[default]
     Qemu,
@@ -275,7 +275,7 @@ pub enum HypervisorKind {
 /// A QUIC congestion controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Congestion {
+pub(crate) enum Congestion {
     /// RFC 9438.
     Cubic,
     /// BBR, experimental in quinn.
@@ -306,7 +306,7 @@ impl Default for Config {
 
 impl Config {
     /// The file's settings, or the defaults when there is no file.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
@@ -367,27 +367,16 @@ fn host_name() -> String {
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// A file or directory is out of reach.
     #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// Not TOML, or a key that is not known.
     #[error("{path}: {source}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line and reason.
-        source: Box<toml::de::Error>,
-    },
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
     /// A value out of bounds.
     #[error("{path}: {what}")]
     Value {
-        /// The file.
         path: PathBuf,
         /// Which value, and its bounds.
         what: String,
@@ -397,7 +386,6 @@ pub enum ConfigError {
         "{path}: this path has more than {longest} bytes, too long for the unix sockets below it; use a shorter --root"
     )]
     PathTooLong {
-        /// The run directory.
         path: PathBuf,
         /// The most it may have.
         longest: usize,

@@ -32,7 +32,7 @@ use crate::{address, files, migration};
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT. As a home agent only where one is configured.
-pub fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
+pub(crate) fn run(layout: Layout, as_home_agent: bool) -> anyhow::Result<()> {
     let config = Config::load(&layout.config())?;
     if as_home_agent && config.home_agent.is_none() {
         let path = layout.config();

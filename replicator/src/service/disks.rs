@@ -10,7 +10,7 @@ use migrate_driver::{DiskDefinition, DiskFile, DriverError, GuestDisk, Hyperviso
 
 /// Why a guest's disk cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum DiskError {
+pub(crate) enum DiskError {
     /// The hypervisor.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -20,27 +20,15 @@ pub enum DiskError {
          the guest goes on in the old one; put that file back, or stop the VM and start it from the file that counts",
         path = .path.display()
     )]
-    Replaced {
-        /// The disk.
-        disk: String,
-        /// Its path.
-        path: PathBuf,
-    },
+    Replaced { disk: String, path: PathBuf },
     /// The file.
     #[error("cannot open disk '{disk}' at {path}: {source}", path = .path.display())]
-    Io {
-        /// The disk.
-        disk: String,
-        /// Its path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { disk: String, path: PathBuf, source: io::Error },
 }
 
 /// A disk of a running guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The file.
     pub file: FileId,
     /// The size that the guest knows; 0 where the hypervisor does not tell.
@@ -59,7 +47,7 @@ impl Seen {
 }
 
 /// The disks of a running guest, in the order of its definition; `None` for those that its hypervisor says nothing of.
-pub async fn seen(
+pub(crate) async fn seen(
     hypervisor: &dyn Hypervisor,
     definition: &VmDefinition,
 ) -> Result<Vec<Option<Seen>>, DiskError> {
@@ -74,7 +62,7 @@ pub async fn seen(
 }
 
 /// An image up to the size that the guest knows: the file may have grown since.
-pub struct Cut {
+pub(crate) struct Cut {
     image: RawImage,
     size: u64,
 }
@@ -86,7 +74,7 @@ impl Cut {
     }
 
     /// Opens the image of a disk. Blocks while its file system hangs.
-    pub fn open(disk: &DiskDefinition, seen: Option<Seen>) -> Result<Cut, DiskError> {
+    pub(crate) fn open(disk: &DiskDefinition, seen: Option<Seen>) -> Result<Cut, DiskError> {
         let replaced = || DiskError::Replaced { disk: disk.name.clone(), path: disk.path.clone() };
         let io = |source| DiskError::Io { disk: disk.name.clone(), path: disk.path.clone(), source };
         let image = match RawImage::open_read(&disk.path) {
@@ -106,7 +94,7 @@ impl Cut {
     }
 
     /// Room that the file takes on its disk, in bytes.
-    pub fn allocated_bytes(&self) -> io::Result<u64> {
+    pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
         self.image.allocated_bytes()
     }
 }

@@ -80,14 +80,14 @@ impl TryFrom<String> for Fingerprint {
 
 /// This platform's key.
 #[derive(Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     key: Arc<CertifiedKey>,
     fingerprint: Fingerprint,
 }
 
 impl Identity {
     /// The key in `dir/key.pk8`, made when there is none. Two callers at once end with the same key.
-    pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join("key.pk8");
         let io = |source| IdentityError::Io { path: path.clone(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
@@ -123,37 +123,27 @@ impl Identity {
     }
 
     /// By which peers know it.
-    pub fn fingerprint(&self) -> Fingerprint {
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
     /// For TLS.
-    pub fn key(&self) -> Arc<CertifiedKey> {
+    pub(crate) fn key(&self) -> Arc<CertifiedKey> {
         self.key.clone()
     }
 }
 
 /// A key that cannot be read or made.
 #[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
+pub(crate) enum IdentityError {
     /// The file is out of reach.
     #[error("the platform's key {path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// The file is no key.
     #[error(
         "the platform's key {path} cannot be used ({why}); restore it, or remove it to get a new identity, which every peer must then be told"
     )]
-    Key {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
+    Key { path: PathBuf, why: String },
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const MAX_REPORTS: usize = 1000;
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JobKind {
+pub(crate) enum JobKind {
     /// `base add`
     BaseAdd,
     /// `base push`
@@ -54,7 +54,7 @@ pub enum JobKind {
 /// How a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JobState {
+pub(crate) enum JobState {
     /// It goes on.
     Running,
     /// It did what it was for.
@@ -66,7 +66,7 @@ pub enum JobState {
 /// How it was found what to send of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Found {
+pub(crate) enum Found {
     /// The peer had nothing of it.
     FirstCopy,
     /// The hypervisor knew which blocks were written since the pass before.
@@ -77,7 +77,7 @@ pub enum Found {
 
 impl Found {
     /// For a sentence.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Found::FirstCopy => "first copy",
             Found::DirtyBlocks => "dirty blocks",
@@ -88,7 +88,7 @@ impl Found {
 
 /// A disk of a warm pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskReport {
+pub(crate) struct DiskReport {
     /// The disk.
     pub disk: String,
     /// Its generation at the peer.
@@ -99,7 +99,7 @@ pub struct DiskReport {
 
 /// A phase of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PhaseReport {
+pub(crate) struct PhaseReport {
     /// Its name, in the words of the hand-off.
     pub name: String,
     /// How long it took, in milliseconds.
@@ -110,7 +110,7 @@ pub struct PhaseReport {
 
 /// A job, as it stands and as it is reported.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Its id.
     pub job: String,
     /// What it is for.
@@ -197,12 +197,12 @@ impl Report {
 }
 
 /// Milliseconds since the Unix epoch.
-pub fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// A new id, random.
-pub fn new_id() -> JobId {
+pub(crate) fn new_id() -> JobId {
     JobId(random())
 }
 
@@ -223,7 +223,7 @@ struct Clock {
 
 /// A running job's own hold on its report.
 #[derive(Clone)]
-pub struct JobHandle {
+pub(crate) struct JobHandle {
     id: JobId,
     job: Arc<Job>,
     jobs: Arc<Jobs>,
@@ -231,32 +231,32 @@ pub struct JobHandle {
 
 impl JobHandle {
     /// The job's id.
-    pub fn id(&self) -> JobId {
+    pub(crate) fn id(&self) -> JobId {
         self.id
     }
 
     /// Makes sure that the job ends with the task that holds the guard.
-    pub fn guard(&self) -> JobGuard {
+    pub(crate) fn guard(&self) -> JobGuard {
         JobGuard(self.clone())
     }
 
     /// The transfers' counters, which the report is made from.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
         self.job.counters.clone()
     }
 
     /// Counts memory bytes on the wire.
-    pub fn add_memory(&self, bytes: u64) {
+    pub(crate) fn add_memory(&self, bytes: u64) {
         self.job.memory.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Memory bytes counted so far.
-    pub fn memory_bytes(&self) -> u64 {
+    pub(crate) fn memory_bytes(&self) -> u64 {
         self.job.memory.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Ends the current phase and begins another.
-    pub fn phase(&self, name: &str) {
+    pub(crate) fn phase(&self, name: &str) {
         tracing::info!(job = %self.id, "{name}");
         self.close_phase();
         self.job.report.send_modify(|report| {
@@ -265,22 +265,22 @@ impl JobHandle {
     }
 
     /// Changes the report; watchers see it.
-    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Report)) {
         self.job.report.send_modify(change);
     }
 
     /// Brings the counters into the report.
-    pub fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         self.job.refresh();
     }
 
     /// Resolves when somebody cancels the job.
-    pub async fn cancelled(&self) {
+    pub(crate) async fn cancelled(&self) {
         self.job.cancel.cancelled().await;
     }
 
     /// Ends the job and keeps its report. A job ends once: a second outcome is dropped.
-    pub fn finish(&self, outcome: Result<String, String>) -> Report {
+    pub(crate) fn finish(&self, outcome: Result<String, String>) -> Report {
         if self.job.report.borrow().state != JobState::Running {
             return self.job.report.borrow().clone();
         }
@@ -318,11 +318,11 @@ impl JobHandle {
 
 /// A job that ends when this is dropped, if nothing has ended it before: whatever becomes of the task that works for it,
 /// also a panic, its report is finished.
-pub struct JobGuard(JobHandle);
+pub(crate) struct JobGuard(JobHandle);
 
 impl JobGuard {
     /// Ends the job and keeps its report.
-    pub fn finish(self, outcome: Result<String, String>) {
+    pub(crate) fn finish(self, outcome: Result<String, String>) {
         self.0.finish(outcome);
     }
 }
@@ -376,7 +376,7 @@ fn millis(since: Instant) -> f64 {
 }
 
 /// All jobs of a platform.
-pub struct Jobs {
+pub(crate) struct Jobs {
     dir: PathBuf,
     /// The tasks of those that run.
     tasks: TaskTracker,
@@ -388,7 +388,7 @@ pub struct Jobs {
 
 /// A job that is not there, or will not.
 #[derive(Debug, thiserror::Error)]
-pub enum JobError {
+pub(crate) enum JobError {
     /// No job of that id.
     #[error("there is no job {0}; `longhaul job list` shows those there are")]
     Unknown(JobId),
@@ -398,7 +398,6 @@ pub enum JobError {
     /// It cannot be stopped half-way.
     #[error("job {job} cannot be cancelled: {why}")]
     NotCancellable {
-        /// The job.
         job: JobId,
         /// Why not, and what can be done.
         why: &'static str,
@@ -407,7 +406,7 @@ pub enum JobError {
 
 impl Jobs {
     /// The reports kept in `dir`.
-    pub fn load(dir: &Path) -> std::io::Result<Self> {
+    pub(crate) fn load(dir: &Path) -> std::io::Result<Self> {
         let mut reports = HashMap::new();
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
@@ -428,7 +427,13 @@ impl Jobs {
     }
 
     /// Begins a job.
-    pub fn begin(self: &Arc<Self>, id: JobId, kind: JobKind, subject: &str, peer: Option<&str>) -> JobHandle {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        id: JobId,
+        kind: JobKind,
+        subject: &str,
+        peer: Option<&str>,
+    ) -> JobHandle {
         let now = Instant::now();
         let cancellable = !matches!(kind, JobKind::MigrateIn | JobKind::BaseAdd);
         let job = Arc::new(Job {
@@ -444,14 +449,14 @@ impl Jobs {
     }
 
     /// Runs a task that ends its job by itself.
-    pub fn own(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn own(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(work);
     }
 
     /// Runs a job's work. The work gets the job's lease, which is revoked when somebody cancels the job; the work then
     /// ends soon with an error of its own. Before the report is finished everything that runs under the lease has
     /// ended and `keep` (what the job holds meanwhile) is dropped.
-    pub fn run<F, E>(
+    pub(crate) fn run<F, E>(
         &self,
         handle: &JobHandle,
         keep: impl Send + 'static,
@@ -485,7 +490,7 @@ impl Jobs {
     }
 
     /// A job's report as it stands.
-    pub fn report(&self, id: JobId) -> Result<Report, JobError> {
+    pub(crate) fn report(&self, id: JobId) -> Result<Report, JobError> {
         let running = self.running().get(&id).cloned();
         if let Some(job) = running {
             job.refresh();
@@ -495,12 +500,12 @@ impl Jobs {
     }
 
     /// A running job's report, as it changes; `None` when the job has ended.
-    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Report>> {
+    pub(crate) fn watch(&self, id: JobId) -> Option<watch::Receiver<Report>> {
         self.running().get(&id).map(|job| job.report.subscribe())
     }
 
     /// All jobs known, oldest first.
-    pub fn list(&self) -> Vec<Report> {
+    pub(crate) fn list(&self) -> Vec<Report> {
         let mut all: HashMap<JobId, Report> = self.reports().clone();
         let running: Vec<_> = self.running().iter().map(|(id, job)| (*id, job.clone())).collect();
         for (id, job) in running {
@@ -513,7 +518,7 @@ impl Jobs {
     }
 
     /// Asks a job to end; it goes back to how things were.
-    pub fn cancel(&self, id: JobId) -> Result<(), JobError> {
+    pub(crate) fn cancel(&self, id: JobId) -> Result<(), JobError> {
         match self.running().get(&id) {
             Some(job) if job.cancellable => {
                 job.cancel.cancel();
@@ -527,7 +532,7 @@ impl Jobs {
 
     /// Cancels what can be, now and from now on, and waits until that has gone back to how things were: a guest that stands
     /// still for its last step runs on, and nothing of ours is left in a hypervisor.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.ending.cancel();
         let watched: Vec<_> = {
             let running = self.running();

@@ -29,12 +29,12 @@ macro_rules! complain {
 
 /// Writes a line to standard output. When that fails for another reason than a reader that has seen enough, standard error is
 /// told.
-pub fn line(line: Arguments<'_>) {
+pub(crate) fn line(line: Arguments<'_>) {
     text(format_args!("{line}\n"));
 }
 
 /// Writes text to standard output as it is; see [`line()`].
-pub fn text(text: Arguments<'_>) {
+pub(crate) fn text(text: Arguments<'_>) {
     let mut out = io::stdout().lock();
     match out.write_all(text.to_string().as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -45,12 +45,12 @@ pub fn text(text: Arguments<'_>) {
 }
 
 /// Writes a line to standard error.
-pub fn error_line(line: Arguments<'_>) {
+pub(crate) fn error_line(line: Arguments<'_>) {
     error_text(format_args!("{line}\n"));
 }
 
 /// Writes text to standard error as it is.
-pub fn error_text(text: Arguments<'_>) {
+pub(crate) fn error_text(text: Arguments<'_>) {
     let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
@@ -62,14 +62,14 @@ enum Entry {
 
 /// The log's way to standard error, by a thread that alone waits for it.
 #[derive(Clone)]
-pub struct Log {
+pub(crate) struct Log {
     queue: SyncSender<Entry>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Log {
     /// Begins to write to `out`.
-    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, entries) = sync_channel(QUEUE_LINES);
         let dropped = Arc::new(AtomicU64::new(0));
         let lost = dropped.clone();
@@ -78,7 +78,7 @@ impl Log {
     }
 
     /// Waits until what was logged is written, but not for long.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let (done, written) = sync_channel(1);
         let mut entry = Entry::Flush(done);
         // The queue may be full.

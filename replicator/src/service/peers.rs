@@ -12,7 +12,7 @@ use crate::service::identity::Fingerprint;
 /// A trusted platform.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// `HOST:PORT`; resolved when it is dialled.
     pub address: String,
     /// Its key.
@@ -21,7 +21,7 @@ pub struct Peer {
 
 /// The trusted platforms, by the names they have here. Shared: what is added counts at once.
 #[derive(Debug)]
-pub struct Peers {
+pub(crate) struct Peers {
     path: PathBuf,
     peers: RwLock<BTreeMap<String, Peer>>,
     /// Entries that cannot be read and why, or the whole file under its own name. Nobody of them is trusted.
@@ -32,7 +32,7 @@ pub struct Peers {
 
 impl Peers {
     /// The peers in `dir/peers.toml`; none when there is no file. An entry that cannot be read is left out.
-    pub fn load(dir: &Path) -> Result<Self, PeersError> {
+    pub(crate) fn load(dir: &Path) -> Result<Self, PeersError> {
         let path = dir.join("peers.toml");
         let (peers, damaged) = match files::read_regular(&path) {
             Ok(bytes) => read_entries(&String::from_utf8_lossy(&bytes), &path),
@@ -53,12 +53,12 @@ impl Peers {
     }
 
     /// What was left out, and why.
-    pub fn damaged(&self) -> BTreeMap<String, String> {
+    pub(crate) fn damaged(&self) -> BTreeMap<String, String> {
         self.damaged.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Trusts a platform, or changes what is known of it.
-    pub fn add(&self, name: &str, peer: Peer) -> Result<(), PeersError> {
+    pub(crate) fn add(&self, name: &str, peer: Peer) -> Result<(), PeersError> {
         files::check_name("peer", name).map_err(PeersError::Name)?;
         if peer.address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             return Err(PeersError::Address(peer.address));
@@ -75,7 +75,7 @@ impl Peers {
     }
 
     /// Trusts it no longer.
-    pub fn remove(&self, name: &str) -> Result<(), PeersError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), PeersError> {
         self.change(|peers| match peers.remove(name) {
             Some(_) => Ok(()),
             None => Err(PeersError::Unknown { name: name.to_owned(), known: names(peers) }),
@@ -83,12 +83,12 @@ impl Peers {
     }
 
     /// All of them.
-    pub fn list(&self) -> BTreeMap<String, Peer> {
+    pub(crate) fn list(&self) -> BTreeMap<String, Peer> {
         self.read().clone()
     }
 
     /// The one of this name.
-    pub fn get(&self, name: &str) -> Result<Peer, PeersError> {
+    pub(crate) fn get(&self, name: &str) -> Result<Peer, PeersError> {
         let peers = self.read();
         peers
             .get(name)
@@ -97,7 +97,7 @@ impl Peers {
     }
 
     /// The name of the peer with this key.
-    pub fn name_of(&self, fingerprint: Fingerprint) -> Option<String> {
+    pub(crate) fn name_of(&self, fingerprint: Fingerprint) -> Option<String> {
         self.read().iter().find(|(_, peer)| peer.fingerprint == fingerprint).map(|(name, _)| name.clone())
     }
 
@@ -152,15 +152,10 @@ fn names(peers: &BTreeMap<String, Peer>) -> String {
 
 /// What can be wrong about a peer.
 #[derive(Debug, thiserror::Error)]
-pub enum PeersError {
+pub(crate) enum PeersError {
     /// The file is out of reach.
     #[error("the list of peers {path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// A name that cannot be one.
     #[error("{0}")]
     Name(String),
@@ -179,12 +174,7 @@ pub enum PeersError {
     },
     /// Two names for one key would make it unclear who speaks.
     #[error("peer '{other}' has the same key as '{name}' would have; remove it first")]
-    SameKey {
-        /// The new name.
-        name: String,
-        /// The old one.
-        other: String,
-    },
+    SameKey { name: String, other: String },
 }
 
 #[cfg(test)]

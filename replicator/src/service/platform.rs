@@ -28,7 +28,7 @@ use crate::transfer::sink::Holdings;
 
 /// The guests of a platform.
 #[derive(Clone)]
-pub struct Guests {
+pub(crate) struct Guests {
     /// Their definitions and owners.
     pub vms: Arc<Vms>,
     /// What runs them.
@@ -40,7 +40,11 @@ pub struct Guests {
 impl Guests {
     /// Starts the server into which the hypervisor writes what a VM's taps bring. It listens in the VM's run directory, which a
     /// guest that was adopted has not yet.
-    pub fn serve_taps(&self, vm: &VmName, exports: Vec<(String, Arc<Overlay>)>) -> io::Result<NbdServer> {
+    pub(crate) fn serve_taps(
+        &self,
+        vm: &VmName,
+        exports: Vec<(String, Arc<Overlay>)>,
+    ) -> io::Result<NbdServer> {
         let dir = self.layout.run().join("vm").join(vm.as_str());
         let at = |path: &Path, error: io::Error| {
             io::Error::new(error.kind(), format!("{}: {error}", path.display()))
@@ -53,7 +57,7 @@ impl Guests {
 
 /// The way to other platforms.
 #[derive(Clone)]
-pub struct Reach {
+pub(crate) struct Reach {
     /// How they are reached.
     pub network: Network,
     /// Who is trusted.
@@ -64,7 +68,7 @@ pub struct Reach {
 
 /// What a platform holds of disks.
 #[derive(Clone)]
-pub struct Images {
+pub(crate) struct Images {
     /// Its chunks.
     pub holdings: Holdings,
     /// Its replicas of others' disks.
@@ -75,14 +79,14 @@ pub struct Images {
 
 impl Images {
     /// The chunk store.
-    pub fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.holdings.store
     }
 }
 
 /// What the addresses of VMs work with.
 #[derive(Clone)]
-pub struct AddressCx {
+pub(crate) struct AddressCx {
     /// What lets addresses follow their VMs, when it is configured.
     pub gateway: Option<Arc<Addresses>>,
     /// Who this platform is.
@@ -95,7 +99,7 @@ pub struct AddressCx {
 
 /// What may come in from peers.
 #[derive(Clone)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// The hypervisor of this platform.
     pub hypervisor: HypervisorKind,
     /// The programs that a peer's VM may be run by.
@@ -105,7 +109,7 @@ pub struct Rules {
 }
 
 /// What migrations, and decisions about owners, work with.
-pub struct MigrationCx {
+pub(crate) struct MigrationCx {
     /// The guests.
     pub guests: Guests,
     /// The way to other platforms.
@@ -124,7 +128,7 @@ pub struct MigrationCx {
 
 /// What warm passes work with.
 #[derive(Clone)]
-pub struct ReplicationCx {
+pub(crate) struct ReplicationCx {
     /// The guests.
     pub guests: Guests,
     /// The way to other platforms.
@@ -137,7 +141,7 @@ pub struct ReplicationCx {
 
 /// What bases, replicas at rest and the store's upkeep work with.
 #[derive(Clone)]
-pub struct ImagesCx {
+pub(crate) struct ImagesCx {
     /// What there is.
     pub images: Images,
     /// The guests, whose disks are not to be written over.
@@ -151,7 +155,7 @@ pub struct ImagesCx {
 }
 
 /// A platform, while its daemon runs.
-pub struct Platform {
+pub(crate) struct Platform {
     /// How it is configured.
     pub config: Config,
     /// Who it is.

@@ -30,13 +30,13 @@ const UNUSED: Duration = Duration::from_secs(300);
 
 /// The connections that are served, by the peer's name.
 #[derive(Default)]
-pub struct Connections {
+pub(crate) struct Connections {
     live: Mutex<HashMap<String, Vec<Connection>>>,
 }
 
 impl Connections {
     /// Closes every connection of a peer that is trusted no longer, or whose key has changed.
-    pub fn close(&self, peer: &str) {
+    pub(crate) fn close(&self, peer: &str) {
         for connection in self.lock().remove(peer).unwrap_or_default() {
             connection.close(VarInt::from_u32(1), b"this peer has been removed");
         }
@@ -72,7 +72,7 @@ impl Drop for Entered<'_> {
 }
 
 /// Serves every connection, from either side, until the endpoint is closed.
-pub async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
+pub(crate) async fn serve(platform: Arc<Platform>, mut dialled: Dialled) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

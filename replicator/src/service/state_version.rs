@@ -12,36 +12,26 @@ use crate::files;
 /// Grows when an earlier daemon would lose or misread what this one writes.
 const VERSION: u32 = 2;
 /// The journal of this job is no journal. Jobs' ids are random.
-pub const JOB: JobId = JobId([0; 16]);
+pub(crate) const JOB: JobId = JobId([0; 16]);
 /// As a journal's header, with a version that no journal has.
 const HEADER: &[u8] = b"LHJRNL\xff\xff\n";
 const MAX_BYTES: u64 = 4096;
 
 /// The state is not for this daemon.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub(crate) enum StateError {
     /// It was written by a later one.
     #[error(
         "cannot use the state in {dir}: a newer longhaul has written it (version {found}; this one knows {VERSION}); start that one again"
     )]
-    Newer {
-        /// The directory.
-        dir: PathBuf,
-        /// The version found.
-        found: u32,
-    },
+    Newer { dir: PathBuf, found: u32 },
     /// The file is out of reach or damaged.
     #[error("cannot read the version of the state from {path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 /// Refuses state of a later version; notes that it is of this version from now on. `dir` has the journals.
-pub fn take_over(dir: &Path) -> Result<(), StateError> {
+pub(crate) fn take_over(dir: &Path) -> Result<(), StateError> {
     let path = dir.join(format!("{JOB}.journal"));
     let io = |source| StateError::Io { path: path.clone(), source };
     let found = match std::fs::metadata(&path) {

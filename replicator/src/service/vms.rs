@@ -18,7 +18,7 @@ use crate::migration::journal::Claim;
 
 /// Something that cannot be done to a VM.
 #[derive(Debug, thiserror::Error)]
-pub enum VmError {
+pub(crate) enum VmError {
     /// Nobody of that name.
     #[error("there is no VM '{name}' here (known: {known}); describe it with `longhaul vm define FILE`")]
     Unknown {
@@ -31,47 +31,23 @@ pub enum VmError {
     #[error(
         "VM '{vm}' is busy with job {job} ({what}); wait for it or cancel it with `longhaul job cancel {job}`"
     )]
-    Busy {
-        /// The VM.
-        vm: String,
-        /// The job.
-        job: JobId,
-        /// What it does.
-        what: &'static str,
-    },
+    Busy { vm: String, job: JobId, what: &'static str },
     /// It moved away.
     #[error(
         "VM '{vm}' belongs to peer '{peer}' (epoch {epoch}); move it back with `longhaul migrate {vm}` there. If that \
          platform is gone for good, take the VM back with `longhaul resolve {vm} --keep`"
     )]
-    Moved {
-        /// The VM.
-        vm: String,
-        /// The owner.
-        peer: String,
-        /// Its epoch.
-        epoch: Epoch,
-    },
+    Moved { vm: String, peer: String, epoch: Epoch },
     /// It may have been handed to us.
     #[error(
         "whether VM '{vm}' is ours is for peer '{peer}' to say, which is being asked. If it is gone for good, decide in its place with `longhaul resolve {vm}`"
     )]
-    Undecided {
-        /// The VM.
-        vm: String,
-        /// Who decides.
-        peer: String,
-    },
+    Undecided { vm: String, peer: String },
     /// It is ours already.
     #[error(
         "VM '{vm}' is defined on this platform too and belongs to it (epoch {epoch}); rename one of them"
     )]
-    Ours {
-        /// The VM.
-        vm: String,
-        /// Our epoch.
-        epoch: Epoch,
-    },
+    Ours { vm: String, epoch: Epoch },
     /// A file that cannot be read may say that it is not ours.
     #[error(
         "cannot tell whether VM '{vm}' belongs to this platform: {file} cannot be read; find out where the VM runs, then \
@@ -79,12 +55,7 @@ pub enum VmError {
          answers that it does not own it. If the file holds nothing newer of any VM, move {file} out of journal/",
         file = .file.display()
     )]
-    InDoubt {
-        /// The VM.
-        vm: String,
-        /// The file.
-        file: PathBuf,
-    },
+    InDoubt { vm: String, file: PathBuf },
     /// Its definition's file is none.
     #[error(
         "cannot read the definition of VM '{}', {}: {}; define it again with `longhaul vm define FILE`",
@@ -96,16 +67,11 @@ pub enum VmError {
     Definition(#[from] DefinitionError),
     /// The definition's file.
     #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
 }
 
 /// The VMs of a platform.
-pub struct Vms {
+pub(crate) struct Vms {
     dir: PathBuf,
     definitions: Mutex<Definitions>,
     claims: Claims,
@@ -123,7 +89,7 @@ struct Definitions {
 
 /// A file among the definitions that is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DamagedDefinition {
+pub(crate) struct DamagedDefinition {
     /// The VM it would define, by the file's name.
     pub name: String,
     /// The file.
@@ -133,7 +99,7 @@ pub struct DamagedDefinition {
 }
 
 /// A VM is held by one job at a time; this is the hold.
-pub struct Hold {
+pub(crate) struct Hold {
     vms: Arc<Vms>,
     vm: String,
 }
@@ -148,7 +114,7 @@ impl Drop for Hold {
 impl Vms {
     /// The definitions in `dir` and the claims in `journal`. A definition that cannot be read is left out, and told by
     /// [`Vms::damaged`].
-    pub fn load(dir: &Path, journal: &Path) -> Result<Self, VmError> {
+    pub(crate) fn load(dir: &Path, journal: &Path) -> Result<Self, VmError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| VmError::Io { path, source }
@@ -192,17 +158,17 @@ impl Vms {
     }
 
     /// What is known of who owns which VM.
-    pub fn claims(&self) -> &Claims {
+    pub(crate) fn claims(&self) -> &Claims {
         &self.claims
     }
 
     /// Takes note of a job's records as they stand now.
-    pub fn note(&self, job: JobId, records: &[Record]) {
+    pub(crate) fn note(&self, job: JobId, records: &[Record]) {
         self.claims.note(job, records);
     }
 
     /// Who may run `vm`, as the journals and definitions have it; `None` for a VM nobody here knows.
-    pub fn ownership(&self, vm: &str) -> Option<Claim> {
+    pub(crate) fn ownership(&self, vm: &str) -> Option<Claim> {
         let definitions = lock(&self.definitions);
         let defined = definitions.whole.contains_key(vm) || definitions.damaged.contains_key(vm);
         drop(definitions);
@@ -210,7 +176,7 @@ impl Vms {
     }
 
     /// The epoch at which `vm` is ours, or why it is not.
-    pub fn owned(&self, vm: &str) -> Result<Epoch, VmError> {
+    pub(crate) fn owned(&self, vm: &str) -> Result<Epoch, VmError> {
         let vm = vm.to_owned();
         match self.ownership(&vm) {
             Some(Claim::Ours(epoch)) => Ok(epoch),
@@ -222,7 +188,7 @@ impl Vms {
     }
 
     /// Takes hold of a VM for a job.
-    pub fn hold(self: &Arc<Self>, vm: &str, job: JobId, what: &'static str) -> Result<Hold, VmError> {
+    pub(crate) fn hold(self: &Arc<Self>, vm: &str, job: JobId, what: &'static str) -> Result<Hold, VmError> {
         let mut busy = lock(&self.busy);
         if let Some((job, what)) = busy.get(vm) {
             return Err(VmError::Busy { vm: vm.to_owned(), job: *job, what });
@@ -232,12 +198,12 @@ impl Vms {
     }
 
     /// The job that has hold of it.
-    pub fn holder(&self, vm: &str) -> Option<JobId> {
+    pub(crate) fn holder(&self, vm: &str) -> Option<JobId> {
         lock(&self.busy).get(vm).map(|(job, _)| *job)
     }
 
     /// As [`Vms::hold`], waiting up to `within` for a job that is about to give it back.
-    pub async fn hold_within(
+    pub(crate) async fn hold_within(
         self: &Arc<Self>,
         vm: &str,
         job: JobId,
@@ -255,12 +221,12 @@ impl Vms {
     }
 
     /// Whether a job has hold of it.
-    pub fn is_held(&self, vm: &str) -> bool {
+    pub(crate) fn is_held(&self, vm: &str) -> bool {
         lock(&self.busy).contains_key(vm)
     }
 
     /// The definition of `vm`.
-    pub fn definition(&self, vm: &str) -> Result<VmDefinition, VmError> {
+    pub(crate) fn definition(&self, vm: &str) -> Result<VmDefinition, VmError> {
         let definitions = lock(&self.definitions);
         if let Some(definition) = definitions.whole.get(vm) {
             return Ok(definition.clone());
@@ -271,24 +237,24 @@ impl Vms {
     }
 
     /// All definitions, by name.
-    pub fn list(&self) -> Vec<VmDefinition> {
+    pub(crate) fn list(&self) -> Vec<VmDefinition> {
         let mut all: Vec<_> = lock(&self.definitions).whole.values().cloned().collect();
         all.sort_by_key(|definition| definition.name.to_string());
         all
     }
 
     /// The files among the definitions that are none, by name.
-    pub fn damaged(&self) -> Vec<DamagedDefinition> {
+    pub(crate) fn damaged(&self) -> Vec<DamagedDefinition> {
         lock(&self.definitions).damaged.values().cloned().collect()
     }
 
     /// Keeps a definition; it replaces one of the same name.
-    pub fn define(&self, definition: VmDefinition) -> Result<(), VmError> {
+    pub(crate) fn define(&self, definition: VmDefinition) -> Result<(), VmError> {
         self.define_and(definition, || Ok(()))
     }
 
     /// Keeps a definition once `then` has succeeded too. When it fails, the definition there was before is put back.
-    pub fn define_and<E: From<VmError>>(
+    pub(crate) fn define_and<E: From<VmError>>(
         &self,
         definition: VmDefinition,
         then: impl FnOnce() -> Result<(), E>,
@@ -315,7 +281,7 @@ impl Vms {
     }
 
     /// Forgets a definition. Nothing happens where there is none.
-    pub fn undefine(&self, vm: &str) -> Result<(), VmError> {
+    pub(crate) fn undefine(&self, vm: &str) -> Result<(), VmError> {
         let known = lock(&self.definitions).damaged.get(vm).map(|damaged| damaged.path.clone());
         let path = known.unwrap_or_else(|| self.dir.join(format!("{vm}.toml")));
         match std::fs::remove_file(&path) {
@@ -340,7 +306,7 @@ impl Vms {
 }
 
 /// Reads a definition from a file.
-pub fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
+pub(crate) fn read_definition(path: &Path) -> Result<VmDefinition, VmError> {
     let io = |source| VmError::Io { path: path.to_owned(), source };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(io)?;

@@ -35,7 +35,7 @@ const BASE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Why a relay ended before the end of the memory.
 #[derive(Debug, thiserror::Error)]
-pub enum RelayError {
+pub(crate) enum RelayError {
     /// The hypervisor's end.
     #[error("the hypervisor's memory stream: {0}")]
     Hypervisor(#[source] io::Error),
@@ -45,7 +45,6 @@ pub enum RelayError {
     /// The receiver counts bytes that it was not sent.
     #[error("the other side says that it has taken {taken} bytes of memory, {sent} were sent")]
     Count {
-        /// What it says.
         taken: u64,
         /// What it may say at most.
         sent: u64,
@@ -54,7 +53,7 @@ pub enum RelayError {
 
 /// The two directions of a memory stream at its source, on a connection of their own: what fills the disks' streams does
 /// not hold up the memory, nor the other way round.
-pub struct MemoryStream {
+pub(crate) struct MemoryStream {
     send: LaneSend,
     recv: RecvStream,
     /// Closed when the stream has ended, if it is used by nothing else.
@@ -63,7 +62,7 @@ pub struct MemoryStream {
 
 impl MemoryStream {
     /// Opens the memory stream of a job. A peer that cannot be dialled a second time gets it on `connection`.
-    pub async fn open(
+    pub(crate) async fn open(
         network: &Network,
         peer: &str,
         connection: &Connection,
@@ -87,7 +86,7 @@ impl Drop for MemoryStream {
 
 /// Relays the memory to the other side until the hypervisor ends it and everything has arrived. At least `floor_bytes` may
 /// be under way at any time. After an error the other side does not take what it has for the whole.
-pub async fn send(
+pub(crate) async fn send(
     mut memory: impl AsyncRead + Unpin,
     mut stream: MemoryStream,
     floor_bytes: u64,
@@ -162,7 +161,7 @@ async fn relay(
 
 /// Relays the memory from the other side into the hypervisor until its end, and tells how far it is. A stream that
 /// breaks is an error: what the hypervisor has is not the whole.
-pub async fn receive(
+pub(crate) async fn receive(
     mut memory: impl AsyncWrite + Unpin,
     recv: LaneRecv,
     mut send: SendStream,

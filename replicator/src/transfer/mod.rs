@@ -3,10 +3,10 @@
 //! its two ends. Neither knows of VMs or jobs. `memory` is the other thing that
 //! travels: a hypervisor's own stream, passed on as it is.
 
-pub mod memory;
-pub mod receiver;
-pub mod sender;
-pub mod sink;
+pub(crate) mod memory;
+pub(crate) mod receiver;
+pub(crate) mod sender;
+pub(crate) mod sink;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use crate::service::net::NetError;
 
 /// What a transfer has done so far, in bytes; read while it runs.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Of the image, looked at.
     pub scanned: AtomicU64,
     /// Of those, not hole or zero.
@@ -34,30 +34,25 @@ pub struct Counters {
 
 impl Counters {
     /// Adds to one of them.
-    pub fn add(counter: &AtomicU64, bytes: u64) {
+    pub(crate) fn add(counter: &AtomicU64, bytes: u64) {
         counter.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Reads one of them.
-    pub fn get(counter: &AtomicU64) -> u64 {
+    pub(crate) fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
 }
 
 /// Why a transfer ended before its end.
 #[derive(Debug, thiserror::Error)]
-pub enum TransferError {
+pub(crate) enum TransferError {
     /// Between the platforms.
     #[error(transparent)]
     Net(#[from] NetError),
     /// Our own image.
     #[error("reading {image}: {source}")]
-    Image {
-        /// Which.
-        image: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    Image { image: String, source: std::io::Error },
     /// The other side will not.
     #[error("the other side refused: {0}")]
     Refused(#[from] Refusal),
@@ -71,7 +66,7 @@ pub enum TransferError {
 
 impl TransferError {
     /// Whether the other side asks for a whole scan instead.
-    pub fn is_divergence(&self) -> bool {
+    pub(crate) fn is_divergence(&self) -> bool {
         matches!(self, TransferError::Refused(Refusal { kind: RefusalKind::Diverged, .. }))
     }
 }

@@ -31,7 +31,7 @@ const _: () = assert!(wire::MAX_CHUNK_BYTES == MAX_CHUNK_BYTES && wire::MAX_GROU
 
 /// Receives one image into `sink`, until the sender ends it. `size` in bytes, already checked against
 /// [`wire::MAX_IMAGE_BYTES`]. The sink is used under `lease`, and no longer when this returns.
-pub async fn receive(
+pub(crate) async fn receive(
     mut send: SendStream,
     mut recv: LaneRecv,
     status: TargetStatus,
@@ -103,7 +103,7 @@ pub async fn receive(
 }
 
 /// Tells a sender that it will not be.
-pub async fn refuse_transfer(mut send: SendStream, mut recv: LaneRecv, refusal: Refusal) {
+pub(crate) async fn refuse_transfer(mut send: SendStream, mut recv: LaneRecv, refusal: Refusal) {
     let _ = net::send(&mut send, &ToSender::Refused(refusal)).await;
     let _ = send.finish();
     recv.stop();

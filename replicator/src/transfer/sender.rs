@@ -53,7 +53,7 @@ struct Batch {
 type Group = (Vec<u32>, wire::Packed);
 
 /// An image on its way out.
-pub struct Sender {
+pub(crate) struct Sender {
     send: Arc<Mutex<LaneSend>>,
     answers: mpsc::Receiver<Result<ToSender, NetError>>,
     /// Reads the answers, and says that we are there.
@@ -67,7 +67,7 @@ pub struct Sender {
 
 impl Sender {
     /// Opens the stream and asks whether the other side will take the image. `size` in bytes.
-    pub async fn open(
+    pub(crate) async fn open(
         connection: &Connection,
         target: Target,
         size: u64,
@@ -99,7 +99,7 @@ impl Sender {
     }
 
     /// Scans the image and sends what the other side lacks. When it returns everything is sent, not yet applied.
-    pub async fn scan(&mut self, image: Arc<dyn ReadImage>, name: &str) -> Result<(), TransferError> {
+    pub(crate) async fn scan(&mut self, image: Arc<dyn ReadImage>, name: &str) -> Result<(), TransferError> {
         let (sender, batches) = mpsc::channel(2);
         let counters = self.counters.clone();
         let scan = tokio::task::spawn_blocking(move || scan_image(&*image, &counters, &sender));
@@ -111,13 +111,21 @@ impl Sender {
     }
 
     /// Scans the image and asks what the other side lacks, but sends none of it; the counters tell.
-    pub async fn estimate(&mut self, image: Arc<dyn ReadImage>, name: &str) -> Result<(), TransferError> {
+    pub(crate) async fn estimate(
+        &mut self,
+        image: Arc<dyn ReadImage>,
+        name: &str,
+    ) -> Result<(), TransferError> {
         self.dry = true;
         self.scan(image, name).await
     }
 
     /// Sends an image that is in our store.
-    pub async fn manifest(&mut self, store: Arc<Store>, manifest: Manifest) -> Result<(), TransferError> {
+    pub(crate) async fn manifest(
+        &mut self,
+        store: Arc<Store>,
+        manifest: Manifest,
+    ) -> Result<(), TransferError> {
         let (sender, batches) = mpsc::channel(2);
         let counters = self.counters.clone();
         let feed = tokio::task::spawn_blocking(move || feed_manifest(&store, &manifest, &counters, &sender));
@@ -172,7 +180,7 @@ impl Sender {
     }
 
     /// Sends blocks as they are in `image`. Ranges within the image, ascending. Returns their bytes.
-    pub async fn delta(
+    pub(crate) async fn delta(
         &mut self,
         image: Arc<dyn ReadImage>,
         ranges: Vec<Range<u64>>,
@@ -192,12 +200,12 @@ impl Sender {
     }
 
     /// Asks the other side to say when everything sent so far is applied, without waiting for it.
-    pub async fn mark(&mut self, mark: u32) -> Result<(), TransferError> {
+    pub(crate) async fn mark(&mut self, mark: u32) -> Result<(), TransferError> {
         self.say(&ToReceiver::Sync { mark }).await
     }
 
     /// Waits until everything sent so far is applied.
-    pub async fn sync(&mut self, mark: u32) -> Result<(), TransferError> {
+    pub(crate) async fn sync(&mut self, mark: u32) -> Result<(), TransferError> {
         self.mark(mark).await?;
         match self.answer().await? {
             ToSender::Synced { mark: found } if found == mark => Ok(()),
@@ -207,7 +215,7 @@ impl Sender {
 
     /// Ends the transfer: the other side checks the root, makes the image durable and publishes it. Returns its
     /// generation there.
-    pub async fn commit(
+    pub(crate) async fn commit(
         mut self,
         root: ImageRoot,
         after: u64,

@@ -21,7 +21,7 @@ use crate::lease::Leased;
 const MAX_PLACED: usize = 1 << 20;
 
 /// Where a receiver puts an image. Errors end the transfer with that refusal.
-pub trait Sink: Send {
+pub(crate) trait Sink: Send {
     /// Makes the chunk stand at `offset` from what is held here. False when it is not held.
     fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal>;
 
@@ -46,7 +46,7 @@ pub trait Sink: Send {
 }
 
 /// A base image: chunks into the store, then a reference to them.
-pub struct BaseSink {
+pub(crate) struct BaseSink {
     store: Arc<Store>,
     _pin: Pin,
     name: String,
@@ -57,7 +57,7 @@ pub struct BaseSink {
 
 impl BaseSink {
     /// For the base `name` of `size` bytes.
-    pub fn new(store: Arc<Store>, name: String, size: u64) -> Result<Self, StoreError> {
+    pub(crate) fn new(store: Arc<Store>, name: String, size: u64) -> Result<Self, StoreError> {
         let (pin, extents) = (store.pin(), Some(store.manifest_writer()?));
         Ok(BaseSink { store, _pin: pin, name, size, extents })
     }
@@ -120,7 +120,7 @@ impl Sink for BaseSink {
 }
 
 /// An image that can be written: a file, or a replica's next generation.
-pub trait WriteImage: ReadImage {
+pub(crate) trait WriteImage: ReadImage {
     /// Writes at `offset`.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
@@ -130,7 +130,7 @@ pub trait WriteImage: ReadImage {
 
 /// What this platform holds that may serve a chunk.
 #[derive(Clone)]
-pub struct Holdings {
+pub(crate) struct Holdings {
     /// The chunk store.
     pub store: Arc<Store>,
     /// Images outside it.
@@ -138,7 +138,7 @@ pub struct Holdings {
 }
 
 /// The part that every image sink shares: chunks into places, each written only where the image differs.
-pub struct Assembly<W> {
+pub(crate) struct Assembly<W> {
     /// The image.
     pub image: W,
     /// Its tree; what is written is marked in it.
@@ -154,7 +154,7 @@ pub struct Assembly<W> {
 
 impl<W: WriteImage> Assembly<W> {
     /// For writing into `image`, whose content `tree` knows, or has marked. What a scan brings goes into `extents`.
-    pub fn new(
+    pub(crate) fn new(
         image: W,
         tree: Arc<Mutex<ImageTree>>,
         holdings: Holdings,
@@ -165,13 +165,13 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// Takes from `like` what it holds of the same bytes at the same places, before anything is asked for.
-    pub fn like(mut self, like: Option<Arc<RawImage>>) -> Self {
+    pub(crate) fn like(mut self, like: Option<Arc<RawImage>>) -> Self {
         self.like = like;
         self
     }
 
     /// See [`Sink::place`]: in place, in the store, elsewhere in this image, in another image.
-    pub fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
+    pub(crate) fn place(&mut self, offset: u64, len: u32, name: ChunkId) -> Result<bool, Refusal> {
         if self.holds(offset, len, name)? {
             self.remember(name, offset);
             self.expect(len, name)?;
@@ -200,12 +200,12 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// See [`Sink::expect`].
-    pub fn expect(&mut self, len: u32, name: ChunkId) -> Result<(), Refusal> {
+    pub(crate) fn expect(&mut self, len: u32, name: ChunkId) -> Result<(), Refusal> {
         extend(&mut self.extents, ManifestExtent::Data { len, id: name })
     }
 
     /// See [`Sink::hole`].
-    pub fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
+    pub(crate) fn hole(&mut self, offset: u64, len: u64) -> Result<(), Refusal> {
         extend(&mut self.extents, ManifestExtent::Hole { len })?;
         let holds_data = match self.image.next_data(offset) {
             Ok(data) => data.is_some_and(|data| data.start < offset + len),
@@ -219,14 +219,14 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// Writes bytes and marks them.
-    pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
         self.image.write_at(offset, bytes).map_err(|error| io_refusal(&error))?;
         self.tree().mark(offset..offset + bytes.len() as u64);
         Ok(())
     }
 
     /// See [`Sink::chunks`].
-    pub fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
+    pub(crate) fn chunks(&mut self, group: &Group, offsets: &[Vec<u64>]) -> Result<(), Refusal> {
         for (chunk, offsets) in group.chunks().iter().zip(offsets) {
             for offset in offsets {
                 self.put(*offset, chunk.plain())?;
@@ -237,7 +237,7 @@ impl<W: WriteImage> Assembly<W> {
     }
 
     /// Brings the tree up to date and gives the root.
-    pub fn refresh(&mut self) -> Result<ImageRoot, Refusal> {
+    pub(crate) fn refresh(&mut self) -> Result<ImageRoot, Refusal> {
         let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
         tree.refresh(&self.image).map_err(|error| io_refusal(&error))?;
         Ok(tree.root())
@@ -275,7 +275,7 @@ fn verified(image: &(impl ReadImage + ?Sized), offset: u64, len: u32, name: Chun
 }
 
 /// A raw image file, written in place, for as long as the lease holds.
-pub struct InPlace(pub Leased<Arc<RawImage>>);
+pub(crate) struct InPlace(pub Leased<Arc<RawImage>>);
 
 impl ReadImage for InPlace {
     fn size(&self) -> u64 {
@@ -302,14 +302,14 @@ impl WriteImage for InPlace {
 }
 
 /// A disk of a VM that is on its way: written in place, sealed by the hand-off.
-pub struct MigrationSink {
+pub(crate) struct MigrationSink {
     assembly: Assembly<InPlace>,
     applied: watch::Sender<bool>,
 }
 
 impl MigrationSink {
     /// `applied` turns true when everything up to the last mark is in the image, durable and hashed.
-    pub fn new(assembly: Assembly<InPlace>, applied: watch::Sender<bool>) -> Self {
+    pub(crate) fn new(assembly: Assembly<InPlace>, applied: watch::Sender<bool>) -> Self {
         MigrationSink { assembly, applied }
     }
 }
@@ -365,7 +365,7 @@ impl Sink for MigrationSink {
 }
 
 /// What a transfer would find: takes note of nothing and writes nothing.
-pub struct EstimateSink {
+pub(crate) struct EstimateSink {
     holdings: Holdings,
     /// What the image would be made from.
     start: Option<RawImage>,
@@ -373,7 +373,7 @@ pub struct EstimateSink {
 
 impl EstimateSink {
     /// An estimate for a disk whose image would be made from `start`.
-    pub fn new(holdings: Holdings, start: Option<RawImage>) -> Self {
+    pub(crate) fn new(holdings: Holdings, start: Option<RawImage>) -> Self {
         EstimateSink { holdings, start }
     }
 }
@@ -427,7 +427,7 @@ pub(super) fn failed(error: impl std::fmt::Display) -> Refusal {
 }
 
 /// A local error as the other side is told it.
-pub fn io_refusal(error: &io::Error) -> Refusal {
+pub(crate) fn io_refusal(error: &io::Error) -> Refusal {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => refuse(
             RefusalKind::NoSpace,

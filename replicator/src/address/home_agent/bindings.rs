@@ -49,9 +49,7 @@ impl From<&Change> for Record {
 pub struct Bindings {
     path: PathBuf,
     file: File,
-    /// Of all records.
     bytes: u64,
-    /// Of the file.
     room: u64,
     /// Of the records when the file was made.
     made_with: u64,

@@ -14,7 +14,7 @@ const MAX_BYTES: u64 = 4096;
 
 /// The platform that a pass comes from.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// Its name here.
     pub name: String,
     /// Its key.

@@ -25,7 +25,7 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// What `replica restore` is asked.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct RestoreRequest {
+pub(crate) struct RestoreRequest {
     /// Where to, absolute: a new file, a device, or a new directory for all disks of a VM that has several.
     pub path: PathBuf,
     /// Only this disk.
@@ -39,7 +39,7 @@ pub struct RestoreRequest {
 
 /// A disk that was written out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Restored {
+pub(crate) struct Restored {
     /// The disk.
     pub disk: String,
     /// Where it is.
@@ -52,7 +52,7 @@ pub struct Restored {
 
 /// A disk that is of an older pass than those that were written out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// The disk.
     pub disk: String,
     /// The generation there is of it.
@@ -63,7 +63,7 @@ pub struct LeftOut {
 
 /// What a restore did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The disks of the pass that was committed last, or the one that was asked for.
     pub restored: Vec<Restored>,
     /// Disks that this pass did not bring.
@@ -79,7 +79,7 @@ struct Chosen {
 impl Replicas {
     /// Copies what is asked for: of a VM the disks of the pass that was committed last. `path` of the request has been looked
     /// at by [`targets::check`].
-    pub fn restore(&self, name: &str, request: &RestoreRequest) -> Result<Outcome, ReplicasError> {
+    pub(crate) fn restore(&self, name: &str, request: &RestoreRequest) -> Result<Outcome, ReplicasError> {
         targets::check_device(&request.path, request.in_place)?;
         let chosen = self.choose(name, request.from.as_deref(), request.disk.as_deref())?;
         let _restoring: Vec<_> = chosen.iter().map(|chosen| Restoring::begin(&chosen.kept)).collect();
@@ -231,7 +231,7 @@ fn note(kept: &Kept, error: &ReplicaError) {
 }
 
 /// Begins to compare replicas with their roots: those of one name, or all.
-pub fn verify(cx: &Arc<ImagesCx>, name: Option<&str>) -> Result<JobId, ReplicasError> {
+pub(crate) fn verify(cx: &Arc<ImagesCx>, name: Option<&str>) -> Result<JobId, ReplicasError> {
     let chosen = match name {
         Some(name) => {
             let vms = lock(&cx.images.replicas.vms);

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A pass, as its sender names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SetOf {
+pub(crate) struct SetOf {
     /// The set.
     pub id: JobId,
     /// How many disks it has.

@@ -64,7 +64,7 @@ fn to_io(error: ReplicaError) -> io::Error {
 }
 
 /// The next generation of a replica. Dropped before its commit it leaves the one before.
-pub struct ReplicaSink {
+pub(crate) struct ReplicaSink {
     // In this order: the set is told first, and the replica is free for the next pass before it is closed.
     pub(super) member: Option<(SetOf, Member)>,
     pub(super) assembly: Option<Assembly<PassImage>>,
@@ -81,7 +81,7 @@ pub struct ReplicaSink {
 
 impl ReplicaSink {
     /// What the sender is told of the replica.
-    pub fn status(&self) -> TargetStatus {
+    pub(crate) fn status(&self) -> TargetStatus {
         super::status_of(self.before.as_ref())
     }
 

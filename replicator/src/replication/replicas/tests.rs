@@ -6,6 +6,7 @@ use chunkstore::{Chunk, ChunkId, Group, PieceData, RawImage, Store, pieces};
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::Root;
 
+use super::restore::{Outcome, Restored};
 use super::*;
 use crate::service::peers::Peer;
 use crate::transfer::sink::Sink;

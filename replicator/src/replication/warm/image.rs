@@ -16,7 +16,12 @@ use crate::service::platform::ReplicationCx;
 use crate::transfer::sender::Sender;
 
 /// Begins to copy a raw image or a block device to a peer, where it is kept as the replica `name`.
-pub fn send_image(cx: &Arc<ReplicationCx>, image: &Path, peer: &str, name: &str) -> Result<JobId, WarmError> {
+pub(crate) fn send_image(
+    cx: &Arc<ReplicationCx>,
+    image: &Path,
+    peer: &str,
+    name: &str,
+) -> Result<JobId, WarmError> {
     cx.reach.peers.get(peer).map_err(NetError::from)?;
     let open = RawImage::open_read(image)
         .map_err(|source| WarmError::Io { what: format!("opening {}", image.display()), source })?;

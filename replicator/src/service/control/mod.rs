@@ -37,7 +37,7 @@ use crate::{
     replication::warm,
 };
 
-pub use vms::definition_request;
+pub(crate) use vms::definition_request;
 
 /// How long a path that a caller names has to answer.
 const PATH_ANSWERS: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ const MAX_PATH_WORK: usize = 64;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// An error as the API answers it.
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
 }
@@ -90,7 +90,7 @@ type Shared = State<Arc<Platform>>;
 
 /// Opens the control socket; only its owner may use it. One that a crash left is replaced: the store's lock says that
 /// no daemon lives behind it.
-pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| format!("control socket {}", path.display()))?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
@@ -98,7 +98,7 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Serves the API until the process ends.
-pub async fn serve(platform: Arc<Platform>, listener: UnixListener) -> anyhow::Result<()> {
+pub(crate) async fn serve(platform: Arc<Platform>, listener: UnixListener) -> anyhow::Result<()> {
     axum::serve(listener, router(platform)).await.context("serving the control socket")
 }
 

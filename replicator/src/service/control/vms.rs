@@ -313,7 +313,7 @@ pub(super) async fn replicate(
 }
 
 /// The definition in a file, as `POST /v1/vms` takes it; read on the caller's side, where its path means something.
-pub fn definition_request(path: &Path) -> Result<Value, VmError> {
+pub(crate) fn definition_request(path: &Path) -> Result<Value, VmError> {
     let definition = defined::read_definition(path)?;
     let toml = definition.to_toml()?;
     Ok(json!({ "toml": toml, "file": path.to_string_lossy() }))

@@ -20,7 +20,7 @@ const MAX_ADDRESSES: usize = 8;
 
 impl Network {
     /// A new connection to a peer; its key is checked, and that it accepts ours. A name is tried at each of its addresses.
-    pub async fn dial(&self, name: &str) -> Result<Connection, NetError> {
+    pub(crate) async fn dial(&self, name: &str) -> Result<Connection, NetError> {
         let peer = self.peers.get(name)?;
         let failed =
             |why: String| NetError::Dial { peer: name.to_owned(), address: peer.address.clone(), why };

@@ -38,7 +38,7 @@ use super::{FrameSink, FrameSource, NetError};
 use crate::random::random;
 pub(super) use set::MAX_LANES_OUT;
 use set::{Claim, Share, Token};
-pub use set::{Lanes, UNCLAIMED, of};
+pub(crate) use set::{UNCLAIMED, of};
 
 /// The receive window of every stream, in bytes. See the arithmetic above.
 pub(super) const WINDOW_BYTES: u32 = 32 << 10;
@@ -81,7 +81,7 @@ impl Cursor {
 /// The sending end. Dropped before [`Self::finish`], it resets every lane: the other side does not take what it has for
 /// the whole.
 #[derive(Debug)]
-pub struct LaneSend {
+pub(crate) struct LaneSend {
     connection: Connection,
     token: Token,
     /// The main stream first. They are opened in turn.
@@ -95,7 +95,7 @@ pub struct LaneSend {
 impl LaneSend {
     /// Makes `main`, which has carried nothing yet, the first of as many lanes as this connection has to give. Its peer may be
     /// one that knows no lanes.
-    pub async fn begin(connection: &Connection, mut main: SendStream) -> Result<Self, NetError> {
+    pub(crate) async fn begin(connection: &Connection, mut main: SendStream) -> Result<Self, NetError> {
         let _ = main.set_priority(PRIORITY);
         let striped = super::is_current(connection);
         let share = of(connection).share(if striped { wire::MAX_LANES } else { 1 });
@@ -115,12 +115,12 @@ impl LaneSend {
     }
 
     /// Whether the other side speaks the protocol of this version.
-    pub fn is_striped(&self) -> bool {
+    pub(crate) fn is_striped(&self) -> bool {
         self.striped
     }
 
     /// Sends bytes.
-    pub async fn write_chunk(&mut self, mut bytes: Bytes) -> Result<(), NetError> {
+    pub(crate) async fn write_chunk(&mut self, mut bytes: Bytes) -> Result<(), NetError> {
         if self.ended {
             return Err(NetError::Ended);
         }
@@ -134,7 +134,7 @@ impl LaneSend {
     }
 
     /// Ends the stream.
-    pub async fn finish(&mut self) -> Result<(), NetError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), NetError> {
         // The end of the lane whose turn it is ends the stream, so there must be one.
         self.lane().await?;
         for stream in &mut self.streams {
@@ -145,7 +145,7 @@ impl LaneSend {
     }
 
     /// Waits until the other side has everything, or wants no more of it.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         for stream in &self.streams {
             let _ = stream.stopped().await;
         }
@@ -182,7 +182,7 @@ impl FrameSink for LaneSend {
 
 /// The receiving end.
 #[derive(Debug)]
-pub struct LaneRecv {
+pub(crate) struct LaneRecv {
     connection: Connection,
     /// The main stream first; a place is empty until its lane is there.
     streams: Vec<Option<RecvStream>>,
@@ -193,13 +193,13 @@ pub struct LaneRecv {
 
 impl LaneRecv {
     /// One plain stream, as each is until it says otherwise.
-    pub fn plain(connection: &Connection, main: RecvStream) -> Self {
+    pub(crate) fn plain(connection: &Connection, main: RecvStream) -> Self {
         let (connection, streams) = (connection.clone(), vec![Some(main)]);
         LaneRecv { connection, streams, cursor: Cursor::new(1), claim: None }
     }
 
     /// Receives what the stream is for, and takes its lanes together if it has any.
-    pub async fn opening(&mut self) -> Result<Open, NetError> {
+    pub(crate) async fn opening(&mut self) -> Result<Open, NetError> {
         match super::expect(self).await? {
             Open::Striped { token, lanes } => {
                 self.stripe(token, lanes)?;
@@ -210,7 +210,7 @@ impl LaneRecv {
     }
 
     /// An answer that is striped, from a peer that knows lanes.
-    pub async fn answer(connection: &Connection, main: RecvStream) -> Result<Self, NetError> {
+    pub(crate) async fn answer(connection: &Connection, main: RecvStream) -> Result<Self, NetError> {
         let mut this = Self::plain(connection, main);
         if super::is_current(connection) {
             match super::expect(&mut this).await? {
@@ -232,12 +232,12 @@ impl LaneRecv {
     }
 
     /// Whether the other side speaks the protocol of this version.
-    pub fn is_striped(&self) -> bool {
+    pub(crate) fn is_striped(&self) -> bool {
         self.claim.is_some()
     }
 
     /// Receives at least one byte, or `None` at the end. Nothing is lost when the future is dropped.
-    pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, NetError> {
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, NetError> {
         let room = self.cursor.room(buffer.len());
         let read = self.lane().await?.read(&mut buffer[..room]).await?;
         self.cursor.advance(read.unwrap_or(0));
@@ -245,7 +245,7 @@ impl LaneRecv {
     }
 
     /// Receives at most `most` bytes, or `None` at the end. Nothing is lost when the future is dropped.
-    pub async fn read_chunk(&mut self, most: usize) -> Result<Option<Bytes>, NetError> {
+    pub(crate) async fn read_chunk(&mut self, most: usize) -> Result<Option<Bytes>, NetError> {
         let room = self.cursor.room(most);
         let chunk = self.lane().await?.read_chunk(room, true).await?;
         self.cursor.advance(chunk.as_ref().map_or(0, |chunk| chunk.bytes.len()));
@@ -253,7 +253,7 @@ impl LaneRecv {
     }
 
     /// Wants no more of it.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.claim = None;
         for stream in self.streams.iter_mut().flatten() {
             let _ = stream.stop(VarInt::from_u32(0));

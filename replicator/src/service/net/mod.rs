@@ -1,7 +1,7 @@
 //! QUIC between platforms: one endpoint, connections to peers, framed streams. It knows nothing of what is said.
 
 mod dial;
-pub mod lanes;
+pub(crate) mod lanes;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
@@ -35,22 +35,17 @@ const CONNECTION_WINDOW_BYTES: u32 = (2 * BIDI_STREAMS + UNI_STREAMS) * lanes::W
 /// The kernel's default loses thousands of packets at these rates.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// How often a side says that it is there while it has nothing else to say on a stream that has not ended: 15 s.
-pub const KEEP_ALIVE: Duration = Duration::from_millis(SILENCE.as_millis() as u64 / 4);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_millis(SILENCE.as_millis() as u64 / 4);
 /// How long a side may be silent on a stream when it is its turn. Four times [`KEEP_ALIVE`]; longer than any outage that a
 /// connection outlives by its default idle time-out.
-pub const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
+pub(crate) const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
 /// What can go wrong between platforms.
 #[derive(Debug, thiserror::Error)]
-pub enum NetError {
+pub(crate) enum NetError {
     /// Our own socket.
     #[error("cannot listen on {listen} (UDP): {source}; is another daemon running there?")]
-    Listen {
-        /// The address.
-        listen: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
+    Listen { listen: SocketAddr, source: std::io::Error },
     /// TLS or QUIC refuse the configuration.
     #[error("cannot set up TLS: {0}")]
     Setup(String),
@@ -60,9 +55,7 @@ pub enum NetError {
     /// No connection.
     #[error("cannot connect to peer '{peer}' at {address}: {why}")]
     Dial {
-        /// Its name.
         peer: String,
-        /// Its address.
         address: String,
         /// What happened, and what to do.
         why: String,
@@ -145,7 +138,7 @@ fn explain(error: &quinn::ConnectionError) -> String {
 
 /// This platform on the network.
 #[derive(Clone)]
-pub struct Network {
+pub(crate) struct Network {
     endpoint: Endpoint,
     identity: Identity,
     peers: Arc<Peers>,
@@ -154,11 +147,15 @@ pub struct Network {
 }
 
 /// Connections that this platform has dialled: the other side opens streams on them too, so they want serving.
-pub type Dialled = mpsc::UnboundedReceiver<(String, Connection)>;
+pub(crate) type Dialled = mpsc::UnboundedReceiver<(String, Connection)>;
 
 impl Network {
     /// Opens the socket; to be called inside the runtime.
-    pub fn open(config: &Config, identity: Identity, peers: Arc<Peers>) -> Result<(Self, Dialled), NetError> {
+    pub(crate) fn open(
+        config: &Config,
+        identity: Identity,
+        peers: Arc<Peers>,
+    ) -> Result<(Self, Dialled), NetError> {
         let setup = |error: &dyn std::fmt::Display| NetError::Setup(error.to_string());
         let transport = Arc::new(transport(config));
         let tls = tls::server_config(&identity, peers.clone()).map_err(|error| setup(&error))?;
@@ -177,12 +174,12 @@ impl Network {
     }
 
     /// The next peer that connects, with its name; `None` once the endpoint is closed. Strangers never get here.
-    pub async fn accept(&self) -> Option<quinn::Incoming> {
+    pub(crate) async fn accept(&self) -> Option<quinn::Incoming> {
         self.endpoint.accept().await
     }
 
     /// Finishes a handshake begun by the other side.
-    pub async fn admit(&self, incoming: quinn::Incoming) -> Result<(String, Connection), NetError> {
+    pub(crate) async fn admit(&self, incoming: quinn::Incoming) -> Result<(String, Connection), NetError> {
         let connection = incoming.await?;
         match self.peer_of(&connection) {
             Some(name) => Ok((name, connection)),
@@ -194,19 +191,19 @@ impl Network {
     }
 
     /// The peer at the other end of a connection, if it is one now.
-    pub fn peer_of(&self, connection: &Connection) -> Option<String> {
+    pub(crate) fn peer_of(&self, connection: &Connection) -> Option<String> {
         let keys =
             connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
         self.peers.name_of(keys.as_ref().and_then(|keys| keys.first()).map(Fingerprint::of)?)
     }
 
     /// Asks a peer how it is.
-    pub async fn ask_status(&self, name: &str) -> Result<PeerStatus, NetError> {
+    pub(crate) async fn ask_status(&self, name: &str) -> Result<PeerStatus, NetError> {
         dial::status_of(&self.dial(name).await?).await
     }
 
     /// Closes every connection and waits until the other sides have been told.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.endpoint.close(VarInt::from_u32(0), b"shutting down");
         self.endpoint.wait_idle().await;
     }
@@ -254,19 +251,19 @@ fn bind(listen: SocketAddr) -> std::io::Result<UdpSocket> {
 }
 
 /// Whether the peer speaks the protocol of this version, and not only the one before.
-pub fn is_current(connection: &Connection) -> bool {
+pub(crate) fn is_current(connection: &Connection) -> bool {
     let data = connection.handshake_data().and_then(|any| any.downcast::<HandshakeData>().ok());
     data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == wire::ALPN)
 }
 
 /// Where frames go.
-pub trait FrameSink: Send {
+pub(crate) trait FrameSink: Send {
     /// Sends all of these bytes.
     fn put(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), NetError>> + Send;
 }
 
 /// Where frames come from.
-pub trait FrameSource: Send {
+pub(crate) trait FrameSource: Send {
     /// Receives at least one byte, or `None` at the end.
     fn some(&mut self, buffer: &mut [u8]) -> impl Future<Output = Result<Option<usize>, NetError>> + Send;
 }
@@ -284,7 +281,7 @@ impl FrameSource for RecvStream {
 }
 
 /// Sends one message. Returns its bytes on the stream.
-pub async fn send<T: Serialize>(stream: &mut impl FrameSink, message: &T) -> Result<u64, NetError> {
+pub(crate) async fn send<T: Serialize>(stream: &mut impl FrameSink, message: &T) -> Result<u64, NetError> {
     let frame = wire::frame(message)?;
     let bytes = frame.len() as u64;
     stream.put(Bytes::from(frame)).await?;
@@ -293,7 +290,9 @@ pub async fn send<T: Serialize>(stream: &mut impl FrameSink, message: &T) -> Res
 
 /// Receives one message; `None` when the stream ends before it. It may take as long as it likes to begin; once begun, it is
 /// [`NetError::Silent`] when nothing comes for [`SILENCE`].
-pub async fn receive<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<Option<T>, NetError> {
+pub(crate) async fn receive<T: DeserializeOwned>(
+    stream: &mut impl FrameSource,
+) -> Result<Option<T>, NetError> {
     let mut prefix = [0; 4];
     match stream.some(&mut prefix).await? {
         Some(begun) => receive_rest(stream, prefix, begun).await.map(Some),
@@ -302,7 +301,9 @@ pub async fn receive<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Resu
 }
 
 /// As [`receive`], but the message must begin within [`SILENCE`] as well.
-pub async fn receive_soon<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<Option<T>, NetError> {
+pub(crate) async fn receive_soon<T: DeserializeOwned>(
+    stream: &mut impl FrameSource,
+) -> Result<Option<T>, NetError> {
     let mut prefix = [0; 4];
     match soon(stream.some(&mut prefix)).await? {
         Some(begun) => receive_rest(stream, prefix, begun).await.map(Some),
@@ -330,12 +331,12 @@ async fn fill(stream: &mut impl FrameSource, mut buffer: &mut [u8]) -> Result<()
 }
 
 /// What comes within [`SILENCE`].
-pub async fn soon<T>(coming: impl Future<Output = Result<T, NetError>>) -> Result<T, NetError> {
+pub(crate) async fn soon<T>(coming: impl Future<Output = Result<T, NetError>>) -> Result<T, NetError> {
     tokio::time::timeout(SILENCE, coming).await.unwrap_or(Err(NetError::Silent))
 }
 
 /// Receives one message that must come, and within [`SILENCE`].
-pub async fn expect<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<T, NetError> {
+pub(crate) async fn expect<T: DeserializeOwned>(stream: &mut impl FrameSource) -> Result<T, NetError> {
     receive_soon(stream).await?.ok_or(NetError::Ended)
 }
 

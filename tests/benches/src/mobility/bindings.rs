@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use longhaul::address::home_agent::bindings::Bindings;
+use longhaul::measured::Bindings;
 use mobility::access::Grant;
 use mobility::anchor::{Anchor, Authorization, Config, Output, Registrant};
 use mobility::auth::{Algorithm, SharedKey};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use chunkstore::{ChunkId, ImageRoot};
-use longhaul::service::identity::Fingerprint;
+use longhaul::fuzzing::Fingerprint;
 use longhaul_proto::JobId;
 use migrate_driver::definition::{MAX_DISK_NAME_BYTES, MAX_DISKS};
 use migrate_driver::{VmDefinition, VmName};

@@ -17,11 +17,11 @@ pub(super) type Token = [u8; 16];
 /// The most lanes that are open at once in one direction of a connection, beside the main streams. Their windows hold 64 MiB.
 pub(in super::super) const MAX_LANES_OUT: u16 = 2048;
 /// How long a lane may wait for the stream that says which set it is of: both are under way at the same time.
-pub const UNCLAIMED: Duration = Duration::from_secs(10);
+pub(crate) const UNCLAIMED: Duration = Duration::from_secs(10);
 
 /// The lanes of one connection, both ways.
 #[derive(Debug)]
-pub struct Lanes {
+pub(crate) struct Lanes {
     /// Lanes that this side has open.
     out: Mutex<u16>,
     claims: Mutex<HashMap<Token, mpsc::Sender<(u16, RecvStream)>>>,
@@ -33,7 +33,7 @@ pub struct Lanes {
 static CONNECTIONS: Mutex<Vec<(usize, Weak<Lanes>)>> = Mutex::new(Vec::new());
 
 /// The lanes of this connection. They are forgotten when nobody holds them.
-pub fn of(connection: &Connection) -> Arc<Lanes> {
+pub(crate) fn of(connection: &Connection) -> Arc<Lanes> {
     let mut connections = lock(&CONNECTIONS);
     connections.retain(|(_, lanes)| lanes.strong_count() > 0);
     let known = connections.iter().find(|(id, _)| *id == connection.stable_id());
@@ -70,7 +70,7 @@ impl Lanes {
     }
 
     /// Gives a lane that the peer has opened to whoever claims its set. Lets it go when nobody does within `patience`.
-    pub async fn deliver(
+    pub(crate) async fn deliver(
         &self,
         token: Token,
         index: u16,
