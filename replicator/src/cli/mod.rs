@@ -26,7 +26,7 @@ use request::{Request, UsageError, at, request};
 #[derive(Parser)]
 #[command(name = "longhaul", version, about, after_help = EXIT_CODES)]
 struct Cli {
-    /// Where this platform keeps everything, instead of /etc/longhaul, /var/lib/longhaul and /run/longhaul
+    /// Directory for all files, instead of /etc/longhaul, /var/lib/longhaul and /run/longhaul
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Print one JSON object on standard output
@@ -37,8 +37,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 it failed, and what it touched is as before; 2 the command line is wrong; 3 no daemon answers;
-4 the VM, replica or store is busy with another job (for cron: try again later).";
+Exit codes: 0 done; 1 failed or refused, nothing changed; 2 invalid command line; 3 no daemon answers;
+4 the VM, replica or store is busy with another job (cron: try again later).";
 
 const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;
@@ -50,33 +50,33 @@ const STATUS_BUSY: u16 = 423;
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the service
+    /// Run the daemon of this platform
     Daemon,
-    /// Run the service on the host that is the home agent: the anchor of VMs' addresses
+    /// Run the daemon on the home agent's host
     HomeAgent,
-    /// Keep this guest's own address on a host that is not ours; in longhaul.toml or by these flags. Needs no daemon
+    /// Keep this guest's address on a foreign host (mobile node); settings from longhaul.toml or these flags. Needs no daemon
     MobileNode(mobile_node::MobileNodeArgs),
-    /// Which VMs' addresses this platform has to do with, and where they are reached
+    /// List addresses of VMs: their VMs, owners and where they are reached
     Addresses {
-        /// On the home agent: forget this VM and its owner, a platform that is gone for good
+        /// On the home agent: release the prefix of this VM, whose owner is gone for good
         #[arg(long, value_name = "VM")]
         release: Option<String>,
     },
-    /// Show who this platform is; makes its key when there is none
+    /// Show this platform's name and fingerprint; creates its key if it has none
     Identity,
-    /// Whom this platform trusts
+    /// Peers: the platforms that this one trusts
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Base images in the chunk store
     #[command(subcommand)]
     Base(BaseCommand),
-    /// Single images
+    /// Copy single images
     #[command(subcommand)]
     Image(ImageCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
-    /// One warm pass of a VM's disks to a peer, for cron
+    /// Run one replication pass of a VM's disks to a peer, for cron
     Replicate {
         /// The VM
         vm: String,
@@ -84,27 +84,26 @@ enum Command {
         #[arg(long)]
         to: String,
     },
-    /// Replicas that this platform keeps
+    /// Replicas kept on this platform
     #[command(subcommand)]
     Replica(ReplicaCommand),
     /// Move a running VM to a peer
     Migrate(MigrateArgs),
-    /// Decide who owns a VM where no platform can: its source or owner is gone for good, or this platform's records are
-    /// old or damaged. Only when you know what became of it there: two platforms that both keep it both run it
+    /// Decide who owns a VM when no platform can: its source or owner is gone for good, or the records here are old or
+    /// damaged. First find out where it runs: two platforms that both keep a VM both run it
     Resolve {
         /// The VM
         vm: String,
         #[command(flatten)]
         verdict: Verdict,
-        /// With --keep: this peer has another VM of that name, which says nothing of ours. Only when you know that ours never
-        /// ran there
+        /// With --keep: this peer has an unrelated VM of the same name. Only if this VM never ran there
         #[arg(long, value_name = "PEER", conflicts_with = "give_up")]
         distinct_from: Vec<String>,
     },
     /// Jobs
     #[command(subcommand)]
     Job(JobCommand),
-    /// What a job did, beside the paper's Table 1
+    /// Print the report of a job
     Report {
         /// The job's id
         job: String,
@@ -112,24 +111,24 @@ enum Command {
     /// The chunk store
     #[command(subcommand)]
     Store(StoreCommand),
-    /// The paper's UDP tool: a stream like a call's, and what became of it: gaps, losses, latency, jitter, a picture
+    /// Measure gaps, losses, latency and jitter of a packet stream
     #[command(subcommand)]
     Probe(probe::ProbeCommand),
-    /// Print a commented configuration file
+    /// Print every setting of longhaul.toml with its default
     ExampleConfig,
-    /// What `xl migrate` runs as its transport
+    /// Transport of `xl migrate`
     #[command(hide = true)]
     XlTransport {
         /// The domain's directory
         dir: PathBuf,
     },
-    /// What runs `xl save` for a cold migration
+    /// Runs `xl save` for a cold migration
     #[command(hide = true)]
     XlSave {
         /// The domain's directory
         dir: PathBuf,
     },
-    /// What runs `xl migrate-receive`
+    /// Runs `xl migrate-receive`
     #[command(hide = true)]
     XlReceive {
         /// The domain's directory
@@ -139,41 +138,41 @@ enum Command {
 
 #[derive(Subcommand)]
 enum PeerCommand {
-    /// Trust a platform, by the fingerprint that `longhaul identity` prints there
+    /// Add a peer, or replace its address and key
     Add {
-        /// Its name here
+        /// The peer's name on this platform
         name: String,
         /// HOST:PORT
         address: String,
-        /// 64 hexadecimal digits
+        /// What `longhaul identity` prints there: 64 hexadecimal digits
         fingerprint: String,
     },
-    /// List them
+    /// List peers
     List,
-    /// Ask one how it is
+    /// Ask a peer for its status
     Ask {
-        /// Its name
+        /// The peer
         name: String,
     },
-    /// Trust it no longer
+    /// Remove a peer and close its connections
     Remove {
-        /// Its name
+        /// The peer
         name: String,
     },
 }
 
 #[derive(Subcommand)]
 enum BaseCommand {
-    /// Add a raw image or block device as a base image
+    /// Add a raw image or block device as a base, or replace the base of that name
     Add {
         /// The base's name
         name: String,
         /// The image
         image: PathBuf,
     },
-    /// List them
+    /// List bases
     List,
-    /// Put a base on other platforms; what they hold is not sent
+    /// Copy a base to peers; chunks that they hold are not sent
     Push {
         /// The base
         name: String,
@@ -181,20 +180,20 @@ enum BaseCommand {
         #[arg(required = true)]
         peers: Vec<String>,
     },
-    /// Write a base out of the store, into a new file
+    /// Write a base to a new file
     Restore {
         /// The base
         name: String,
-        /// The new file; with --in-place an image or block device of the base's size
+        /// The new file; with --in-place an existing image or block device of the base's size
         path: PathBuf,
-        /// Write into what is there, and only the blocks that differ
+        /// Write only the blocks that differ into an existing image
         #[arg(long, conflicts_with = "like")]
         in_place: bool,
-        /// An image on the same file system: the new file shares equal blocks with it where the file system can
+        /// Share equal blocks with this image, on a file system with reflinks
         #[arg(long, value_name = "IMAGE")]
         like: Option<PathBuf>,
     },
-    /// Remove one; `store gc` gives the room back
+    /// Remove a base; `store gc` frees the space
     Remove {
         /// The base
         name: String,
@@ -205,7 +204,7 @@ enum BaseCommand {
 enum ImageCommand {
     /// Copy an image to a peer, incrementally and verified
     Send {
-        /// A raw image or block device that nobody writes to
+        /// A raw image or block device that is not in use
         image: PathBuf,
         /// PEER or PEER:NAME
         target: String,
@@ -214,36 +213,36 @@ enum ImageCommand {
 
 #[derive(Subcommand)]
 enum VmCommand {
-    /// Describe a VM, from a definition file
+    /// Define a VM from a TOML file, or replace its definition
     Define {
-        /// The file
+        /// The definition file
         file: PathBuf,
     },
-    /// Take up a guest that runs already: on Xen, a domain that xl has started
+    /// Adopt a running guest: on Xen, a domain started by xl
     Adopt {
         /// The guest's name
         name: String,
     },
-    /// List them
+    /// List VMs
     List,
-    /// Start one
+    /// Start a VM, or resume one that is paused by a disk error
     Start {
         /// The VM
         name: String,
     },
-    /// Power one down
+    /// Power a VM down
     Stop {
         /// The VM
         name: String,
-        /// At once, like pulling the plug
+        /// At once, without shutting the guest down
         #[arg(long)]
         kill: bool,
     },
-    /// Forget a stopped VM; its images stay
+    /// Remove a stopped VM from this platform; its images stay
     Remove {
         /// The VM
         name: String,
-        /// Delete those of its images that lie in this platform's own directory of images
+        /// Also delete its images in this platform's own image directory
         #[arg(long)]
         disks: bool,
     },
@@ -256,13 +255,13 @@ struct MigrateArgs {
     /// The peer
     #[arg(long)]
     to: String,
-    /// Switch over once the guest is predicted to stand still for no longer than this, as `300ms` or `2s`
+    /// Switch over when the predicted downtime is at most this: `300ms`, `2s` [default: 300ms]
     #[arg(long, value_name = "DURATION", value_parser = milliseconds)]
     max_downtime: Option<u64>,
-    /// Stop the guest before its memory is sent, once; for guests that the hypervisor cannot move while they run
+    /// Stop the guest, then send its memory once; for guests that cannot migrate live
     #[arg(long)]
     cold: bool,
-    /// Show what would be done and sent
+    /// Check the migration and estimate what would be sent; changes nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -270,26 +269,26 @@ struct MigrateArgs {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Verdict {
-    /// It is ours: one that was on its way here is started, one whose owner is gone can be started again. Refused while a
-    /// peer answers that it owns it
+    /// This platform owns the VM: an incoming one is started, one whose owner is gone can be started. Refused while a peer
+    /// answers that it owns the VM
     #[arg(long)]
     keep: bool,
-    /// It is the other platform's: what was on its way here is discarded, and what this platform owns is given up to the
-    /// peer that answers that it owns it
+    /// The other platform owns the VM: an incoming one is discarded, one owned here is given up to the peer that answers
+    /// that it owns the VM
     #[arg(long)]
     give_up: bool,
 }
 
 #[derive(Subcommand)]
 enum ReplicaCommand {
-    /// List them
+    /// List replicas
     List,
-    /// Compare replicas with the hashes of their generations; a damaged one is mended by its next pass
+    /// Compare replicas with the hashes of their generations; the next pass repairs a damaged one
     Verify {
-        /// The VM, or the image's name; all replicas when it is left out
+        /// The VM, or the image's name; without it all replicas
         name: Option<String>,
     },
-    /// Copy a replica's image to a new file, or all disks of a VM, of one moment, into a new directory
+    /// Copy a replica to a new file, or all disks of a VM as of one moment to a new directory
     Restore {
         /// The VM, or the image's name
         name: String,
@@ -298,7 +297,7 @@ enum ReplicaCommand {
         /// Only this disk
         #[arg(long)]
         disk: Option<String>,
-        /// Of this peer, when several have a VM of that name
+        /// The replica of this peer, if several have a VM of that name
         #[arg(long)]
         from: Option<String>,
         /// Overwrite the block device at PATH
@@ -309,61 +308,61 @@ enum ReplicaCommand {
 
 #[derive(Subcommand)]
 enum JobCommand {
-    /// List them
+    /// List jobs
     List,
-    /// Show one
+    /// Show a job
     Show {
-        /// Its id
+        /// The job's id
         job: String,
     },
-    /// Follow one until it ends
+    /// Follow a job until it ends
     Watch {
-        /// Its id
+        /// The job's id
         job: String,
     },
-    /// Stop one; what it touched is as before
+    /// Cancel a job; everything is as before
     Cancel {
-        /// Its id
+        /// The job's id
         job: String,
     },
 }
 
 #[derive(Subcommand)]
 enum StoreCommand {
-    /// What it holds
+    /// Print chunks, bytes and packs
     Stats,
-    /// Read chunks back and check them; exit code 1 when something is wrong
+    /// Read chunks and check their hashes; exit code 1 if any is damaged
     Verify {
-        /// Only one chunk in so many, others every day
+        /// Check one chunk of this many, others each day
         #[arg(long, value_name = "ONE_IN")]
         sample: Option<u32>,
-        /// Only the chunks of this base
+        /// Check only the chunks of this base
         #[arg(long, value_name = "NAME", conflicts_with = "sample")]
         base: Option<String>,
-        /// Read no more than so many MiB a second
+        /// Read at most this many MiB/s
         #[arg(long, value_name = "MIB")]
         limit_mib_s: Option<u32>,
-        /// Fetch what is damaged or missing: from replicas here, then from peers
+        /// Restore damaged chunks from replicas here, then from peers
         #[arg(long)]
         heal: bool,
     },
-    /// Give back the room of chunks that no base needs; everything else goes on meanwhile
+    /// Free the space of chunks that no base needs; other work goes on
     Gc {
-        /// Show what would be done
+        /// Print the plan; changes nothing
         #[arg(long)]
         dry_run: bool,
-        /// Rewrite packs of which at least this much is not needed (25 by default)
+        /// Rewrite packs of which at least this much is not needed [default: 25]
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
         waste_percent: Option<u8>,
     },
-    /// Write bases with all their chunks into one file, to carry it to another site
+    /// Write bases with all their chunks into one file, to carry to another site
     Export {
         /// The new file
         file: PathBuf,
-        /// The bases; all of them when none is named
+        /// The bases; all if none is named
         names: Vec<String>,
     },
-    /// Bring in what `store export` wrote; every chunk is checked
+    /// Import a file of `store export`; every chunk is verified
     Import {
         /// The file
         file: PathBuf,
