@@ -197,7 +197,7 @@ pub trait Hypervisor: Send + Sync {
     async fn start(&self, def: &VmDefinition) -> Result<(), DriverError>;
     /// Starts an empty VM that waits for its memory and never runs before [`Hypervisor::resume`].
     async fn start_incoming(&self, def: &VmDefinition) -> Result<(), DriverError>;
-    /// Opens the waiting VM's ear; the caller writes the memory stream and then shuts its side down.
+    /// Connects to the incoming VM's migration socket; the caller writes the memory stream and then shuts its side down.
     async fn open_incoming(&self, vm: &VmName) -> Result<UnixStream, DriverError>;
     /// Waits until the memory is loaded; the guest is still paused. Fails when the stream was bad or the process ended.
     async fn incoming_loaded(&self, vm: &VmName) -> Result<(), DriverError>;
@@ -328,7 +328,7 @@ pub enum DriverError {
         message: String,
     },
     /// The process ended while we used it.
-    #[error("VM {vm}: the hypervisor's process ended while we were to {doing}; its last words: {log}")]
+    #[error("VM {vm}: the hypervisor exited while it was to {doing}; end of its log: {log}")]
     Died {
         /// The VM.
         vm: VmName,

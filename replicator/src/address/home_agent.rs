@@ -161,7 +161,7 @@ impl Home {
         let (epoch, gateway, holder) = (epoch.0, Ipv6Addr::from(*gateway), Fingerprint::from(*holder));
         let prefix = Ipv6Prefix::new(request.prefix.into(), request.prefix_len)
             .filter(|prefix| prefix.address().octets() == request.prefix)
-            .ok_or("its prefix is none")?;
+            .ok_or("its prefix is not valid")?;
         let is_ours = |prefix: Ipv6Prefix| {
             self.prefixes.iter().any(|ours| ours.len() <= prefix.len() && ours.contains(prefix.address()))
         };

@@ -153,7 +153,7 @@ impl MobileNodeConfig {
     pub(crate) fn check(&self) -> Result<(), String> {
         let interface = &self.interface;
         if !(1..=15).contains(&interface.len()) {
-            return Err(format!("interface = {interface:?} has not 1 to 15 bytes"));
+            return Err(format!("interface = {interface:?}: it must be 1 to 15 bytes long"));
         }
         judge(&self.name, self.spi)
     }

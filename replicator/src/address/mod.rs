@@ -286,7 +286,7 @@ fn network_of(definition: &VmDefinition) -> Result<Network<'_>, AddressError> {
     let network =
         definition.network.as_ref().ok_or(AddressError::Lacking("the VM's definition has no [network]"))?;
     let prefix = network.prefix().and_then(|(address, len)| Ipv6Prefix::new(address, len));
-    let prefix = prefix.ok_or(AddressError::Lacking("the VM's prefix is none"))?;
+    let prefix = prefix.ok_or(AddressError::Lacking("the VM has no valid home prefix"))?;
     let ipv4 = network.ipv4().and_then(|(address, len)| Ipv4Interface::new(address, len));
     Ok(Network { definition: network, prefix, ipv4 })
 }

@@ -338,7 +338,7 @@ impl Config {
             config.home_agent.as_ref().map(|home_agent| &home_agent.interface),
         ];
         if let Some(name) = interfaces.into_iter().flatten().find(|name| !(1..=15).contains(&name.len())) {
-            let what = format!("interface = {name:?} has not 1 to 15 bytes");
+            let what = format!("interface = {name:?}: it must be 1 to 15 bytes long");
             return Err(ConfigError::Value { path: path.to_owned(), what });
         }
         if let Some(dns) =

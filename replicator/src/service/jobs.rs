@@ -419,7 +419,7 @@ impl Jobs {
             let parsed = bytes.and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
             match parsed.and_then(|report| Some((report.job.parse().ok()?, report))) {
                 Some((id, report)) => drop(reports.insert(id, report)),
-                None => tracing::warn!("{} is no report; left alone", path.display()),
+                None => tracing::warn!("ignoring {}: not a job report", path.display()),
             }
         }
         let (tasks, ending, running) = Default::default();

@@ -40,7 +40,7 @@ pub(crate) enum VmError {
     Moved { vm: String, peer: String, epoch: Epoch },
     /// It may have been handed to us.
     #[error(
-        "whether VM '{vm}' is ours is for peer '{peer}' to say, which is being asked. If it is gone for good, decide in its place with `longhaul resolve {vm}`"
+        "the owner of VM '{vm}' is undecided: waiting for peer '{peer}'. If that platform is gone for good, decide with `longhaul resolve {vm} --keep` or `--give-up`"
     )]
     Undecided { vm: String, peer: String },
     /// It is ours already.

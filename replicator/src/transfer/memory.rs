@@ -1,6 +1,6 @@
-//! A hypervisor's memory stream on its way to another hypervisor, byte for byte. The source takes no more from its
-//! hypervisor than the path needs to stay busy: a hypervisor pauses its guest when it believes that what is left will
-//! take no time, and it takes for done what we have swallowed. It knows nothing of what the bytes mean.
+//! Relays a hypervisor's memory stream to another hypervisor, byte for byte, without interpreting it. The source reads no
+//! more from its hypervisor than keeps the path busy: QEMU counts a byte as sent once it is read from the socket, and pauses
+//! the guest when the rest seems to take no time.
 
 use std::collections::VecDeque;
 use std::io;

@@ -143,7 +143,7 @@ pub(crate) struct Assembly<W> {
     pub image: W,
     /// Its tree; what is written is marked in it.
     pub tree: Arc<Mutex<ImageTree>>,
-    /// What a scan has brought, as far as it came; for who wants to know.
+    /// The state of a scan; for progress reports.
     pub extents: Option<ManifestWriter>,
     holdings: Holdings,
     /// An image that may hold the same bytes at the same places.
