@@ -13,8 +13,9 @@ mod tunnel;
 use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStream, TryStreamExt};
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
@@ -275,8 +276,7 @@ impl Links {
         let of_ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = Vec::new();
         for all in [RouteMessageBuilder::<Ipv6Addr>::new().build(), of_ipv4] {
-            let list = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
-            routes.extend(list.map_err(failed(|| "listing routes".to_owned()))?);
+            routes.extend(listed("listing routes", || self.handle.route().get(all.clone()).execute()).await?);
         }
         let ours = |route: &RouteMessage| route.header.protocol == self.protocol;
         for route in routes.into_iter().filter(|route| ours(route) && those(route)) {
@@ -286,15 +286,12 @@ impl Links {
         Ok(())
     }
 
+    async fn interfaces(&self) -> Result<Vec<LinkMessage>> {
+        listed("listing interfaces", || self.handle.link().get().execute()).await
+    }
+
     async fn restore_link_layer(&self, of: impl Fn(&LinkMessage) -> bool) -> Result<()> {
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed(|| "listing interfaces".to_owned()))?;
+        let links = self.interfaces().await?;
         for link in links.into_iter().filter(of) {
             let Some((address, alias)) = remembered(&link) else { continue };
             let index = link.header.index;
@@ -311,8 +308,8 @@ impl Links {
     }
 
     async fn remove_gateway_address(&self, from: impl Fn(u32) -> bool) -> Result<()> {
-        let list = self.handle.address().get().set_address_filter(GATEWAY_LINK_LOCAL.into()).execute();
-        let found: Vec<_> = list.try_collect().await.map_err(failed(|| "listing addresses".to_owned()))?;
+        let ask = || self.handle.address().get().set_address_filter(GATEWAY_LINK_LOCAL.into()).execute();
+        let found = listed("listing addresses", ask).await?;
         for address in found.into_iter().filter(|address| from(address.header.index)) {
             let message = AddressMessageBuilder::<Ipv6Addr>::new()
                 .index(address.header.index)
@@ -343,8 +340,8 @@ impl Links {
     async fn remove_rules(&self, of: impl Fn(&RuleMessage) -> bool) -> Result<()> {
         let mut rules = Vec::new();
         for version in [IpVersion::V6, IpVersion::V4] {
-            let list = self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await;
-            rules.extend(list.map_err(failed(|| "listing rules".to_owned()))?);
+            let ask = || self.handle.rule().get(version.clone()).execute();
+            rules.extend(listed("listing rules", ask).await?);
         }
         for rule in rules {
             if rule.attributes.contains(&RuleAttribute::Protocol(self.protocol)) && of(&rule) {
@@ -401,7 +398,26 @@ pub(crate) fn everything() -> Ipv6Prefix {
 /// What errno.h says.
 const NO_SUCH_ROUTE: i32 = 3;
 const EXISTS: i32 = 17;
+const BUSY: i32 = 16;
 const NO_SUCH_DEVICE: i32 = 19;
+
+/// All that the kernel has of a kind. It makes one list at a time for a socket, and says that it is busy while another task of
+/// ours is reading one.
+async fn listed<T, S>(what: &str, ask: impl Fn() -> S) -> Result<Vec<T>>
+where
+    S: TryStream<Ok = T, Error = rtnetlink::Error>,
+{
+    const TRIES: u32 = 100;
+    const BETWEEN: Duration = Duration::from_millis(20);
+    for _ in 1..TRIES {
+        match ask().try_collect().await {
+            Err(error) if errno(&error) == Some(BUSY) => {}
+            list => return list.map_err(failed(|| what.to_owned())),
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+    ask().try_collect().await.map_err(failed(|| what.to_owned()))
+}
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {

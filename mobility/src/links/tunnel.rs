@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
 
-use futures_util::TryStreamExt;
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
@@ -91,8 +90,7 @@ pub(crate) fn inner_name(name: &str) -> String {
 impl Links {
     /// All tunnels that this agent has made, before a crash too, with what they are known by.
     pub(crate) async fn tunnels(&self) -> Result<Vec<(Tunnel, Remembered)>> {
-        let list = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
-        let links = list.map_err(failed(|| "listing interfaces".to_owned()))?;
+        let links = self.interfaces().await?;
         let read = |link: &LinkMessage| {
             let name = link.attributes.iter().find_map(|attribute| match attribute {
                 LinkAttribute::IfName(name) => Some(name),
@@ -121,8 +119,7 @@ impl Links {
 
     /// Removes what a crash has left that was made and not yet set up.
     pub(crate) async fn remove_unfinished(&self) -> Result<()> {
-        let list = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
-        for link in list.map_err(failed(|| "listing interfaces".to_owned()))? {
+        for link in self.interfaces().await? {
             if link.attributes.contains(&self.group()) && !alias(&link).starts_with(IS_TUNNEL) {
                 self.remove_interface(link.header.index).await?;
             }
