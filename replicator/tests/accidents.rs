@@ -607,10 +607,9 @@ fn five_thousand_ended_migrations_cost_a_start_nothing() {
     for _ in 0..2 {
         assert_eq!((&many.vm("vm7")["owner"], &many.vm("vm7")["epoch"]), (&json!("b"), &json!(200)));
         let journals = fs::read_dir(many.at("journal")).unwrap().flatten();
-        assert_eq!(
-            journals.filter(|file| file.path().extension().is_some_and(|ext| ext == "journal")).count(),
-            0
-        );
+        let journals = journals.filter(|file| file.path().extension().is_some_and(|ext| ext == "journal"));
+        // The version of the state has that extension too.
+        assert_eq!(journals.count(), 1);
         many.restart();
     }
 }

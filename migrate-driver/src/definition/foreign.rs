@@ -78,6 +78,10 @@ pub fn check_foreign(
     }
     let mut rest = qemu.args.as_slice();
     while let [option, after @ ..] = rest {
+        // An option and its value in one would pass for two.
+        if option.contains(' ') {
+            return Err(ForeignError::Argument(option.clone()));
+        }
         let alone = allowed.contains(option);
         let (argument, after) = match after {
             [value, after @ ..] if !alone && !value.starts_with('-') => (format!("{option} {value}"), after),

@@ -12,7 +12,7 @@ use crate::files;
 /// Grows when an earlier daemon would lose or misread what this one writes.
 const VERSION: u32 = 2;
 /// The journal of this job is no journal. Jobs' ids are random.
-pub(crate) const JOB: JobId = JobId([0; 16]);
+pub(crate) const JOB: JobId = JobId([0xff; 16]);
 /// As a journal's header, with a version that no journal has.
 const HEADER: &[u8] = b"LHJRNL\xff\xff\n";
 const MAX_BYTES: u64 = 4096;
