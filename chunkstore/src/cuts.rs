@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::pieces::MIN_HOLE_BYTES;
 use crate::windows::{KEPT_BYTES, Windows};
 use crate::{
-    BLOCK_BYTES, GROUP_BYTES, MAX_BATCH_EXTENTS, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, ReadImage, gear, is_zero,
+    BLOCK_BYTES, GROUP_BYTES, MAX_BATCH_EXTENTS, MAX_CHUNK_BYTES, MAX_GROUP_BYTES, MIN_HOLE_BYTES, ReadImage,
+    gear, is_zero,
 };
 
 /// A batch is what begins in so many bytes of the image, one part after the other: a group, if all of it is new.

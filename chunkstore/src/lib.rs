@@ -21,6 +21,7 @@ mod cuts;
 mod direct;
 mod disk;
 mod encoded;
+mod file_error;
 mod files;
 mod gear;
 mod id;
@@ -48,14 +49,13 @@ mod zero;
 pub use archive::{ExportError, ExportReport, ImportError, ImportReport, export, import};
 pub use chunk::{Chunk, Group};
 pub use encoded::{Codec, DecodeError, Encoded};
-pub use files::{FileError, remove_temporary, write_atomic};
+pub use file_error::FileError;
+pub use files::{remove_temporary, write_atomic};
 pub use id::{ChunkId, ImageRoot, ParseIdError};
 pub use image::{RawImage, ReadImage, copy_sparse, copy_sparse_while, reflink};
 pub use manifest::{Manifest, ManifestError, ManifestExtent, ManifestWriter, PlacedExtent};
 pub use open::{FileId, open_regular};
-pub use pieces::{
-    AVERAGE_CHUNK_BYTES, MIN_CHUNK_BYTES, MIN_HOLE_BYTES, Piece, PieceData, Pieces, pieces, pieces_in, scan,
-};
+pub use pieces::{Piece, PieceData, Pieces, pieces, pieces_in, scan};
 pub use replica::{Generation, Pass, Place, Prepared, Replica, ReplicaError, SetId, Still, commit_set};
 pub use seeds::Seeds;
 pub use store::{
@@ -91,6 +91,15 @@ pub const MAX_GROUP_BYTES: usize = (4 << 20) - MAX_CHUNK_BYTES;
 
 /// No batch of an image has more extents; see [`Manifest::batches`].
 pub const MAX_BATCH_EXTENTS: usize = 1024;
+
+/// No chunk is shorter, but for the last one of a data run.
+pub const MIN_CHUNK_BYTES: usize = 16 * 1024;
+
+/// Chunks of real data are about this long.
+pub const AVERAGE_CHUNK_BYTES: usize = 64 * 1024;
+
+/// Zeroes become a hole from this length on; shorter runs are part of the data around them.
+pub const MIN_HOLE_BYTES: u64 = 65536;
 
 /// No chunk is longer than this.
 pub const MAX_CHUNK_BYTES: usize = 256 * 1024;

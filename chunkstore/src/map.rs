@@ -9,6 +9,9 @@ use std::ops::Range;
 /// What a reader leaves in memory behind it: asking the kernel more often would cost more than it gives back.
 pub(crate) const WINDOW_BYTES: usize = 1 << 20;
 
+/// As many bytes are kept in memory; more go to a file or stay in theirs. The images of tests are small.
+pub(crate) const IN_MEMORY_BYTES: usize = if cfg!(test) { 512 } else { 1 << 20 };
+
 /// The bytes of a file that does not change while it is mapped.
 pub(crate) struct Map(Bytes);
 

@@ -1,7 +1,7 @@
 //! An image as a sequence of holes and chunks. What comes out depends on the image's content only: not on how the
 //! file is allocated, not on how it is read. So a base image and its clone give the same chunks.
 //!
-//! A run of zero blocks (4 KiB, aligned in the image) of at least [`MIN_HOLE_BYTES`] is a hole; what lies between
+//! A run of zero blocks (4 KiB, aligned in the image) of at least [`MIN_HOLE_BYTES`](crate::MIN_HOLE_BYTES) is a hole; what lies between
 //! two holes is a data run, cut from its beginning by FastCDC's rules (v2020, normalisation 1), but only where two blocks meet;
 //! the whole of it is in FORMAT.md. It never writes and keeps no more than a few MiB for each thread.
 //!
@@ -51,15 +51,6 @@ use bytes::Bytes;
 use crate::cuts::{BATCH_BYTES, Cut, CutData, Cuts};
 use crate::pipeline::in_order;
 use crate::{ChunkId, ReadImage};
-
-/// No chunk is shorter, but for the last one of a data run.
-pub const MIN_CHUNK_BYTES: usize = 16 * 1024;
-
-/// Chunks of real data are about this long.
-pub const AVERAGE_CHUNK_BYTES: usize = 64 * 1024;
-
-/// Zeroes become a hole from this length on; shorter runs are part of the data around them.
-pub const MIN_HOLE_BYTES: u64 = 65536;
 
 /// One piece of an image; pieces follow each other without a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,9 @@ use std::thread;
 
 use crate::sync::lock;
 
+/// Results that may wait for an earlier one, beside those being made. Only for results without bytes of the image.
+pub(crate) const RESULTS_AHEAD: usize = 64;
+
 /// All cores.
 pub(crate) fn all_cores() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)

@@ -8,10 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::FileError;
 use crate::disk::{Disk, DiskFile};
-use crate::map::Map;
-
-/// As many bytes are kept in memory; more go to the file, so many at a time. The images of tests are small.
-pub(crate) const SPOOL_BYTES: usize = if cfg!(test) { 512 } else { 1 << 20 };
+use crate::map::{IN_MEMORY_BYTES, Map};
 
 /// Distinguishes the files of this process in their directory, which no other process uses.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -37,7 +34,7 @@ impl Spool {
     /// Appends.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() > SPOOL_BYTES { self.flush() } else { Ok(()) }
+        if self.buffer.len() > IN_MEMORY_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Writes over what is at the beginning, no further than what was written so far.
@@ -55,7 +52,7 @@ impl Spool {
     pub(crate) fn hash(&self) -> Result<blake3::Hash, FileError> {
         let mut hasher = blake3::Hasher::new();
         if let Some(file) = &self.file {
-            let (mut window, mut at) = (vec![0; SPOOL_BYTES], 0);
+            let (mut window, mut at) = (vec![0; IN_MEMORY_BYTES], 0);
             while at < self.written {
                 let len = (self.written - at).min(window.len() as u64);
                 file.read_at(at, &mut window[..len as usize]).map_err(self.failed())?;

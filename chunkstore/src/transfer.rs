@@ -6,16 +6,16 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::{fs, io};
 
-use bytes::Bytes;
-
 use crate::cuts::{Batch, CutData, Cuts};
-use crate::pipeline::{all_cores, in_order};
+use crate::pipeline::{RESULTS_AHEAD, all_cores, in_order};
 use crate::tree::{Hash, RootStream, leaf_hashes};
 use crate::writeback;
 use crate::{
     BLOCK_BYTES, Chunk, ChunkId, FileError, Group, LEVEL, MAX_CHUNK_BYTES, Manifest, ManifestExtent,
     PlacedExtent, RawImage, ReadImage, Seeds, Store, StoreError,
 };
+use chunks::Chunks;
+pub use outcome::{IngestError, RestoreError, Restored};
 
 /// How an image is brought into a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,51 +31,6 @@ impl Default for IngestOptions {
         IngestOptions { level: LEVEL, threads: all_cores() }
     }
 }
-
-/// What a restore did to its target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Restored {
-    /// Bytes written, in blocks of [`BLOCK_BYTES`].
-    pub written_bytes: u64,
-    /// Bytes of data that became a hole.
-    pub zeroed_bytes: u64,
-}
-
-/// Why an image could not be brought into a store.
-#[derive(Debug, thiserror::Error)]
-pub enum IngestError {
-    /// The image could not be read.
-    #[error("could not read the image: {0}; nothing was published")]
-    Read(io::Error),
-    /// The store could not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why an image could not be written out of a store.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// Another size than the manifest's.
-    #[error("the target has {target_bytes} bytes, the image {image_bytes}: create it with the image's size")]
-    Size {
-        /// The target's.
-        target_bytes: u64,
-        /// The image's.
-        image_bytes: u64,
-    },
-    /// A chunk could not be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The target could not be read, written or created. It is incomplete.
-    #[error(transparent)]
-    Target(#[from] FileError),
-    /// The caller had it stop. The target is incomplete.
-    #[error("stopped before it was done; the image is incomplete, and the next run writes what is missing")]
-    Stopped,
-}
-
-/// Results that may wait for an earlier one, beside those being made. They hold no bytes of the image.
-const RESULTS_AHEAD: usize = 64;
 
 /// Threads beside those that keep the cores busy: some wait for their turn at the image or the pack.
 const WAITING_THREADS: usize = 1;
@@ -226,23 +181,6 @@ pub fn restore_to(
     restored
 }
 
-/// Where chunks come from.
-struct Chunks<'a> {
-    store: &'a Store,
-    seeds: &'a Seeds,
-}
-
-impl Chunks<'_> {
-    /// A chunk of `len` bytes: the manifest's word on the length is not covered by the chunk's name.
-    fn get(&self, id: ChunkId, len: u32) -> Result<Bytes, StoreError> {
-        let chunk = self.seeds.get(&id).map_or_else(|| self.store.get(&id), Ok)?;
-        if chunk.len() != len as usize {
-            return Err(StoreError::OtherLength { id, len: chunk.len() as u32, claimed: len });
-        }
-        Ok(chunk)
-    }
-}
-
 struct Restorer<'a> {
     chunks: &'a Chunks<'a>,
     target: &'a RawImage,
@@ -339,6 +277,8 @@ impl Restorer<'_> {
     }
 }
 
+mod chunks;
 mod fresh;
+mod outcome;
 #[cfg(test)]
 mod tests;

@@ -8,17 +8,9 @@ use std::ops::Range;
 use crate::{ImageRoot, LEAF_BYTES, ReadImage, is_zero};
 use bits::Bits;
 use level::Level;
+pub(crate) use node::Hash;
+use node::{FANOUT, NODE_CONTEXT, ZERO, hash_node, root_of};
 pub(crate) use stream::RootStream;
-
-/// Children of one inner node.
-const FANOUT: usize = 256;
-
-/// BLAKE3 contexts, so that no leaf can stand for a node and no node for a root.
-const NODE_CONTEXT: &str = "longhaul 2026 image tree: node";
-const ROOT_CONTEXT: &str = "longhaul 2026 image tree: root";
-
-/// The hash of zeroes, at every height.
-const ZERO: [u8; 32] = [0; 32];
 
 /// Marked leaves hashed by one thread in one go: enough to be worth waking it, bounded in memory.
 const BATCH_LEAVES: usize = 2048;
@@ -28,8 +20,6 @@ const PARALLEL_LEAVES: usize = 64;
 
 /// Leaves read at once when they follow each other.
 const RUN_LEAVES: usize = 16;
-
-pub(crate) type Hash = [u8; 32];
 
 /// The hash tree of an image of a fixed size. Memory: 8 KiB for each 16 MiB of the image in which there is data.
 ///
@@ -201,23 +191,6 @@ impl ImageTree {
     }
 }
 
-fn root_of(size: u64, top: &Hash) -> ImageRoot {
-    let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
-    hasher.update(&size.to_le_bytes());
-    hasher.update(top);
-    ImageRoot::from_bytes(*hasher.finalize().as_bytes())
-}
-
-fn hash_node(hasher: &blake3::Hasher, height: usize, children: &[Hash]) -> Hash {
-    if children.iter().all(|child| *child == ZERO) {
-        return ZERO;
-    }
-    let mut hasher = hasher.clone();
-    hasher.update(&[u8::try_from(height).unwrap_or(u8::MAX)]);
-    hasher.update(children.as_flattened());
-    *hasher.finalize().as_bytes()
-}
-
 fn hash_leaf(bytes: &[u8]) -> Hash {
     if is_zero(bytes) { ZERO } else { *blake3::hash(bytes).as_bytes() }
 }
@@ -274,6 +247,7 @@ pub(crate) fn leaf_hashes(size: u64, offset: u64, data: &[u8]) -> Vec<(u64, Hash
 
 mod bits;
 mod level;
+mod node;
 mod stream;
 
 #[cfg(test)]

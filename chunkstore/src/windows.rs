@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::pieces::MIN_HOLE_BYTES;
 use crate::sync::lock;
-use crate::{GROUP_BYTES, MAX_CHUNK_BYTES};
+use crate::{GROUP_BYTES, MAX_CHUNK_BYTES, MIN_HOLE_BYTES};
 
 /// Bytes of the window before that may stay in view: an unfinished chunk and zeroes that are not a hole yet. A window reaches as far
 /// beyond a batch's part of the image, so that its last chunk is in view with the others.

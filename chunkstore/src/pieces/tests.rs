@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Holed, noise};
-use crate::{ChunkId, MAX_CHUNK_BYTES, ReadImage};
+use crate::{ChunkId, MAX_CHUNK_BYTES, MIN_HOLE_BYTES, ReadImage};
 
 fn all(image: &dyn ReadImage) -> Vec<Piece> {
     pieces(image).collect::<io::Result<_>>().unwrap()

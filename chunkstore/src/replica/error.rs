@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::verify::Place;
+use super::place::Place;
 use crate::FileError;
 
 /// Why a replica could not do what it was asked.

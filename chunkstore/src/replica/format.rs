@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 
 use super::extents::{Extents, Source};
-use super::{Generation, SetId};
+use super::generation::{Generation, SetId};
 use crate::ImageRoot;
 use crate::parse::{Fields, check8};
 

@@ -7,9 +7,14 @@ mod extents;
 mod format;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+mod generation;
+mod guard;
+mod names;
 mod pass;
+mod place;
 mod recover;
 mod set;
+mod shared;
 mod tree;
 mod verify;
 
@@ -18,87 +23,26 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-
-use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, RwLock};
 
 pub use error::ReplicaError;
+pub use generation::{Generation, SetId};
 pub use pass::Pass;
+pub use place::Place;
 pub use set::{Prepared, commit_set};
-pub use verify::{Place, Still};
+pub use verify::Still;
 
 use crate::disk::{Disk, RealDisk};
 use crate::files::{self, DirLock, LockError};
 use crate::manifest::MAX_MANIFEST_BYTES;
-use crate::sync::{lock, read, write};
-use crate::{FileError, ImageRoot, ImageTree, Manifest, ManifestWriter, RawImage};
-
-/// Names the disks of a VM that are of one moment.
-pub type SetId = [u8; 16];
-
-/// One whole state of a disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Generation {
-    /// Grows with every pass.
-    pub number: u64,
-    /// The image's length in bytes.
-    pub size: u64,
-    /// The hash over the image.
-    pub root: ImageRoot,
-    /// When it was taken, in milliseconds since 1970.
-    pub taken_unix_ms: u64,
-    /// The platform it came from; at most 1024 bytes.
-    pub source: String,
-    /// The disks of a VM whose generations name the same set are of one moment, and were committed together. `None` for a
-    /// disk by itself.
-    pub set: Option<SetId>,
-}
+use crate::sync::{lock, read};
+use crate::{FileError, ImageTree, Manifest, ManifestWriter, RawImage};
+use shared::{Shared, State};
 
 /// A replica, open. Clones are the same replica; the directory is free again when the last one and its pass are gone.
 #[derive(Clone)]
 pub struct Replica {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    state: Mutex<State>,
-    /// Held for writing while the image changes, for reading by who needs it to hold still.
-    image: RwLock<()>,
-    /// None on a disk that is no file system.
-    _lock: Option<DirLock>,
-}
-
-#[derive(Default)]
-struct State {
-    generation: Option<Generation>,
-    /// A committed pass could not be finished: recover before anything else.
-    unfinished: bool,
-    in_pass: bool,
-}
-
-impl Shared {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    /// The state, after finishing what a failed commit left over. The image's lock comes before the state's.
-    fn settled(&self) -> Result<MutexGuard<'_, State>, ReplicaError> {
-        loop {
-            let state = lock(&self.state);
-            if !state.unfinished {
-                return Ok(state);
-            }
-            drop(state);
-            let _changing = write(&self.image);
-            let mut state = lock(&self.state);
-            if state.unfinished {
-                state.generation = recover::recover(&*self.disk, &self.dir)?;
-                state.unfinished = false;
-            }
-        }
-    }
 }
 
 impl Replica {
@@ -125,20 +69,20 @@ impl Replica {
     /// takes to finish or drop an interrupted pass.
     pub fn look(dir: impl AsRef<Path>) -> Result<Option<Generation>, ReplicaError> {
         let dir = dir.as_ref();
-        let left = [recover::GUARD, recover::NEXT_STATE, recover::PARTIAL, recover::LOG];
+        let left = [names::GUARD, names::NEXT_STATE, names::PARTIAL, names::LOG];
         if left.iter().any(|name| fs::symlink_metadata(dir.join(name)).is_ok()) {
             return Ok(Replica::open(dir)?.generation());
         }
-        let generation = recover::read_state(&RealDisk, &dir.join(recover::STATE))?;
+        let generation = recover::read_state(&RealDisk, &dir.join(names::STATE))?;
         if let Some(generation) = &generation {
-            recover::check_image(&RealDisk, &dir.join(recover::IMAGE), generation)?;
+            recover::check_image(&RealDisk, &dir.join(names::IMAGE), generation)?;
         }
         Ok(generation)
     }
 
     /// Where the replica in `dir` has its image.
     pub fn image_in(dir: &Path) -> PathBuf {
-        dir.join(recover::IMAGE)
+        dir.join(names::IMAGE)
     }
 
     /// The generation it holds, if any.
@@ -148,7 +92,7 @@ impl Replica {
 
     /// Where the image is. The file is replaced or changed when a pass commits.
     pub fn image_path(&self) -> PathBuf {
-        self.shared.path(recover::IMAGE)
+        self.shared.path(names::IMAGE)
     }
 
     /// The image of the present generation, to be read; `None` without a generation. It holds still until the next
@@ -182,7 +126,7 @@ impl Replica {
 
     /// Keeps the manifest of the present generation beside the image, so that its chunks can be found in it.
     pub fn save_manifest(&self, manifest: &Manifest) -> Result<(), ReplicaError> {
-        Ok(files::replace(&RealDisk, &self.shared.dir, recover::MANIFEST, manifest.parts())?)
+        Ok(files::replace(&RealDisk, &self.shared.dir, names::MANIFEST, manifest.parts())?)
     }
 
     /// The manifest kept for the present generation; `None` when there is none that can be read and matches it.
@@ -192,7 +136,7 @@ impl Replica {
 
     /// The manifest that the replica in `dir` keeps for this generation.
     pub fn manifest_in(dir: &Path, generation: &Generation) -> Option<Manifest> {
-        let path = dir.join(recover::MANIFEST);
+        let path = dir.join(names::MANIFEST);
         let manifest =
             Manifest::parse(files::load_bounded(&RealDisk, &path, MAX_MANIFEST_BYTES).ok()?).ok()?;
         (manifest.root() == generation.root && manifest.size() == generation.size).then_some(manifest)
@@ -206,7 +150,7 @@ impl Replica {
         let Some(subject) = self.subject().filter(|of| of.root == tree.root() && tree.is_settled()) else {
             return Ok(());
         };
-        let (path, temporary) = (self.shared.path(recover::TREE), self.shared.path(".tree.tmp"));
+        let (path, temporary) = (self.shared.path(names::TREE), self.shared.path(".tree.tmp"));
         let write = || {
             let mut out = BufWriter::with_capacity(TREE_BUFFER_BYTES, File::create(&temporary)?);
             tree::write(&mut out, &subject, tree)?;
@@ -226,7 +170,7 @@ impl Replica {
     pub fn tree(&self) -> Option<ImageTree> {
         let _still = read(&self.shared.image);
         let subject = self.subject()?;
-        let file = File::open(self.shared.path(recover::TREE)).ok()?;
+        let file = File::open(self.shared.path(names::TREE)).ok()?;
         let tree = tree::read(&mut BufReader::with_capacity(TREE_BUFFER_BYTES, file), &subject)?;
         (tree.root() == subject.root).then_some(tree)
     }

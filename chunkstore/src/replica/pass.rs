@@ -5,10 +5,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
+use super::error::ReplicaError;
 use super::extents::{Extents, Source};
 use super::format::{self, LogHeader, MAX_PAYLOAD_BYTES, MAX_SOURCE_BYTES, RECORD_HEADER_BYTES};
-use super::set::{self, Prepared};
-use super::{Generation, ReplicaError, Shared, recover};
+use super::generation::Generation;
+use super::shared::Shared;
+use super::{names, recover};
 use crate::disk::{DiskFile, DiskImage};
 use crate::sync::{lock, read, write};
 use crate::{FileError, ReadImage, files};
@@ -45,12 +47,12 @@ impl Pass {
         let disk = &*shared.disk;
         let target = match &base {
             None => {
-                let path = shared.path(recover::PARTIAL);
+                let path = shared.path(names::PARTIAL);
                 files::remove(disk, &path)?;
                 Target::Whole(disk.create_image(&path, size).map_err(FileError::at("create", &path))?)
             }
             Some(base) => {
-                let (image_path, path) = (shared.path(recover::IMAGE), shared.path(recover::LOG));
+                let (image_path, path) = (shared.path(names::IMAGE), shared.path(names::LOG));
                 let image =
                     disk.open_image(&image_path).map_err(FileError::at("open the image", &image_path))?;
                 files::remove(disk, &path)?;
@@ -112,7 +114,7 @@ impl Pass {
     ) -> Result<(), ReplicaError> {
         // A torn record is overwritten by the next one, or ends the log for who reads it after a crash.
         file.write_at(log.end, record)
-            .map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?;
+            .map_err(FileError::at("write the redo log", &self.shared.path(names::LOG)))?;
         log.end += record.len() as u64;
         log.records += 1;
         log.extents.insert(range, source);
@@ -127,7 +129,7 @@ impl Pass {
     }
 
     fn writing_partial(&self) -> impl FnOnce(io::Error) -> FileError + use<> {
-        let path = self.shared.path(recover::PARTIAL);
+        let path = self.shared.path(names::PARTIAL);
         move |cause| FileError::at("write to", &path)(cause)
     }
 
@@ -140,46 +142,32 @@ impl Pass {
         self.place(generation)
     }
 
-    /// Makes what was written durable as one disk of the set that `generation` names. It becomes the present generation
-    /// with all other disks of the set, by [`commit_set`](crate::commit_set), or not at all.
-    pub fn prepare(self, generation: Generation) -> Result<Prepared, ReplicaError> {
-        self.check_generation(&generation)?;
-        let number = generation.number;
-        let set = generation.set.ok_or(ReplicaError::BadGeneration { number, reason: "it is of no set" })?;
-        self.make_durable()?;
-        let prepared = set::write_guard(&*self.shared.disk, &self.shared.dir, &set)
-            .and_then(|()| self.write_commit(&generation));
-        // Held from here on: what is on the disk must be undone when it is dropped.
-        let held = Prepared::new(self, generation, set);
-        prepared.map(|()| held)
-    }
-
     /// Makes what was written durable, and the names of its files.
-    fn make_durable(&self) -> Result<(), ReplicaError> {
+    pub(super) fn make_durable(&self) -> Result<(), ReplicaError> {
         match &self.target {
             Target::Whole(image) => {
-                image.sync().map_err(FileError::at("sync", &self.shared.path(recover::PARTIAL)))?;
+                image.sync().map_err(FileError::at("sync", &self.shared.path(names::PARTIAL)))?;
             }
             Target::Log { file, log, .. } => {
                 let end = write(log).end;
                 // Bytes of a record that failed to be written must not follow the last good one.
                 file.set_len(end)
                     .and_then(|()| file.sync())
-                    .map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?;
+                    .map_err(FileError::at("write the redo log", &self.shared.path(names::LOG)))?;
             }
         }
         Ok(files::sync_dir(&*self.shared.disk, &self.shared.dir)?)
     }
 
     /// Writes what commits the pass: the state of a new image, the last record of a log.
-    fn write_commit(&self, generation: &Generation) -> Result<(), ReplicaError> {
+    pub(super) fn write_commit(&self, generation: &Generation) -> Result<(), ReplicaError> {
         match &self.target {
             Target::Whole(_) => self.commit_image(generation),
             Target::Log { file, log, .. } => {
                 let log = write(log);
                 let record = format::encode_commit(generation, log.records);
                 let written = file.write_at(log.end, &record).and_then(|()| file.sync());
-                Ok(written.map_err(FileError::at("write the redo log", &self.shared.path(recover::LOG)))?)
+                Ok(written.map_err(FileError::at("write the redo log", &self.shared.path(names::LOG)))?)
             }
         }
     }
@@ -209,10 +197,10 @@ impl Pass {
 
     fn commit_image(&self, generation: &Generation) -> Result<(), ReplicaError> {
         let (disk, dir) = (&*self.shared.disk, &self.shared.dir);
-        let written = files::replace(disk, dir, recover::NEXT_STATE, [&format::encode_state(generation)[..]]);
+        let written = files::replace(disk, dir, names::NEXT_STATE, [&format::encode_state(generation)[..]]);
         if let Err(error) = written {
             // Perhaps it is there all the same. It must be gone before the image that it speaks for.
-            let next = self.shared.path(recover::NEXT_STATE);
+            let next = self.shared.path(names::NEXT_STATE);
             if files::remove(disk, &next).and_then(|()| files::sync_dir(disk, dir)).is_err() {
                 lock(&self.shared.state).unfinished = true;
             }
@@ -221,7 +209,7 @@ impl Pass {
         Ok(())
     }
 
-    fn check_generation(&self, generation: &Generation) -> Result<(), ReplicaError> {
+    pub(super) fn check_generation(&self, generation: &Generation) -> Result<(), ReplicaError> {
         let before = lock(&self.shared.state).generation.as_ref().map_or(0, |before| before.number);
         let reason = if generation.size != self.size {
             "its size is not that of the pass"
@@ -241,8 +229,8 @@ impl Drop for Pass {
         let mut state = lock(&self.shared.state);
         if !state.unfinished {
             // Nothing is there any more after a commit; what stays because it cannot be removed, recovery removes.
-            let _ = files::remove(&*self.shared.disk, &self.shared.path(recover::PARTIAL));
-            let _ = files::remove(&*self.shared.disk, &self.shared.path(recover::LOG));
+            let _ = files::remove(&*self.shared.disk, &self.shared.path(names::PARTIAL));
+            let _ = files::remove(&*self.shared.disk, &self.shared.path(names::LOG));
         }
         state.in_pass = false;
     }

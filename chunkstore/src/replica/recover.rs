@@ -5,29 +5,20 @@ use std::io::{self, BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 
+use super::error::ReplicaError;
 use super::extents::{Extents, Source};
-use super::{Generation, ReplicaError};
-use super::{format, set};
+use super::generation::Generation;
+use super::names::{IMAGE, LOG, NEXT_STATE, PARTIAL, STATE};
+use super::{format, guard};
 use crate::disk::{Disk, DiskFile, DiskImage};
 use crate::{FileError, files};
-
-pub(super) const IMAGE: &str = "image.raw";
-pub(super) const PARTIAL: &str = "image.partial";
-pub(super) const LOG: &str = "redo.log";
-pub(super) const STATE: &str = "state";
-/// The state that belongs to [`PARTIAL`]: once it is there, that image is committed.
-pub(super) const NEXT_STATE: &str = "state.next";
-/// Beside a commit that counts only once the set's record names its set.
-pub(super) const GUARD: &str = "prepared";
-pub(super) const MANIFEST: &str = "manifest";
-pub(super) const TREE: &str = "tree";
 
 /// Bytes of the log put into the image with one write.
 const APPLY_BYTES: usize = 1 << 20;
 
 /// Brings the directory into order and gives the generation it holds.
 pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Option<Generation>, ReplicaError> {
-    set::settle(disk, dir)?;
+    guard::settle(disk, dir)?;
     if let Some(generation) = read_state(disk, &dir.join(NEXT_STATE))? {
         place_image(disk, dir, &generation)?;
     } else {

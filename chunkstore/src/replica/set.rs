@@ -3,18 +3,14 @@
 //! then decides: a guard that names the record's set is lifted, any other one takes its commit with it. FORMAT.md has the
 //! bytes and the order of the steps.
 
-use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 
+use super::guard::{self, RECORD, Settled, above, lift, read_guard, read_record, settle};
 use super::pass::Pass;
-use super::{Generation, Replica, ReplicaError, SetId, format, recover};
-use crate::disk::Disk;
+use super::{Generation, Replica, ReplicaError, SetId, format};
 use crate::sync::lock;
 use crate::{FileError, files};
-
-/// In the directory above those of the disks.
-const RECORD: &str = "set";
 
 /// One at a time: a record replaces the one before, which must not be needed any more by then.
 static DECIDING: Mutex<()> = Mutex::new(());
@@ -28,10 +24,6 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    pub(super) fn new(pass: Pass, generation: Generation, set: SetId) -> Prepared {
-        Prepared { pass, generation, set, placed: false }
-    }
-
     fn dir(&self) -> &Path {
         &self.pass.shared.dir
     }
@@ -50,6 +42,22 @@ impl Drop for Prepared {
     }
 }
 
+impl Pass {
+    /// Makes what was written durable as one disk of the set that `generation` names. It becomes the present generation
+    /// with all other disks of the set, by [`commit_set`](crate::commit_set), or not at all.
+    pub fn prepare(self, generation: Generation) -> Result<Prepared, ReplicaError> {
+        self.check_generation(&generation)?;
+        let number = generation.number;
+        let set = generation.set.ok_or(ReplicaError::BadGeneration { number, reason: "it is of no set" })?;
+        self.make_durable()?;
+        let prepared = guard::write_guard(&*self.shared.disk, &self.shared.dir, &set)
+            .and_then(|()| self.write_commit(&generation));
+        // Held from here on: what is on the disk must be undone when it is dropped.
+        let held = Prepared { pass: self, generation, set, placed: false };
+        prepared.map(|()| held)
+    }
+}
+
 impl Replica {
     /// The set that was committed last of those of the disks in the directory above this one.
     pub fn last_set(&self) -> Result<Option<SetId>, ReplicaError> {
@@ -63,7 +71,7 @@ impl Replica {
 pub fn commit_set(mut disks: Vec<Prepared>) -> Result<(), ReplicaError> {
     let Some(first) = disks.first() else { return Ok(()) };
     let (set, above) = (first.set, above(first.dir()).to_owned());
-    if let Some(other) = disks.iter().find(|other| other.set != set || self::above(other.dir()) != above) {
+    if let Some(other) = disks.iter().find(|other| other.set != set || guard::above(other.dir()) != above) {
         let reason = "its set is not that of the others";
         return Err(ReplicaError::BadGeneration { number: other.generation.number, reason });
     }
@@ -106,77 +114,6 @@ fn decide(disks: &[Prepared], above: &Path, set: &SetId) -> Result<(), ReplicaEr
         let _ = disk.remove(&above.join(RECORD));
     })?;
     Ok(())
-}
-
-/// What became of a guarded commit.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Settled {
-    /// There was none.
-    Nothing,
-    /// It counts.
-    Committed,
-    /// It is gone.
-    Undone,
-}
-
-/// Decides a guarded commit by the record, if there is one.
-pub(super) fn settle(disk: &dyn Disk, dir: &Path) -> Result<Settled, ReplicaError> {
-    let Some(set) = read_guard(disk, dir)? else { return Ok(Settled::Nothing) };
-    let above = above(dir);
-    // What is read must be what another reader finds after a crash.
-    files::sync_dir(disk, above)?;
-    if read_record(disk, above)? == Some(set) {
-        lift(disk, dir)?;
-        return Ok(Settled::Committed);
-    }
-    for name in [recover::NEXT_STATE, recover::LOG, recover::PARTIAL] {
-        files::remove(disk, &dir.join(name))?;
-    }
-    files::sync_dir(disk, dir)?;
-    lift(disk, dir)?;
-    Ok(Settled::Undone)
-}
-
-pub(super) fn write_guard(disk: &dyn Disk, dir: &Path, set: &SetId) -> Result<(), ReplicaError> {
-    Ok(files::replace(disk, dir, recover::GUARD, [&format::encode_guard(set)[..]])?)
-}
-
-fn lift(disk: &dyn Disk, dir: &Path) -> Result<(), ReplicaError> {
-    files::remove(disk, &dir.join(recover::GUARD))?;
-    Ok(files::sync_dir(disk, dir)?)
-}
-
-fn read_guard(disk: &dyn Disk, dir: &Path) -> Result<Option<SetId>, ReplicaError> {
-    read_set(disk, &dir.join(recover::GUARD), format::parse_guard)
-}
-
-fn read_record(disk: &dyn Disk, above: &Path) -> Result<Option<SetId>, ReplicaError> {
-    read_set(disk, &above.join(RECORD), format::parse_set_record)
-}
-
-fn read_set(
-    disk: &dyn Disk,
-    path: &Path,
-    parse: impl Fn(&[u8]) -> Option<SetId>,
-) -> Result<Option<SetId>, ReplicaError> {
-    let bytes = match files::read_bounded(disk, path, format::SET_FILE_BYTES as u64) {
-        Ok(bytes) => bytes,
-        // `NotADirectory`: the path leads through a file, which is no disk.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Vec::new(),
-        Err(error) => return Err(FileError::at("read", path)(error).into()),
-    };
-    if format::is_other_version(&bytes) {
-        return Err(ReplicaError::OtherVersion { path: path.to_owned() });
-    }
-    let damaged = || ReplicaError::Damaged { path: path.to_owned(), reason: "does not name a set" };
-    parse(&bytes).map(Some).ok_or_else(damaged)
-}
-
-fn above(dir: &Path) -> &Path {
-    dir.parent().unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

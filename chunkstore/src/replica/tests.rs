@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{Generation, Replica, ReplicaError, format, recover};
+use super::{Generation, Replica, ReplicaError, format, names};
 use crate::testing::{SmallDisk, noise, scratch, snapshot};
 use crate::{ImageTree, IngestOptions, Manifest, RawImage, ReadImage, ingest, pieces};
 
@@ -98,7 +98,7 @@ fn passes_follow_each_other() {
     let replica = Replica::open(dir.path()).unwrap();
     assert_eq!(replica.generation(), Some(generation(4, &bytes)));
     assert!(image_of(&replica) == bytes);
-    assert!(!dir.path().join(recover::LOG).exists());
+    assert!(!dir.path().join(names::LOG).exists());
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_dropped_pass_leaves_nothing() {
     change(&replica.begin(SIZE).unwrap(), &mut bytes);
     replica.begin(SIZE * 2).unwrap().write_at(SIZE, b"x").unwrap();
     assert!(image_of(&replica) == before);
-    for name in [recover::LOG, recover::PARTIAL] {
+    for name in [names::LOG, names::PARTIAL] {
         assert!(!dir.path().join(name).exists(), "{name}");
     }
 }
@@ -302,10 +302,10 @@ fn a_look_opens_nothing_unless_something_is_to_be_finished() {
     assert_eq!(Replica::look(dir.path()).unwrap(), Some(generation(1, &bytes)));
     assert!(!dir.path().join("LOCK").exists());
     let (dir, log, _, after) = before_the_redo();
-    fs::write(dir.path().join(recover::LOG), log).unwrap();
+    fs::write(dir.path().join(names::LOG), log).unwrap();
     assert_eq!(Replica::look(dir.path()).unwrap(), Some(generation(2, &after)));
     assert!(fs::read(Replica::image_in(dir.path())).unwrap() == after);
-    fs::remove_file(dir.path().join(recover::IMAGE)).unwrap();
+    fs::remove_file(dir.path().join(names::IMAGE)).unwrap();
     assert!(matches!(Replica::look(dir.path()), Err(ReplicaError::Damaged { reason: "is missing", .. })));
 }
 
@@ -333,7 +333,7 @@ fn before_the_redo() -> (TempDir, Vec<u8>, Vec<u8>, Vec<u8>) {
     let replica = Replica::open(dir.path()).unwrap();
     let pass = replica.begin(SIZE).unwrap();
     change(&pass, &mut after);
-    let mut log = fs::read(dir.path().join(recover::LOG)).unwrap();
+    let mut log = fs::read(dir.path().join(names::LOG)).unwrap();
     drop(pass);
     log.extend(format::encode_commit(&generation(2, &after), 7));
     (dir, log, before, after)
@@ -364,14 +364,14 @@ fn a_crash_at_any_byte_of_the_log_leaves_a_whole_generation() {
     cuts.extend(commit);
     for cut in cuts {
         for torn in [log[..cut].to_vec(), [&log[..cut], &vec![0; log.len() - cut][..]].concat()] {
-            fs::write(dir.path().join(recover::LOG), torn).unwrap();
+            fs::write(dir.path().join(names::LOG), torn).unwrap();
             let replica = Replica::open(dir.path()).unwrap();
             assert_eq!(replica.generation(), Some(generation(1, &before)), "cut at {cut}");
-            assert!(!dir.path().join(recover::LOG).exists());
+            assert!(!dir.path().join(names::LOG).exists());
         }
     }
     assert!(image_of(&Replica::open(dir.path()).unwrap()) == before);
-    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    fs::write(dir.path().join(names::LOG), &log).unwrap();
     let replica = Replica::open(dir.path()).unwrap();
     assert_eq!(replica.generation(), Some(generation(2, &after)));
     assert!(image_of(&replica) == after);
@@ -383,7 +383,7 @@ fn a_flipped_bit_in_the_log_undoes_the_pass() {
     for at in (0..log.len()).step_by(4999).chain(log.len() - 120..log.len()) {
         let mut bad = log.clone();
         bad[at] ^= 1 << (at % 8);
-        fs::write(dir.path().join(recover::LOG), bad).unwrap();
+        fs::write(dir.path().join(names::LOG), bad).unwrap();
         assert_eq!(
             Replica::open(dir.path()).unwrap().generation(),
             Some(generation(1, &before)),
@@ -398,7 +398,7 @@ fn bytes_called_zero_are_ignored() {
     log[24..32].copy_from_slice(&[7; 8]);
     let check = crate::parse::check8(&[&log[..32]]);
     log[32..40].copy_from_slice(&check);
-    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    fs::write(dir.path().join(names::LOG), &log).unwrap();
     assert_eq!(Replica::open(dir.path()).unwrap().generation(), Some(generation(2, &after)));
 }
 
@@ -406,22 +406,22 @@ fn bytes_called_zero_are_ignored() {
 fn a_log_of_another_version_is_left_alone() {
     let (dir, mut log, ..) = before_the_redo();
     log[7] = 3;
-    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    fs::write(dir.path().join(names::LOG), &log).unwrap();
     assert!(matches!(Replica::open(dir.path()), Err(ReplicaError::OtherVersion { .. })));
-    assert!(fs::read(dir.path().join(recover::LOG)).unwrap() == log);
+    assert!(fs::read(dir.path().join(names::LOG)).unwrap() == log);
 }
 
 #[test]
 fn a_crash_while_the_log_is_applied_is_finished_later() {
     let (dir, log, _, after) = before_the_redo();
-    let image = fs::read(dir.path().join(recover::IMAGE)).unwrap();
+    let image = fs::read(dir.path().join(names::IMAGE)).unwrap();
     for half in [0, 550_000, 700_000, SIZE as usize] {
         // Applied up to here; the state still says generation 1.
         let mixed = [&after[..half], &image[half..]].concat();
         let crashed = scratch();
         snapshot(dir.path(), crashed.path());
-        fs::write(crashed.path().join(recover::IMAGE), mixed).unwrap();
-        fs::write(crashed.path().join(recover::LOG), &log).unwrap();
+        fs::write(crashed.path().join(names::IMAGE), mixed).unwrap();
+        fs::write(crashed.path().join(names::LOG), &log).unwrap();
         let replica = Replica::open(crashed.path()).unwrap();
         assert_eq!(replica.generation(), Some(generation(2, &after)));
         assert!(image_of(&replica) == after);
@@ -439,7 +439,7 @@ fn a_log_that_was_applied_is_not_applied_to_a_later_generation() {
     pass.write_at(5, &[5]).unwrap();
     pass.commit(generation(3, &latest)).unwrap();
     drop(replica);
-    fs::write(dir.path().join(recover::LOG), log).unwrap();
+    fs::write(dir.path().join(names::LOG), log).unwrap();
     let replica = Replica::open(dir.path()).unwrap();
     assert_eq!(replica.generation(), Some(generation(3, &latest)));
     assert!(image_of(&replica) == latest);
@@ -467,7 +467,7 @@ fn a_crash_around_a_new_image_leaves_a_whole_generation() {
             let replica = Replica::open(uncommitted.path()).unwrap();
             assert_eq!(replica.generation(), expected_before);
             assert_eq!(replica.image().unwrap().map(|image| content(&image)), first);
-            assert!(!uncommitted.path().join(recover::PARTIAL).exists());
+            assert!(!uncommitted.path().join(names::PARTIAL).exists());
         }
         // Killed after the commit, and after each step that follows it.
         drop(pass);
@@ -475,8 +475,8 @@ fn a_crash_around_a_new_image_leaves_a_whole_generation() {
         for step in 0..3 {
             let crashed = scratch();
             snapshot(dir.path(), crashed.path());
-            let image = if step == 0 { recover::PARTIAL } else { recover::IMAGE };
-            let name = if step == 2 { recover::STATE } else { recover::NEXT_STATE };
+            let image = if step == 0 { names::PARTIAL } else { names::IMAGE };
+            let name = if step == 2 { names::STATE } else { names::NEXT_STATE };
             fs::write(crashed.path().join(image), &second).unwrap();
             fs::write(crashed.path().join(name), &state).unwrap();
             let replica = Replica::open(crashed.path()).unwrap();
@@ -490,11 +490,11 @@ fn a_crash_around_a_new_image_leaves_a_whole_generation() {
 fn damage_is_named() {
     let dir = scratch();
     first_generation(dir.path());
-    let state = fs::read(dir.path().join(recover::STATE)).unwrap();
+    let state = fs::read(dir.path().join(names::STATE)).unwrap();
     for at in 0..state.len() {
         let mut bad = state.clone();
         bad[at] ^= 1;
-        fs::write(dir.path().join(recover::STATE), bad).unwrap();
+        fs::write(dir.path().join(names::STATE), bad).unwrap();
         let opened = Replica::open(dir.path());
         if at == 6 || at == 7 {
             assert!(matches!(opened, Err(ReplicaError::OtherVersion { .. })));
@@ -502,14 +502,14 @@ fn damage_is_named() {
             assert!(matches!(opened, Err(ReplicaError::Damaged { .. })));
         }
     }
-    fs::write(dir.path().join(recover::STATE), vec![0; 1 << 20]).unwrap();
+    fs::write(dir.path().join(names::STATE), vec![0; 1 << 20]).unwrap();
     assert!(matches!(Replica::open(dir.path()), Err(ReplicaError::Damaged { .. })));
-    fs::write(dir.path().join(recover::STATE), state).unwrap();
-    RawImage::open_write(dir.path().join(recover::IMAGE)).unwrap();
-    fs::write(dir.path().join(recover::IMAGE), b"short").unwrap();
+    fs::write(dir.path().join(names::STATE), state).unwrap();
+    RawImage::open_write(dir.path().join(names::IMAGE)).unwrap();
+    fs::write(dir.path().join(names::IMAGE), b"short").unwrap();
     let Err(error) = Replica::open(dir.path()) else { panic!("opened") };
     assert!(error.to_string().contains("image.raw does not have the size"), "{error}");
-    fs::remove_file(dir.path().join(recover::IMAGE)).unwrap();
+    fs::remove_file(dir.path().join(names::IMAGE)).unwrap();
     assert!(matches!(Replica::open(dir.path()), Err(ReplicaError::Damaged { reason: "is missing", .. })));
 }
 
@@ -520,7 +520,7 @@ fn a_commit_that_cannot_be_applied_is_finished_by_the_next_pass() {
     let replica = Replica::open(dir.path()).unwrap();
     let pass = replica.begin(SIZE).unwrap();
     change(&pass, &mut bytes);
-    let (image, away) = (dir.path().join(recover::IMAGE), dir.path().join("away"));
+    let (image, away) = (dir.path().join(names::IMAGE), dir.path().join("away"));
     fs::rename(&image, &away).unwrap();
     let error = pass.commit(generation(2, &bytes)).unwrap_err();
     assert!(matches!(error, ReplicaError::Unfinished { number: 2, .. }), "{error}");
@@ -649,7 +649,7 @@ fn a_tree_is_not_believed_once_the_image_was_touched_or_it_is_damaged() {
     first_generation(dir.path());
     let replica = Replica::open(dir.path()).unwrap();
     replica.save_tree(&read_tree(&replica)).unwrap();
-    let path = dir.path().join(recover::TREE);
+    let path = dir.path().join(names::TREE);
     let kept = fs::read(&path).unwrap();
     for cut in [0, 1, 63, 64, kept.len() / 2, kept.len() - 1] {
         fs::write(&path, &kept[..cut]).unwrap();
@@ -675,7 +675,7 @@ fn a_crash_leaves_no_tree_of_another_image() {
     replica.save_tree(&read_tree(&replica)).unwrap();
     assert!(replica.tree().is_some());
     drop(replica);
-    fs::write(dir.path().join(recover::LOG), &log).unwrap();
+    fs::write(dir.path().join(names::LOG), &log).unwrap();
     let replica = Replica::open(dir.path()).unwrap();
     assert!(image_of(&replica) == after);
     assert!(replica.tree().is_none());

@@ -12,8 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::{Generation, Replica, ReplicaError, State, TREE_BUFFER_BYTES, recover, tree};
+use super::place::Place;
+use super::shared::State;
+use super::{Generation, Replica, ReplicaError, TREE_BUFFER_BYTES, names, tree};
 use crate::disk::RealDisk;
+use crate::file_error::is_bad_medium;
 use crate::sync::{lock, read};
 use crate::tree::Hash;
 use crate::{FileError, ImageTree, LEAF_BYTES, RawImage, ReadImage, copy_sparse, files};
@@ -106,7 +109,7 @@ impl Replica {
 
     /// Forgets what is known of the image's content: the next pass reads all of it.
     pub fn distrust(&self) -> Result<(), ReplicaError> {
-        Ok(files::remove(&RealDisk, &self.shared.path(recover::TREE))?)
+        Ok(files::remove(&RealDisk, &self.shared.path(names::TREE))?)
     }
 }
 
@@ -127,7 +130,7 @@ impl Still<'_> {
                 return Err(ReplicaError::Exists { path: path.to_owned() });
             }
             // Either of the two disks may have said so.
-            if files::is_bad_medium(&error) {
+            if is_bad_medium(&error) {
                 self.verify(&go_on)?;
             }
             return Err(FileError::at("write the image to", path)(error).into());
@@ -220,7 +223,7 @@ impl Still<'_> {
         }
         match read {
             Ok(_) => Ok(None),
-            Err(error) if files::is_bad_medium(&error) => {
+            Err(error) if is_bad_medium(&error) => {
                 let offset = Some(failed_at.into_inner()).filter(|offset| *offset != u64::MAX);
                 Ok(Some(Place { offset, unreadable: true }))
             }
@@ -230,7 +233,7 @@ impl Still<'_> {
 
     /// The tree kept for this generation, whoever has touched the image since: its root vouches for its leaves.
     fn kept_tree(&self) -> Option<ImageTree> {
-        let open = || File::open(self.replica.shared.path(recover::TREE)).ok();
+        let open = || File::open(self.replica.shared.path(names::TREE)).ok();
         let mut header = [0; tree::HEADER_BYTES];
         open()?.read_exact(&mut header).ok()?;
         let subject = tree::Subject::parse(&header)?;
@@ -260,28 +263,6 @@ impl Failure {
 
 fn go_on(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
-}
-
-/// Where an image is not what it should be, as far as it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Of the first leaf that does not match, or of the read that failed.
-    pub offset: Option<u64>,
-    /// The disk cannot read it.
-    pub unreadable: bool,
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.offset {
-            Some(offset) if self.unreadable => {
-                write!(f, "the disk cannot read the image at offset {offset} or just behind")
-            }
-            None if self.unreadable => f.write_str("the disk cannot read the image"),
-            Some(offset) => write!(f, "the leaf at offset {offset} does not match its hash"),
-            None => f.write_str("the image does not have the generation's root hash"),
-        }
-    }
 }
 
 /// Where the first leaf is that differs.

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
-use super::{SPOOL_BYTES, Spool};
+use super::{IN_MEMORY_BYTES, Spool};
 use crate::disk::{Disk, RealDisk};
 use crate::testing::{noise, scratch};
 
 #[test]
 fn few_bytes_and_many_come_back_and_leave_nothing() {
     let dir = scratch();
-    for len in [1, SPOOL_BYTES, SPOOL_BYTES + 1, 5 * SPOOL_BYTES + 7] {
+    for len in [1, IN_MEMORY_BYTES, IN_MEMORY_BYTES + 1, 5 * IN_MEMORY_BYTES + 7] {
         let bytes = noise(len as u64, len);
         let mut spool = Spool::new(Arc::new(RealDisk), dir.path());
         bytes.chunks(100).for_each(|part| spool.write(part).unwrap());

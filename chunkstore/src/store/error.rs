@@ -2,8 +2,18 @@
 
 use std::path::PathBuf;
 
-use super::IndexError;
 use crate::{ChunkId, DecodeError, FileError, ManifestError};
+
+/// The index could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the index {path} cannot be used ({reason}): check that disk, then restart longhaul; removing the file is safe, it is made again from the packs",
+    path = .path.display()
+)]
+pub struct IndexError {
+    pub(super) path: PathBuf,
+    pub(super) reason: String,
+}
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]

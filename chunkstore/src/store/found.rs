@@ -5,12 +5,12 @@ use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::index::{self, Index, PackState};
+use super::error::OpenError;
+use super::index::{self, Index, PackRows, PackState};
 use super::pack::{self, Found, Pack};
 use super::pack_index::Entries;
 use super::record::Entry;
 use super::writer::Open;
-use super::{OpenError, Rows};
 use crate::disk::Disk;
 use crate::{FileError, files};
 
@@ -21,7 +21,7 @@ pub(super) struct FoundPacks {
     /// Those that the index does not know, ascending.
     unknown: Vec<Arc<Pack>>,
     pub(super) unsealed: Vec<Open>,
-    pub(super) rows: Rows,
+    pub(super) rows: PackRows,
     /// What is wrong with some of them.
     pub(super) warnings: Vec<String>,
 }

@@ -10,18 +10,19 @@
 //! 4. Pack by pack it copies what is live, and forgets the rest, looking at the note once more at the same moment.
 //!    Copies are durable before the pack is removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::mem;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, TryLockError};
 
 use bytes::Bytes;
 
 use super::index::Seen;
 use super::live::LiveSet;
+use super::location::{Location, slice};
+use super::pins::Pin;
 use super::record::Record;
-use super::{Location, Pack, Store, StoreError, in_groups, pack, record, slice};
+use super::{Pack, Store, StoreError, in_groups, pack, record};
 use crate::chunk::join;
 use crate::sync::{lock, read, write};
 use crate::{Chunk, ChunkId, GROUP_BYTES, LEVEL, files};
@@ -101,68 +102,6 @@ pub enum GcProgress {
 /// What the caller of a collection gets to see, and how it stops one.
 pub(super) type Watch<'a> = &'a dyn Fn(GcProgress) -> ControlFlow<()>;
 
-/// While it lives, no chunk that its job found is collected. Hold one from the first question what the store has until
-/// the reference that needs the answer is published, or for as long as chunks are read.
-pub struct Pin {
-    gate: Arc<Gate>,
-    epoch: u64,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let mut state = lock(&self.gate.state);
-        if let Some(count) = state.pins.get_mut(&self.epoch) {
-            *count -= 1;
-            if *count == 0 {
-                state.pins.remove(&self.epoch);
-            }
-        }
-        drop(state);
-        self.gate.changed.notify_all();
-    }
-}
-
-/// How often a waiting collection asks whether it is still wanted.
-const WATCH_EVERY: Duration = Duration::from_millis(100);
-
-/// The pins, by the collection before which they began.
-#[derive(Default)]
-pub(super) struct Gate {
-    state: Mutex<GateState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct GateState {
-    epoch: u64,
-    pins: BTreeMap<u64, usize>,
-}
-
-impl GateState {
-    fn older(&self) -> usize {
-        self.pins.range(..self.epoch).map(|(_, count)| count).sum()
-    }
-}
-
-impl Gate {
-    /// Waits until every pin that was there at the call is gone.
-    fn wait_for_older(&self, watch: Watch<'_>) -> Result<(), StoreError> {
-        let mut state = lock(&self.state);
-        state.epoch += 1;
-        while state.older() > 0 {
-            let waiting = GcProgress::Waiting(state.older());
-            drop(state);
-            go_on(watch, waiting)?;
-            state = lock(&self.state);
-            if state.older() > 0 {
-                let woken = self.changed.wait_timeout(state, WATCH_EVERY);
-                state = woken.unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
-        Ok(())
-    }
-}
-
 fn go_on(watch: Watch<'_>, progress: GcProgress) -> Result<(), StoreError> {
     if watch(progress).is_break() { Err(StoreError::Stopped) } else { Ok(()) }
 }
@@ -179,10 +118,7 @@ impl Drop for Noting<'_> {
 impl Store {
     /// Keeps what is found from now on from being collected, until the pin is dropped. Never waits.
     pub fn pin(&self) -> Pin {
-        let mut state = lock(&self.gate.state);
-        let epoch = state.epoch;
-        *state.pins.entry(epoch).or_default() += 1;
-        Pin { gate: self.gate.clone(), epoch }
+        self.gate.pin()
     }
 
     /// Removes chunks that no reference reaches, as far as that empties enough of their pack. Everything else goes on
@@ -192,7 +128,7 @@ impl Store {
         let _one = self.begin_collection()?;
         let noting = self.note_what_is_asked_for();
         let new_from = lock(&self.writer).begin_anew();
-        self.gate.wait_for_older(watch)?;
+        self.gate.wait_for_older(|older| go_on(watch, GcProgress::Waiting(older)))?;
         self.mark(&noting.1, watch)?;
         let plan = self.plan(&noting.1, new_from, options)?;
         self.sweep(&plan, &noting.1, watch)

@@ -28,9 +28,10 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
 };
 
+use super::error::{IndexError, OpenError, StoreError};
 use super::live::LiveSet;
+use super::location::Location;
 use super::pack_index::Entries;
-use super::{Location, OpenError, StoreError};
 use crate::disk::{Disk, DiskFile};
 use crate::parse::Fields;
 use crate::sync::{read, write};
@@ -62,17 +63,6 @@ const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 const BROKEN: TableDefinition<&Key, u32> = TableDefinition::new("broken");
 /// Sums over `CHUNKS`, and the version.
 const SUMS: TableDefinition<&str, u64> = TableDefinition::new("sums");
-
-/// The index could not be used.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the index {path} cannot be used ({reason}): check that disk, then restart longhaul; removing the file is safe, it is made again from the packs",
-    path = .path.display()
-)]
-pub struct IndexError {
-    path: PathBuf,
-    reason: String,
-}
 
 /// What is in an index, summed up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,6 +129,9 @@ pub(super) enum PackState {
     /// Nothing in it counts any more; its file goes next.
     Gone,
 }
+
+/// What became of packs, to be told to the index when it is next written.
+pub(super) type PackRows = Vec<(u32, PackState)>;
 
 struct View {
     pending: Changes,

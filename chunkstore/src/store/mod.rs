@@ -13,24 +13,25 @@ pub(crate) mod fuzzing;
 mod gc;
 mod index;
 mod live;
+mod location;
 mod pack;
 mod pack_index;
+mod pins;
 pub(crate) mod record;
 mod refs;
 mod verify;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 
-pub use error::{OpenError, StoreError};
-pub use gc::{GcOptions, GcPlan, GcProgress, GcReport, PackPlan, Pin};
-pub use index::IndexError;
+pub use error::{IndexError, OpenError, StoreError};
+pub use gc::{GcOptions, GcPlan, GcProgress, GcReport, PackPlan};
+pub use pins::Pin;
 pub(crate) use refs::check_name;
 pub use verify::{BrokenReference, Scope, UnreadablePack, VerifyReport};
 
@@ -45,62 +46,15 @@ use crate::{
 };
 use decoded::Decoded;
 use found::{FoundPacks, pack_numbers};
-use gc::Gate;
-use index::{Flush, Index, PackState};
+use index::{Flush, Index, PackRows, PackState};
+use location::{Location, slice};
 use pack::Pack;
-use record::{Entry, MAX_GROUP_CHUNKS, Record};
+use pins::Gate;
+use record::{MAX_GROUP_CHUNKS, Record};
 use writer::Writer;
 
 /// A pack is sealed when it has grown to this.
 const PACK_BYTES: u64 = 256 << 20;
-
-/// Where a chunk lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Location {
-    pack: u32,
-    /// Of the record that holds it.
-    offset: u64,
-    /// Where it starts in the record's plain bytes.
-    start: u32,
-    plain_len: u32,
-    /// Its part of the record's stored bytes.
-    stored_len: u32,
-}
-
-impl Location {
-    fn of(pack: u32, entry: &Entry) -> Location {
-        let Entry { id: _, offset, start, plain_len, stored_len } = *entry;
-        Location { pack, offset, start, plain_len, stored_len }
-    }
-
-    /// About what it takes in a pack.
-    fn record_bytes(&self) -> u64 {
-        let head = if self.start == 0 { record::GROUP_HEAD_BYTES } else { 0 };
-        (head + record::TABLE_ENTRY_BYTES) as u64 + u64::from(self.stored_len)
-    }
-
-    fn record(&self) -> (u32, u64) {
-        (self.pack, self.offset)
-    }
-
-    /// In the record's plain bytes.
-    fn range(&self) -> Range<usize> {
-        let start = self.start as usize;
-        start..start + self.plain_len as usize
-    }
-
-    /// Of two places of one chunk the later one holds: it was put again because the first was bad, or moved.
-    fn order(&self) -> (u32, u64, u32) {
-        (self.pack, self.offset, self.start)
-    }
-
-    /// Numbers that a place can have.
-    fn fits(&self) -> bool {
-        (1..=MAX_CHUNK_BYTES).contains(&(self.plain_len as usize))
-            && self.start as usize <= MAX_GROUP_BYTES - self.plain_len as usize
-            && self.stored_len <= self.plain_len
-    }
-}
 
 /// What a store holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -139,7 +93,7 @@ pub struct Store {
     /// Held while references change.
     refs: Mutex<()>,
     /// Held by whoever makes puts durable, so that nobody believes to be durable what another is still syncing.
-    syncing: Mutex<Rows>,
+    syncing: Mutex<PackRows>,
     writer: Mutex<Writer>,
     index: Index,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
@@ -148,9 +102,6 @@ pub struct Store {
     warnings: Vec<String>,
     _lock: Option<DirLock>,
 }
-
-/// What became of packs, to be told to the index when it is next written.
-type Rows = Vec<(u32, PackState)>;
 
 impl Store {
     /// Opens the store at `dir`, creating it if need be. After a crash this cuts half-written tails. Reads the packs that
@@ -439,7 +390,12 @@ impl Store {
 
     /// Syncs, and writes the index when it has that many changes. The index is written after what it points to. The packs
     /// `gone` are not needed any more, whatever comes of them in the same sync.
-    fn make_durable(&self, rows: &mut Rows, flush_at: usize, gone: &[Arc<Pack>]) -> Result<(), StoreError> {
+    fn make_durable(
+        &self,
+        rows: &mut PackRows,
+        flush_at: usize,
+        gone: &[Arc<Pack>],
+    ) -> Result<(), StoreError> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(StoreError::SyncFailed);
         }
@@ -464,7 +420,7 @@ impl Store {
     }
 
     /// What cannot be written (the disk may be full) stays in memory until the next time; the packs have it anyway.
-    fn flush(&self, rows: &mut Rows, flush: &Flush) {
+    fn flush(&self, rows: &mut PackRows, flush: &Flush) {
         if self.index.commit(flush, rows).is_ok() {
             rows.clear();
         }
@@ -586,11 +542,6 @@ impl Store {
 fn rebuilding(dir: &Path, reason: &str) -> String {
     let path = dir.join(index::FILE_NAME);
     format!("the index {} could not be used ({reason}): it was made again from the packs", path.display())
-}
-
-fn slice(group: &Bytes, location: &Location) -> Option<Bytes> {
-    let range = location.range();
-    (range.end <= group.len()).then(|| group.slice(range))
 }
 
 /// Chunks in the groups that they are compressed in: a group takes no more when it has [`GROUP_BYTES`], but what fits into one stays

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
-use super::OpenError;
+use super::error::OpenError;
 use super::pack_index::{self, Entries};
 use super::record::{self, Entry, Head, PACK_HEADER_BYTES, PackHeader};
 use crate::disk::{Disk, DiskFile};

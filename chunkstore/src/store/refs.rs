@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::disk::Disk;
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::{FileError, Manifest, files};

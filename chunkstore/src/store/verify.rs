@@ -7,9 +7,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use super::location::{Location, slice};
 use super::pack::Pack;
 use super::record::Record;
-use super::{Location, Store, StoreError, slice};
+use super::{Store, StoreError};
 use crate::sync::read;
 use crate::{ChunkId, ManifestExtent};
 

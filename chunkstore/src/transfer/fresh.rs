@@ -10,9 +10,10 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 
-use super::{Chunks, RESULTS_AHEAD, RestoreError, Restored};
+use super::chunks::Chunks;
+use super::outcome::{RestoreError, Restored};
 use crate::direct::Aligned;
-use crate::pipeline::{all_cores, in_order};
+use crate::pipeline::{RESULTS_AHEAD, all_cores, in_order};
 use crate::{
     BLOCK_BYTES, FileError, Manifest, ManifestExtent, PlacedExtent, RawImage, ReadImage, StoreError, is_zero,
 };

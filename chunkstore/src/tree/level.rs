@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{FANOUT, Hash, ZERO};
+use super::node::{FANOUT, Hash, ZERO};
 
 /// So many hashes, all zero at first.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! The root of an image in one pass over it. It keeps no tree.
 
-use super::{FANOUT, Hash, NODE_CONTEXT, ZERO, hash_node, root_of};
+use super::node::{FANOUT, Hash, NODE_CONTEXT, ZERO, hash_node, root_of};
 use crate::{ImageRoot, LEAF_BYTES};
 
 /// The root of an image whose leaves pass by once, from the first to the last: a few KiB of memory, whatever the

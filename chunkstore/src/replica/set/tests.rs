@@ -8,7 +8,8 @@ use super::super::tests::generation;
 use super::*;
 use crate::ReadImage;
 use crate::disk::sim::SimDisk;
-use crate::replica::{Pass, Replica};
+use crate::replica::guard::write_guard;
+use crate::replica::{Pass, Replica, names};
 use crate::testing::{noise, scratch};
 
 const DISKS: [&str; 2] = ["root", "data"];
@@ -158,7 +159,7 @@ fn a_set_that_lacks_a_disk_is_undone() {
     let prepared = pass.prepare(of_the_set).unwrap();
     assert!(matches!(replicas[0].begin(1), Err(ReplicaError::Busy { .. })));
     drop(prepared);
-    for left in [recover::GUARD, recover::LOG] {
+    for left in [names::GUARD, names::LOG] {
         assert!(!dir.path().join(DISKS[0]).join(left).exists(), "{left}");
     }
     assert_eq!(numbers(&replicas), [1, 1]);
