@@ -3,97 +3,30 @@
 //! A [`VmDefinition`] that exists is valid: TOML and wire forms pass through the same check. Nothing here touches
 //! the file system; whether a disk is there shows when the VM starts.
 
+mod field;
 mod foreign;
+mod names;
 mod xen;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use field::MAX_DISKS;
+use field::{FieldError, no_nul, parse_mac};
 pub use foreign::{ANY_ARGUMENT, ForeignError, check_foreign};
+pub(crate) use names::check_disk_name;
+pub use names::{MAX_DISK_NAME_BYTES, NameError, VmName};
+use names::{is_name_byte, shorten};
 pub use xen::{DomainType, NicDefinition, XenDefinition};
 
-/// Longest disk name: QEMU bounds node names at 31 bytes and ours carry a prefix and a suffix.
-pub const MAX_DISK_NAME_BYTES: usize = 16;
-/// Most disks of one VM.
-pub const MAX_DISKS: usize = 16;
 /// Longest definition accepted, in bytes.
 pub const MAX_DEFINITION_BYTES: usize = 256 * 1024;
-
-/// A VM's name: 1 to 64 of `[a-z0-9_-]`, not starting with `-`. Safe as a file name and a process argument.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct VmName(String);
-
-/// A name that is not allowed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {given:?} is not allowed: use {rule}")]
-pub struct NameError {
-    what: &'static str,
-    given: String,
-    rule: &'static str,
-}
-
-impl VmName {
-    /// Checks and takes a name.
-    pub fn new(name: impl Into<String>) -> Result<VmName, NameError> {
-        let name = name.into();
-        let ok = (1..=64).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(is_name_byte);
-        if ok {
-            Ok(VmName(name))
-        } else {
-            Err(NameError {
-                what: "the VM name",
-                given: shorten(&name),
-                rule: "1 to 64 characters of a-z, 0-9, _ and -, not starting with -",
-            })
-        }
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for VmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl AsRef<str> for VmName {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for VmName {
-    type Err = NameError;
-    fn from_str(s: &str) -> Result<VmName, NameError> {
-        VmName::new(s)
-    }
-}
-
-impl TryFrom<String> for VmName {
-    type Error = NameError;
-    fn try_from(s: String) -> Result<VmName, NameError> {
-        VmName::new(s)
-    }
-}
-
-impl From<VmName> for String {
-    fn from(name: VmName) -> String {
-        name.0
-    }
-}
 
 /// What an image file is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,47 +233,6 @@ pub enum DefinitionError {
     },
 }
 
-/// What the fields of a definition contradict.
-#[derive(Debug, thiserror::Error)]
-enum FieldError {
-    #[error("memory_mib = {0}: use 1 to 16777216")]
-    Memory(u32),
-    #[error("vcpus = {0}: use 1 to 1024")]
-    Vcpus(u32),
-    #[error("disks: {0} given, at most {MAX_DISKS} are allowed")]
-    TooManyDisks(usize),
-    #[error(transparent)]
-    DiskName(#[from] NameError),
-    #[error("disks: the name {0:?} is used twice")]
-    DuplicateDisk(String),
-    #[error("disks: disk {0:?} has an empty path")]
-    EmptyPath(String),
-    #[error("disks: the path {} is used twice", .0.display())]
-    DuplicatePath(PathBuf),
-    #[error("network.interface = {0:?}: use 1 to 15 characters of a-z, 0-9, _ and -")]
-    Interface(String),
-    #[error("network.mac = {0:?}: use six bytes as in 52:54:00:12:34:56, the first one even")]
-    Mac(String),
-    #[error(
-        "network.prefix = {0:?}: use an IPv6 prefix of 48 to 128 bits as in 2001:db8:f:1::/64, no bits behind it"
-    )]
-    Prefix(String),
-    #[error(
-        "network.ipv4 = {0:?}: use the address of one host with its network's prefix of 8 to 32 bits, as in 198.51.100.10/24"
-    )]
-    Ipv4(String),
-    #[error("qemu.{0} is empty: leave it out for the default")]
-    Empty(&'static str),
-    #[error("qemu.{0} needs qemu.kernel")]
-    NeedsKernel(&'static str),
-    #[error("qemu.args: {0:?} is longhaul's own to set; remove it")]
-    ReservedArgument(String),
-    #[error("xen.{0}: {1:?} is not allowed: give what xl takes, without quotes, backslashes and line ends")]
-    Xen(&'static str, String),
-    #[error("a text of the definition has a NUL byte")]
-    Nul,
-}
-
 /// Options that would take away what the driver relies on: its monitor, its pid file, when the guest may run.
 const RESERVED: [&str; 8] =
     ["incoming", "S", "daemonize", "pidfile", "monitor", "preconfig", "loadvm", "snapshot"];
@@ -423,30 +315,6 @@ fn check_disks(disks: &[DiskDefinition]) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// A disk's name becomes part of QEMU node and device names. `longhaul-` is the prefix of the nodes we remove.
-pub(crate) fn check_disk_name(name: &str) -> Result<(), NameError> {
-    let ok = (1..=MAX_DISK_NAME_BYTES).contains(&name.len())
-        && name.as_bytes()[0].is_ascii_lowercase()
-        && name.bytes().all(is_name_byte)
-        && !name.starts_with("longhaul")
-        && !name.ends_with("-file")
-        && !name.ends_with("-dev");
-    if ok {
-        return Ok(());
-    }
-    Err(NameError {
-        what: "the disk name",
-        given: shorten(name),
-        rule: "1 to 16 characters of a-z, 0-9, _ and -, the first a letter, not starting with longhaul, \
-               not ending in -file or -dev",
-    })
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    octets?.try_into().ok()
-}
-
 /// A tap interface's name becomes a part of QEMU's arguments and of the kernel's rules.
 fn check_network(network: &NetworkDefinition) -> Result<(), FieldError> {
     let NetworkDefinition { interface, mac, .. } = network;
@@ -506,16 +374,4 @@ fn check_qemu(qemu: &QemuDefinition) -> Result<(), FieldError> {
         }
     }
     Ok(())
-}
-
-fn no_nul(bytes: &[u8]) -> Result<(), FieldError> {
-    if bytes.contains(&0) { Err(FieldError::Nul) } else { Ok(()) }
-}
-
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
-}
-
-fn shorten(text: &str) -> String {
-    text.chars().take(80).collect()
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldError, no_nul, parse_mac, shorten};
+use super::field::{FieldError, no_nul, parse_mac};
+use super::names::shorten;
 
 /// How a domain is virtualised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -416,3 +416,11 @@ async fn bypass_filter(s: &Session, nodes: &Nodes, names: &Names) -> Result<(), 
 pub(crate) async fn remove_bitmap(s: &Session, node: &str, name: &str) -> Result<(), DriverError> {
     s.run("block-dirty-bitmap-remove", json!({"node": node, "name": name})).await.map(drop)
 }
+
+/// Does all of these or none; nothing to do without any.
+pub(super) async fn transaction(s: &Session, actions: Vec<Value>) -> Result<(), DriverError> {
+    if actions.is_empty() {
+        return Ok(());
+    }
+    s.within(DISK_TIMEOUT).run("transaction", json!({"actions": actions})).await.map(drop)
+}

@@ -9,6 +9,7 @@ pub(crate) mod blocks;
 mod command;
 mod convergence;
 mod files;
+mod log;
 mod migration;
 pub(crate) mod mirror;
 pub(crate) mod paths;

@@ -16,8 +16,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::command::{PID_OPTION, Purpose, arguments};
+use super::log::log_tail;
 use super::paths::VmPaths;
-use super::process::{is_block_device, is_listening, log_tail, with_absolute_paths};
+use super::process::{is_block_device, is_listening, with_absolute_paths};
 use super::session::{Session, Vm};
 use crate::definition::{VmDefinition, VmName};
 use crate::facts::{FeatureWord, GuestFacts};

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::command::{PID_OPTION, Purpose, arguments};
 use super::files;
+use super::log::log_tail;
 use super::paths::VmPaths;
 use crate::definition::{VmDefinition, VmName};
 use crate::hypervisor::DriverError;
@@ -19,9 +20,6 @@ use crate::process::{Process, io_error};
 
 /// How long QEMU may take to set itself up.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of QEMU's log an error quotes.
-const LOG_TAIL_BYTES: usize = 2000;
-
 /// Whether a process listens on the VM's monitor. A dead one's socket refuses.
 pub(crate) async fn is_listening(paths: &VmPaths) -> bool {
     match tokio::net::UnixStream::connect(paths.qmp()).await {
@@ -117,14 +115,6 @@ pub(super) fn with_absolute_paths(def: &VmDefinition) -> Result<VmDefinition, Dr
 
 pub(super) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
-}
-
-/// The end of QEMU's log, on one line.
-pub(crate) fn log_tail(paths: &VmPaths) -> String {
-    let log = fs::read(paths.log()).unwrap_or_default();
-    let tail =
-        String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]).trim().replace('\n', " | ");
-    if tail.is_empty() { format!("nothing (see {})", paths.log().display()) } else { tail }
 }
 
 /// After the process has ended: removes its sockets and marks.

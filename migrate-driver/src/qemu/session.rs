@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::log::log_tail;
 use super::paths::VmPaths;
-use super::process::log_tail;
 use crate::definition::VmName;
 use crate::hypervisor::{DriverError, GuestStatus};
 use crate::process::SocketId;

@@ -110,7 +110,7 @@ async fn begin(
         for tap in &warm {
             drop_unusable(s, nodes, tap).await?;
         }
-        transaction(s, warm.iter().filter_map(|tap| bitmap_action(nodes, tap)).collect()).await?;
+        blocks::transaction(s, warm.iter().filter_map(|tap| bitmap_action(nodes, tap)).collect()).await?;
         for tap in &warm {
             warm::add_filter(s, nodes, &tap.names).await?;
         }
@@ -120,7 +120,8 @@ async fn begin(
     for tap in &dirty {
         warm::add_snapshot(s, &tap.names).await?;
     }
-    transaction(s, dirty.iter().flat_map(|tap| warm::job_actions(&tap.names, &tap.kind)).collect()).await?;
+    blocks::transaction(s, dirty.iter().flat_map(|tap| warm::job_actions(&tap.names, &tap.kind)).collect())
+        .await?;
     for tap in taps {
         match tap.kind {
             TapKind::Mirror => mirror::launch(s, &tap.names, false).await?,
@@ -189,12 +190,4 @@ async fn insert_filters(
         blocks::set_device_node(s, &tap.names, &tap.names.filter).await?;
     }
     Ok(())
-}
-
-/// Does all of these or none; nothing to do without any.
-pub(super) async fn transaction(s: &Session, actions: Vec<Value>) -> Result<(), DriverError> {
-    if actions.is_empty() {
-        return Ok(());
-    }
-    s.within(DISK_TIMEOUT).run("transaction", json!({"actions": actions})).await.map(drop)
 }

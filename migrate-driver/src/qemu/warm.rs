@@ -23,7 +23,6 @@ use serde_json::{Value, json};
 
 use super::blocks::{self, Job, NEXT_BITMAP, Names, Nodes};
 use super::session::Session;
-use super::tap;
 use crate::hypervisor::{DriverError, TapKind};
 
 /// How fine warm passes track: QEMU's default cluster for copies, and one leaf of the image tree.
@@ -98,7 +97,7 @@ pub(crate) async fn finish_dirty(s: &Session, disks: &[Names]) -> Result<(), Dri
         };
         settled.extend(settle_actions(&names.disk, bitmap));
     }
-    tap::transaction(s, settled).await?;
+    blocks::transaction(s, settled).await?;
     for names in disks {
         blocks::remove_tap(s, names).await?;
     }

@@ -13,8 +13,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use super::board::{self, Answer, KeeperPaths, Phase, Request};
 use super::configuration::Rules;
-use super::keeper::{self, Answer, KeeperPaths, Phase, Request};
 use super::xl;
 use crate::definition::VmName;
 use crate::hypervisor::{DriverError, GuestStatus, Mode};
@@ -106,7 +106,7 @@ impl Move {
         let path = self.paths.memory();
         match UnixStream::connect(&path).await {
             Ok(stream) => {
-                keeper::bound_buffer(&stream).map_err(io_error(&self.vm, "use", &path))?;
+                board::bound_buffer(&stream).map_err(io_error(&self.vm, "use", &path))?;
                 self.remove(&[path])?;
                 Ok(stream)
             }

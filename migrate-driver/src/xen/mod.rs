@@ -6,6 +6,7 @@
 //!
 //! What the two ends of xl's handshake become here stands in `handshake`.
 
+mod board;
 mod configuration;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -40,8 +41,8 @@ use crate::qemu::paths::VmPaths;
 use crate::qemu::session::{Session, Vm};
 use crate::qemu::tap::{self, NodeTap};
 use crate::qemu::{blocks, mirror, warm};
+use board::KeeperPaths;
 use configuration::Rules;
-use keeper::KeeperPaths;
 use migration::Move;
 
 /// How often a domain is asked for that is to end.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use super::keeper::Board;
+use super::board::Board;
 use super::stream::Follower;
 
 /// Read at once.

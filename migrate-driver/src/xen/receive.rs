@@ -9,9 +9,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use super::board::{self, Board, KeeperPaths, Orders, Phase};
 use super::configuration::Rules;
 use super::handshake::{Due, GO, READY, RECEIVER_READY, REPORT, RUNNING};
-use super::keeper::{self, Board, KeeperPaths, Orders, Phase};
 use super::stream::{self, Follower, XL_HEADER_BYTES};
 
 const RELAY_BYTES: usize = 256 << 10;
@@ -59,7 +59,7 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("cannot run xl: {error}")))?;
     let board = Board::new();
     let input: Input = Arc::new(Mutex::new(xl.stdin.take()));
-    keeper::serve(&paths.control(), &board, Arc::new(Xl { board: board.clone(), input: input.clone() }))?;
+    board::serve(&paths.control(), &board, Arc::new(Xl { board: board.clone(), input: input.clone() }))?;
     if let Some(output) = xl.stdout.take() {
         let (paths, board, input) = (paths.clone(), board.clone(), input.clone());
         thread::spawn(move || {

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use super::keeper::{self, Board, KeeperPaths, Orders, Phase};
+use super::board::{self, Board, KeeperPaths, Orders, Phase};
 use super::outgoing::{News, Watch, relay};
 
 struct Xl {
@@ -45,9 +45,9 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
     let known: Arc<OnceLock<UnixStream>> = Arc::default();
     let orders = Xl { board: board.clone(), watch: watch.clone(), out: known.clone() };
     // Before the daemon hears of us: from then on it asks.
-    keeper::serve(&paths.control(), &board, Arc::new(orders))?;
+    board::serve(&paths.control(), &board, Arc::new(orders))?;
     let mut out = UnixStream::connect(paths.memory())?;
-    keeper::bound_buffer(&out)?;
+    board::bound_buffer(&out)?;
     let _ = known.set(out.try_clone()?);
     let mut xl = Command::new("xl")
         .args(["save", "-p"])

@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use super::board::{self, Board, KeeperPaths, Orders, Phase};
 use super::handshake::{Due, FAILED, GO, READY, RECEIVER_READY, REPORT};
-use super::keeper::{self, Board, KeeperPaths, Orders, Phase};
 use super::outgoing::{News, Watch, relay};
 
 struct Xl {
@@ -50,9 +50,9 @@ pub(super) fn run(paths: &KeeperPaths) -> io::Result<()> {
     let watch = Watch::start(&board, News::Last);
     let xl = Xl { board: board.clone(), watch: watch.clone() };
     // Before the daemon hears of us: from then on it asks.
-    keeper::serve(&paths.control(), &board, Arc::new(xl))?;
+    board::serve(&paths.control(), &board, Arc::new(xl))?;
     let mut out = UnixStream::connect(paths.memory())?;
-    keeper::bound_buffer(&out)?;
+    board::bound_buffer(&out)?;
     say(&[RECEIVER_READY])?;
     let mut input = io::stdin().lock();
     let relayed = relay(&mut input, &mut out, &board);
