@@ -23,69 +23,25 @@
 //!
 //! It never answers what is not proved, sets no route itself, and keeps nothing on a disk.
 
+mod config;
+mod freshness;
 mod node;
+mod output;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
-use crate::auth::{Covered, SharedKey};
+use crate::auth::Covered;
 use crate::received::{Received, Refusal};
 use crate::wire::*;
+pub use config::{Authorization, Config, Registrant};
 use node::{Grant, Node, Sender};
+pub use output::{Kept, Output, Place, TunnelEnd};
 
 /// How many keys one mobile node may have at a time: a move needs two, an aborted one before it another.
 pub const MAX_KEYS_PER_NODE: usize = 4;
-
-/// What the anchor is told once.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Its own address.
-    pub address: Ipv6Addr,
-    /// Where it takes tunnelled packets (RFC 7389 section 3), when that is another address.
-    pub user_plane: Option<Ipv6Addr>,
-    /// How many mobile nodes it serves at most.
-    pub max_nodes: usize,
-    /// The longest lifetime it grants.
-    pub max_lifetime: BindingLifetime,
-    /// The longest lifetime it grants to a transient binding.
-    pub max_transient: TransientLifetime,
-    /// How often it has started (RFC 5847 section 4.1).
-    pub restart_counter: u32,
-    /// When it has started, by the wall clock in nanoseconds since 1970: what a mobile node has sent before may have been
-    /// accepted, and forgotten.
-    pub started_unix_ns: u64,
-}
-
-/// Who may register a mobile node, and how it proves that it is the one.
-#[derive(Debug, Clone)]
-pub struct Authorization {
-    /// The key, of which the SPI is unique in the anchor.
-    pub key: SharedKey,
-    /// The mobile node's identifier (RFC 4283), 1 to 254 bytes.
-    pub node: Vec<u8>,
-    /// What is its own: a prefix, or its home address with 128 bits.
-    pub prefix: Ipv6Prefix,
-    /// Its IPv4 home address, if it has one (RFC 5844).
-    pub ipv4: Option<Ipv4Interface>,
-    /// Who holds the key.
-    pub registrant: Registrant,
-}
-
-/// Who registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Registrant {
-    /// A mobile access gateway, with proxy registrations.
-    Gateway {
-        /// Its address, which is the care-of address.
-        address: Ipv6Addr,
-        /// The ownership epoch in which the mobile node is there.
-        epoch: u64,
-    },
-    /// The mobile node itself, from any care-of address.
-    MobileNode,
-}
 
 /// Why an authorization is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -108,94 +64,6 @@ pub enum AuthorizeError {
     /// The mobile node has [`MAX_KEYS_PER_NODE`].
     #[error("the mobile node has {MAX_KEYS_PER_NODE} keys already: withdraw those of earlier epochs")]
     TooManyKeys,
-}
-
-/// Where a mobile node is reached, or will be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The care-of address: tunnelled packets come from there. IPv4-mapped when it is one of IPv4, as the node itself sees it.
-    pub care_of: Ipv6Addr,
-    /// Where its tunnelled packets come from and go to in UDP, when its care-of address is one of IPv4.
-    pub udp: Option<SocketAddrV4>,
-    /// Where a gateway takes tunnelled packets, as it has said itself (RFC 7389).
-    pub user_plane: Option<Ipv6Addr>,
-}
-
-/// The other end of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TunnelEnd {
-    /// Packets are in IPv6.
-    Ipv6(Ipv6Addr),
-    /// Packets are in UDP over IPv4.
-    Udp(SocketAddrV4),
-}
-
-impl Place {
-    /// Where tunnelled packets go.
-    #[must_use]
-    pub fn tunnel_end(&self) -> TunnelEnd {
-        self.udp.map_or(TunnelEnd::Ipv6(self.user_plane.unwrap_or(self.care_of)), TunnelEnd::Udp)
-    }
-
-    /// Where they come from.
-    fn source(&self) -> TunnelEnd {
-        self.udp.map_or(TunnelEnd::Ipv6(self.care_of), TunnelEnd::Udp)
-    }
-}
-
-/// What is to be done, in this order. A mobile node with an IPv4 address has two prefixes, and each is told of by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Send what is for the prefix there.
-    SwitchRoute {
-        /// The mobile node's prefix.
-        prefix: Ipv6Prefix,
-        /// Where it is reached from now on.
-        place: Place,
-        /// Where the mobile node was reached until now, when nothing more of it is sent there from now on: what is sent last is
-        /// [`end_marker`](crate::inner::end_marker).
-        before: Option<Place>,
-    },
-    /// Take what comes from the prefix from these places, and from no other. A transient binding's is among them
-    /// (RFC 6058 section 4.2).
-    TakeFrom {
-        /// The mobile node's prefix.
-        prefix: Ipv6Prefix,
-        /// None, one or two.
-        places: Vec<Place>,
-    },
-    /// The prefix is reached nowhere.
-    RemoveRoute {
-        /// The mobile node's prefix.
-        prefix: Ipv6Prefix,
-    },
-    /// What must outlive a crash has changed: it is to be on the disk before anything that comes behind is sent.
-    Keep {
-        /// The mobile node's identifier.
-        node: Vec<u8>,
-        /// What must.
-        kept: Kept,
-    },
-    /// Send this IPv6 packet.
-    Send(Vec<u8>),
-    /// Send this IPv6 packet in UDP.
-    SendDatagram {
-        /// To whom.
-        to: SocketAddrV4,
-        /// The packet.
-        packet: Vec<u8>,
-    },
-}
-
-/// What is known of a mobile node after a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
-    /// The mobile node's prefix.
-    pub prefix: Ipv6Prefix,
-    /// The highest epoch in which it was bound.
-    pub floor: u64,
-    /// Where it is reached, and since which epoch.
-    pub bound: Option<(Place, u64)>,
 }
 
 /// The binding cache.

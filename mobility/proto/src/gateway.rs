@@ -23,126 +23,25 @@
 //! It never decides where a virtual machine runs: its owner says so, and the anchor judges by the ownership epoch.
 
 mod buffer;
+mod config;
 mod heartbeat;
 mod node;
+mod output;
 mod registration;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::auth::{Covered, SharedKey};
+use crate::auth::Covered;
 use crate::inner::{Inner, is_end_marker};
 use crate::received::{Received, Refusal};
 use crate::wire::*;
+pub use config::{Config, Grant};
 use heartbeat::{Beat, Heard, Heartbeat};
 use node::{LINGER, Node, Place};
+pub use output::{Carrier, Happened, Output};
 use registration::{Answered, Wanted};
-
-/// What the gateway is told once.
-#[derive(Debug, Clone, Copy)]
-pub struct Config {
-    /// Its own address, which is the care-of address of its virtual machines.
-    pub address: Ipv6Addr,
-    /// The anchor's.
-    pub anchor: Ipv6Addr,
-    /// Where it takes tunnelled packets of the anchor, when that is another address (RFC 7389).
-    pub user_plane: Option<Ipv6Addr>,
-    /// For how long it registers.
-    pub lifetime: BindingLifetime,
-    /// For how long it registers ahead.
-    pub transient: TransientLifetime,
-    /// How many bytes of packets may wait for one virtual machine.
-    pub buffer_bytes: usize,
-    /// How long packets of the new way wait for the end of the old one.
-    pub settle: Duration,
-}
-
-/// The anchor's permission to register one virtual machine in one epoch.
-#[derive(Debug, Clone)]
-pub struct Grant {
-    /// The key, with its SPI.
-    pub key: SharedKey,
-    /// The virtual machine's identifier (RFC 4283).
-    pub node: Vec<u8>,
-    /// What is its own.
-    pub prefix: Ipv6Prefix,
-    /// Its IPv4 home address, if it has one (RFC 5844).
-    pub ipv4: Option<Ipv4Interface>,
-}
-
-impl Grant {
-    /// All that is its own.
-    fn prefixes(&self) -> impl Iterator<Item = Ipv6Prefix> + use<> {
-        self.ipv4.map(Ipv4Interface::host).into_iter().chain([self.prefix])
-    }
-}
-
-/// What has happened, for the owner of the virtual machines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happened {
-    /// The anchor has accepted that the machine will come here.
-    Prepared,
-    /// The anchor sends here what is for the machine.
-    Registered,
-    /// The anchor has refused. Nothing more is asked for it.
-    Refused(Status),
-    /// The source forwards what comes for the machine.
-    Forwarded,
-    /// The source forwards no more: the move was given up there.
-    ForwardingEnded,
-    /// The binding went elsewhere.
-    Revoked,
-    /// The machine is deregistered and forgotten.
-    Forgotten,
-}
-
-/// What is to be done, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Send this IPv6 packet: signalling.
-    Send(Vec<u8>),
-    /// Send this packet through the tunnel to that address.
-    Tunnel {
-        /// The anchor, or another gateway.
-        to: Ipv6Addr,
-        /// A packet of IPv6, or of IPv4.
-        packet: Vec<u8>,
-    },
-    /// Give this packet to the virtual machine that its destination belongs to.
-    Deliver(Vec<u8>),
-    /// Tell the virtual machine at once who its router is: it has just come, or been started.
-    Advertise {
-        /// Its identifier.
-        node: Vec<u8>,
-    },
-    /// The anchor does not answer any more (RFC 5847 section 3.2); or it does again, or has been started anew, and is asked once
-    /// more for every binding.
-    Anchor {
-        /// Whether it answers.
-        answers: bool,
-    },
-    /// The anchor takes tunnelled packets at this address from now on.
-    AnchorAt(Ipv6Addr),
-    /// Something has happened to a virtual machine.
-    Event {
-        /// Its identifier.
-        node: Vec<u8>,
-        /// What.
-        happened: Happened,
-    },
-}
-
-/// Who may carry what comes from the anchor for a virtual machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carrier {
-    /// Nobody: it is not here.
-    Nobody,
-    /// Only the gateway itself, which holds, remembers or forwards it.
-    Gateway,
-    /// Whoever is quicker: all that is to be done with it is to give it to the machine.
-    Anyone,
-}
 
 /// How many packets were not passed on, and why.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -25,8 +25,10 @@
 
 mod bytes;
 mod checksum;
+mod error;
 mod extension;
 mod header;
+mod layout;
 mod message;
 mod numbers;
 mod option;
@@ -34,12 +36,13 @@ mod repr;
 mod signalling;
 mod units;
 
+pub use error::{Answer, EmitError, ParseError};
 pub use extension::{DestinationOptions, ExtensionError, RoutingHeader};
 pub use header::MobilityHeader;
 pub use message::{BindingAcknowledgement, BindingUpdate, Cookie, KeygenToken, Message, RoutabilityTest};
 pub use numbers::*;
 pub use option::{BINDING_AUTHENTICATOR_BYTES, ContextItem, MobilityOption};
-pub use repr::{Answer, EmitError, ParseError, Repr};
+pub use repr::Repr;
 pub use signalling::{Addresses, Signalling, SignallingError};
 pub use units::*;
 

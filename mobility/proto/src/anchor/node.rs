@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
-use super::update::Freshness;
-use super::{Authorization, Config, Kept, Output, Place, Registrant};
+use super::config::{Authorization, Config, Registrant};
+use super::freshness::Freshness;
+use super::output::{Kept, Output, Place};
 use crate::auth::Covered;
 use crate::wire::*;
 

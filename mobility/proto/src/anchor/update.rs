@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+use super::config::{Config, Registrant};
+use super::freshness::Freshness;
 use super::node::{Grant, Node, Registration, Sender};
-use super::{Config, Output, Registrant};
+use super::output::Output;
 use crate::wire::*;
 
 /// How far a mobile node's clock may be from ours (RFC 4285 section 6.2 leaves it open; 7 s is UMIP's).
@@ -24,14 +26,6 @@ pub(super) struct Came<'a> {
     pub(super) sender: Sender,
     pub(super) update: BindingUpdate,
     pub(super) options: &'a [MobilityOption],
-}
-
-/// By what two messages with the same key are ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Freshness {
-    sequence: SequenceNumber,
-    /// The Timestamp, or the time of the replay protection option.
-    time: Option<u64>,
 }
 
 /// What an update that is not refused asks for.

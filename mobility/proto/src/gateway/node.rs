@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::buffer::Buffer;
+use super::config::{Config, Grant};
+use super::output::{Carrier, Happened, Output};
 use super::registration::{Registration, Wanted};
-use super::{Carrier, Config, Grant, Happened, Output};
 use crate::auth::{Covered, SharedKey, VerifyError};
 use crate::inner::is_end_marker;
 use crate::wire::*;

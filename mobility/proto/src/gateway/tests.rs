@@ -10,7 +10,7 @@ use super::*;
 use crate::anchor::{
     Anchor, Authorization, Config as AnchorConfig, Output as AnchorOutput, Registrant, TunnelEnd,
 };
-use crate::auth::{Algorithm, VerifyError};
+use crate::auth::{Algorithm, SharedKey, VerifyError};
 use crate::inner::end_marker;
 
 const ANCHOR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);

@@ -1,21 +1,10 @@
 //! A view of the bytes of one Mobility Header. Interprets no message.
 
+use super::Endpoints;
 use super::checksum::checksum;
+use super::error::ParseError;
+use super::layout::{FIXED_BYTES, HEADER_LEN_AT, PAYLOAD_PROTO_AT, TYPE_AT, UNCOUNTED_BYTES};
 use super::numbers::MhType;
-use super::{Endpoints, ParseError};
-
-/// The fixed part that all messages share, in bytes.
-pub(super) const FIXED_BYTES: usize = 6;
-/// What Header Len does not count.
-const UNCOUNTED_BYTES: usize = 8;
-/// The longest Mobility Header, in bytes.
-pub(super) const MAX_BYTES: usize = UNCOUNTED_BYTES + 8 * 255;
-/// The only Payload Proto that is defined: no next header.
-pub(super) const NO_NEXT_HEADER: u8 = 59;
-/// Where the fields are.
-pub(super) const PAYLOAD_PROTO_AT: usize = 0;
-pub(super) const HEADER_LEN_AT: usize = 1;
-const TYPE_AT: usize = 2;
 
 /// The bytes of one Mobility Header (RFC 6275 section 6.1.1), all that its Header Len says and nothing behind it.
 ///

@@ -4,9 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::bytes::{Options, Reader, pad};
+use super::error::{EmitError, ParseError};
 use super::numbers::*;
 use super::units::*;
-use super::{EmitError, ParseError};
 
 /// The length of the authenticator in a Binding Authorization Data option, in bytes.
 pub const BINDING_AUTHENTICATOR_BYTES: usize = 12;
