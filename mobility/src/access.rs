@@ -2,30 +2,35 @@
 //! with sockets, a clock and a tunnel interface. Where a virtual machine runs is said by its owner through
 //! [`AccessGateway`].
 
+mod link;
 mod ways;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use mobility_proto::gateway::{self, Carrier, Dropped, Gateway, Output};
 use mobility_proto::inner::Inner;
-use mobility_proto::wire::{BindingLifetime, Ipv4Interface, Ipv6Prefix, TransientLifetime};
+use mobility_proto::wire::{BindingLifetime, TransientLifetime};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::{AbortHandle, unconstrained, yield_now};
 use tokio::time::Instant;
 
+pub use link::Link;
 pub use mobility_proto::gateway::{Grant, Happened};
 
 use crate::advertise::Router;
-use crate::agent::{AgentError, Ends, Orders, opening, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::agent::{Ends, Orders, packet_of, send_signalling, sleep_until, unix_ns};
+use crate::data_plane::{DataPlane, Peer, PlaneChoice};
 use crate::dhcp::{Lease, Server};
-use crate::links::{LinkError, Links, OF_GATEWAY};
+use crate::error::LinkError;
+use crate::error::{AgentError, opening};
+use crate::links::{Links, OF_GATEWAY};
 use crate::plane::{self, Plane, Side};
 use crate::raw::RawSocket;
-use crate::tunnels::{DataPlane, Own, Peer, PlaneChoice};
+use crate::tunnels::Own;
 use ways::Ways;
 
 /// How long packets of the new way wait for the end of the old one: longer than any delay between platforms.
@@ -62,31 +67,6 @@ pub struct Event {
     pub node: String,
     /// What.
     pub happened: Happened,
-}
-
-/// The link between a virtual machine and its gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// The interface on the platform's side. It may not exist before the machine does.
-    pub interface: String,
-    /// The machine's prefix.
-    pub prefix: Ipv6Prefix,
-    /// The machine's IPv4 address, if it has one, with its network. DHCP gives it to the machine. It may have any router: all
-    /// other addresses are answered for.
-    pub ipv4: Option<Ipv4Interface>,
-    /// The machine's link-layer address: no packet waits for it to be found.
-    pub link_layer: [u8; 6],
-}
-
-impl Link {
-    /// Whether the machine has this address, which is IPv4-mapped when it is one of IPv4.
-    fn has(&self, address: Ipv6Addr) -> bool {
-        self.prefix.contains(address) || self.ipv4_address().map(|own| own.to_ipv6_mapped()) == Some(address)
-    }
-
-    fn ipv4_address(&self) -> Option<Ipv4Addr> {
-        self.ipv4.map(Ipv4Interface::address)
-    }
 }
 
 #[derive(Debug)]

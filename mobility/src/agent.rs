@@ -1,6 +1,5 @@
 //! What the agents are made of: a socket for signalling, a tunnel interface, rtnetlink and a clock. Decides nothing.
 
-use std::io;
 use std::net::Ipv6Addr;
 use std::time::SystemTime;
 
@@ -9,69 +8,13 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::links::{LinkError, Links};
+use crate::checks::check_forwarding;
+use crate::data_plane::{DataPlane, PlaneChoice};
+use crate::error::{AgentError, opening};
+use crate::links::Links;
 use crate::plane::{BUNDLES_PORT, INNER_MTU, Plane};
 use crate::raw::{MOBILITY_HEADER, RawSocket};
-use crate::tunnels::{DataPlane, Own, PlaneChoice, Tunnels};
-
-/// Why an agent cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// A socket or an interface cannot be had.
-    #[error("{what}: {source}; {}", hint(source))]
-    Open {
-        /// What was to be opened.
-        what: String,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel did not do what it was asked.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// Segment routing has no address to take packets at.
-    #[error(
-        "data plane seg6 needs an address for tunnels alone: set user_plane to one that nobody has, in the network of the \
-         agent's own"
-    )]
-    NoUserPlane,
-    /// Somebody else uses segment routing here, with another source address.
-    #[error(
-        "data plane seg6 needs its own source address for all segment routing of this host, which has {0} already: see \
-         `ip sr tunsrc show`, or choose another data plane"
-    )]
-    TunnelSource(Ipv6Addr),
-    /// The host does not forward IPv4 packets, and there are IPv4 addresses.
-    #[error(
-        "this host forwards no IPv4, which IPv4 home addresses need: run `sysctl -w net.ipv4.ip_forward=1`"
-    )]
-    NoIpv4Forwarding,
-    /// The host judges IPv4 packets on all interfaces by where their sources are reached.
-    #[error(
-        "this host takes IPv4 packets only from where it would send to their sources, which is not where guests' come from: run \
-         `sysctl -w net.ipv4.conf.all.rp_filter=0` (what each other interface's own rp_filter says stays so)"
-    )]
-    ReversePath,
-    /// The host does not forward packets.
-    #[error(
-        "this host forwards no IPv6: run `sysctl -w net.ipv6.conf.all.forwarding=1` (an interface that gets its own \
-         routes from advertisements then needs accept_ra = 2)"
-    )]
-    NoForwarding,
-    /// The agent has ended.
-    #[error("the mobility agent is not running any more; see the log")]
-    Ended,
-}
-
-/// What to do about it.
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrNotAvailable => "is it an address of this host, and up?",
-        io::ErrorKind::ResourceBusy => "is another daemon running here, or has another interface that name?",
-        io::ErrorKind::PermissionDenied => "it needs root, or CAP_NET_ADMIN and CAP_NET_RAW",
-        _ => "see `ip link` and `ip -6 address`, and whether the kernel has /dev/net/tun",
-    }
-}
+use crate::tunnels::{Own, Tunnels};
 
 /// What an agent works with. The interface goes with this value.
 pub(crate) struct Ends {
@@ -111,34 +54,6 @@ impl Ends {
         }
         Ok(Self { links, signalling, plane, tunnels, index })
     }
-}
-
-pub(crate) fn opening(what: &str) -> impl FnOnce(io::Error) -> AgentError {
-    let what = format!("opening {what}");
-    move |source| AgentError::Open { what, source }
-}
-
-/// Both agents make this host a router.
-fn check_forwarding() -> Result<(), AgentError> {
-    let forwards = is_set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-    if forwards { Ok(()) } else { Err(AgentError::NoForwarding) }
-}
-
-pub(crate) fn check_ipv4_forwarding() -> Result<(), AgentError> {
-    let forwards = is_set("/proc/sys/net/ipv4/ip_forward", "1")?;
-    if forwards { Ok(()) } else { Err(AgentError::NoIpv4Forwarding) }
-}
-
-/// What a gateway's program gives to the kernel comes from anywhere.
-pub(crate) fn check_reverse_path() -> Result<(), AgentError> {
-    let is_off = is_set("/proc/sys/net/ipv4/conf/all/rp_filter", "0")?;
-    if is_off { Ok(()) } else { Err(AgentError::ReversePath) }
-}
-
-fn is_set(path: &str, value: &str) -> Result<bool, AgentError> {
-    let read = std::fs::read_to_string(path);
-    read.map(|set| set.trim() == value)
-        .map_err(|source| AgentError::Open { what: format!("reading {path}"), source })
 }
 
 pub(crate) fn unix_ns() -> u64 {

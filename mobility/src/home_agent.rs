@@ -1,6 +1,7 @@
 //! The home agent and local mobility anchor as a running agent: what `mobility-proto` decides about bindings, with sockets,
 //! a clock and a tunnel interface. Whom it serves is said by its owner through [`HomeAgent`].
 
+mod binding;
 mod keeping;
 mod ways;
 
@@ -11,22 +12,22 @@ use std::time::Duration;
 use mobility_proto::anchor::{self, Anchor, Authorization, AuthorizeError, Output, TunnelEnd};
 use mobility_proto::inner::{Inner, end_marker};
 use mobility_proto::wire::{BindingLifetime, Ipv6Prefix, TransientLifetime};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::agent::{
-    AgentError, Ends, Orders, check_ipv4_forwarding, opening, packet_of, packet_with, send_whole,
-    sleep_until, unix_ns,
-};
+use crate::agent::{Ends, Orders, packet_of, packet_with, send_whole, sleep_until, unix_ns};
+use crate::checks::check_ipv4_forwarding;
+use crate::data_plane::{DataPlane, PlaneChoice};
+use crate::error::{AgentError, opening};
 use crate::links::OF_HOME_AGENT;
 use crate::plane::{Plane, Side};
 use crate::raw::{DESTINATION_OPTIONS, RawSocket, WHOLE_PACKETS};
-use crate::tunnels::{DataPlane, Own, PlaneChoice};
+use crate::tunnels::Own;
 use crate::udp::{self, Datagrams};
 use keeping::{Keeping, Outgoing};
 use ways::Ways;
 
+pub use binding::Binding;
 pub use keeping::{Change, Keeper};
 
 /// For how long packets that the kernel is forwarding at the moment when a route is switched may still be on their way out.
@@ -52,19 +53,6 @@ pub struct Config {
     pub max_nodes: usize,
     /// How often it has started.
     pub restart_counter: u32,
-}
-
-/// Where a mobile node is reached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Binding {
-    /// The mobile node's identifier.
-    pub node: String,
-    /// Where it is reached.
-    pub care_of: Ipv6Addr,
-    /// Where the gateway there takes tunnelled packets.
-    pub user_plane: Option<Ipv6Addr>,
-    /// The ownership epoch in which it is there.
-    pub epoch: u64,
 }
 
 #[derive(Debug)]

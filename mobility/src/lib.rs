@@ -5,7 +5,10 @@
 pub mod access;
 mod advertise;
 mod agent;
+mod checks;
+mod data_plane;
 mod dhcp;
+mod error;
 pub mod home_agent;
 mod links;
 pub mod mobile_node;
@@ -16,9 +19,8 @@ mod tunnels;
 mod udp;
 
 pub use access::AccessGateway;
-pub use agent::AgentError;
+pub use data_plane::{DataPlane, PlaneChoice};
+pub use error::{AgentError, LinkError};
 pub use home_agent::HomeAgent;
-pub use links::LinkError;
 pub use mobile_node::MobileNode;
 pub use mobility_proto::{anchor, auth, gateway, wire};
-pub use tunnels::{DataPlane, PlaneChoice};

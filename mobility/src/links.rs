@@ -9,9 +9,10 @@ mod held;
 mod ipv4;
 mod segments;
 mod tunnel;
+mod variables;
+mod way;
 
 use std::collections::HashSet;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -26,9 +27,10 @@ use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, RuleAddRequest};
 
-use crate::agent::{AgentError, opening};
+use crate::error::LinkError;
 
-pub(crate) use tunnel::{Remembered, Table, Tunnel, inner_name};
+pub(crate) use tunnel::{Remembered, inner_name};
+pub(crate) use way::{Table, Tunnel, Way};
 
 /// The address of every gateway on the link to a guest (RFC 6543 section 4).
 pub(crate) const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x200, 0x5eff, 0xfe00, 0x5213);
@@ -57,35 +59,9 @@ pub(crate) const MAIN: u32 = 254;
 /// How the alias of an interface begins whose link-layer address we have changed: behind it comes the address it had.
 const REMEMBERS: &str = "longhaul: was ";
 
-/// The kernel did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
-pub struct LinkError {
-    /// What was asked for.
-    pub(crate) what: String,
-    /// The kernel's reason.
-    #[source]
-    pub(crate) source: Box<dyn std::error::Error + Send + Sync>,
-}
-
 pub(crate) use carrier::{Answered, Carrier, Changes};
 
 type Result<T, E = LinkError> = std::result::Result<T, E>;
-
-/// Where a route leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Out by the interface with this index.
-    Interface(u32),
-    /// Out by it too, once its router is found, who is nobody.
-    Held(u32, Ipv6Addr),
-    /// Into a tunnel.
-    Tunnel(Tunnel),
-    /// Nowhere, without a word.
-    Nowhere,
-    /// The rules behind the one that led to this table decide.
-    Onward,
-}
 
 /// A connection to the kernel, of one agent.
 #[derive(Debug, Clone)]
@@ -296,7 +272,7 @@ impl Links {
             let Some((address, alias)) = remembered(&link) else { continue };
             let index = link.header.index;
             self.open_doorway(index).await;
-            ipv4::answer_no_more(&link);
+            variables::answer_no_more(&link);
             let change = LinkUnspec::new_with_index(index)
                 .address(address.to_vec())
                 .append_extra_attribute(LinkAttribute::IfAlias(alias))
@@ -476,12 +452,6 @@ fn alias(link: &LinkMessage) -> &str {
         _ => None,
     });
     alias.unwrap_or_default()
-}
-
-/// Sets a variable of an interface.
-fn set(part: &str, interface: &str, name: &str, value: &str) -> Result<(), AgentError> {
-    let path = format!("/proc/sys/net/{part}/{interface}/{name}");
-    fs::write(&path, value).map_err(opening(&path))
 }
 
 fn failed<E>(what: impl FnOnce() -> String) -> impl FnOnce(E) -> LinkError

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 pub use mobility_proto::node::Happened;
 
-use crate::agent::{AgentError, Orders, opening, packet_of, packet_with, send_whole, sleep_until, unix_ns};
+use crate::agent::{Orders, packet_of, packet_with, send_whole, sleep_until, unix_ns};
+use crate::error::{AgentError, opening};
 use crate::links::{Answered, Carrier, Changes, Links, OF_MOBILE_NODE};
 use crate::plane::{INNER_MTU, Plane, Side};
 use crate::raw::{ICMPV6, MOBILITY_HEADER, ROUTING, RawSocket, WHOLE_PACKETS};

@@ -49,157 +49,29 @@
 //! Tunnels, rules and routes of kernel planes stay. A tunnel's interface has an alias that says what it is, so the next start
 //! takes over what fits, and [`Tunnels::clear_but`] removes what does not. One that was made and not yet named is known by its group.
 
+mod backend;
 mod ip6tnl;
 mod seg6;
 mod tunnel_source;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
 use std::net::Ipv6Addr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::agent::AgentError;
-use crate::links::{LinkError, Links, Remembered, Tunnel};
-use crate::plane::{BUNDLED_MTU, INNER_MTU};
-
-/// Who carries tunnelled packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataPlane {
-    /// The kernel, with `ip6tnl` interfaces.
-    Ip6tnl,
-    /// The kernel, with segment routing: one segment, so that plain IPv6 in IPv6 is on the wire.
-    Seg6,
-    /// This program, with a TUN interface.
-    Tun,
-}
-
-impl DataPlane {
-    /// In the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::Ip6tnl, Self::Seg6, Self::Tun];
-
-    /// What a guest's packets may have.
-    pub(crate) fn guest_mtu(self) -> u16 {
-        match self {
-            Self::Ip6tnl | Self::Seg6 => INNER_MTU,
-            Self::Tun => BUNDLED_MTU,
-        }
-    }
-
-    /// Its name in configuration and status.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ip6tnl => "ip6tnl",
-            Self::Seg6 => "seg6",
-            Self::Tun => "tun",
-        }
-    }
-}
-
-impl fmt::Display for DataPlane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for DataPlane {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|plane| plane.name() == name).ok_or(())
-    }
-}
-
-/// Which data plane an agent is to have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum PlaneChoice {
-    /// The first of [`DataPlane::ALL`] that works here.
-    #[default]
-    Auto,
-    /// This one, or the agent does not start.
-    Only(DataPlane),
-}
-
-impl TryFrom<String> for PlaneChoice {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        match name.parse() {
-            Ok(plane) => Ok(Self::Only(plane)),
-            Err(()) if name == "auto" => Ok(Self::Auto),
-            Err(()) => {
-                let names = DataPlane::ALL.map(DataPlane::name).join(", ");
-                Err(format!("{name:?} is no data plane: choose auto, {names}"))
-            }
-        }
-    }
-}
-
-/// The other end of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Peer {
-    /// Its own address, from which its packets come.
-    pub(crate) address: Ipv6Addr,
-    /// Where it takes packets.
-    pub(crate) user_plane: Ipv6Addr,
-}
-
-/// An agent's part in its tunnels.
-#[derive(Debug, Clone)]
-pub(crate) struct Own {
-    /// The agent's address.
-    pub(crate) address: Ipv6Addr,
-    /// Its address for tunnels alone.
-    pub(crate) user_plane: Option<Ipv6Addr>,
-    /// Its TUN interface, with whose name those of its tunnels begin.
-    pub(crate) interface: String,
-}
-
-/// What a data plane does its own way.
-pub(crate) trait Backend: Send + Sync + fmt::Debug {
-    fn plane(&self) -> DataPlane;
-
-    /// Where it takes tunnelled packets, when that is not the agent's own address.
-    fn user_plane(&self) -> Option<Ipv6Addr> {
-        None
-    }
-
-    /// Whether an interface can be made before its peer is known.
-    fn has_store(&self) -> bool {
-        false
-    }
-
-    /// Makes an interface of this name; `false` when there is one.
-    fn make<'a>(&'a self, name: &'a str, peer: Peer) -> BoxFuture<'a, Result<bool, LinkError>>;
-
-    /// Marks the interface, and does with it what is the same for all peers.
-    fn equip<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>>;
-
-    /// Makes the interface the tunnel that it is to be. Done again, it changes nothing, and stops no packet.
-    fn fit_out<'a>(&'a self, remembered: &'a Remembered) -> BoxFuture<'a, Result<Tunnel, LinkError>> {
-        self.equip(remembered)
-    }
-
-    /// Takes back what is not a tunnel's.
-    fn close(&self) -> BoxFuture<'_, Result<(), LinkError>>;
-}
+use crate::data_plane::{DataPlane, Peer, PlaneChoice};
+use crate::error::{AgentError, LinkError};
+use crate::links::{Links, Remembered, Tunnel};
+pub(crate) use backend::Own;
+use backend::{Backend, STEM_BYTES};
 
 /// How many tunnels an agent has at most: each is a few rules, and the kernel looks through all rules for a packet. What is
 /// for further peers passes through this program.
 const MAX_TUNNELS: usize = 100;
-/// An interface's name has at most 15 bytes: here room for the number and for the second one of two joined interfaces.
-const STEM_BYTES: usize = 10;
-
 /// To whom an interface in store leads.
 const NOBODY: Peer = Peer { address: Ipv6Addr::UNSPECIFIED, user_plane: Ipv6Addr::UNSPECIFIED };
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::agent::{AgentError, opening};
+use crate::error::{AgentError, opening};
 use crate::raw::set_buffers;
 
 /// The home agent's port for Dual-Stack Mobile IPv6 (RFC 5555 section 9).

@@ -9,11 +9,13 @@ use mobility_proto::gateway::Carrier;
 use mobility_proto::wire::{Ipv4Interface, Ipv6Prefix};
 use tokio::time::Instant;
 
-use super::Link;
-use crate::agent::AgentError;
-use crate::links::{FROM_ANCHOR, FROM_GUESTS, LinkError, Links, TO_GUESTS, Way, everything};
+use super::link::Link;
+use crate::data_plane::{DataPlane, Peer};
+use crate::error::AgentError;
+use crate::error::LinkError;
+use crate::links::{FROM_ANCHOR, FROM_GUESTS, Links, TO_GUESTS, Way, everything};
 use crate::plane::{self, Plane};
-use crate::tunnels::{DataPlane, Own, Peer, Tunnels};
+use crate::tunnels::{Own, Tunnels};
 
 /// For how long the kernel is left alone with packets that it was about to give to this program.
 const UNDER_WAY: Duration = Duration::from_millis(2);

@@ -12,7 +12,7 @@ use mobility_proto::anchor::Kept;
 use mobility_proto::wire::Ipv6Prefix;
 use tokio::sync::watch;
 
-use super::Binding;
+use super::binding::Binding;
 
 /// How many packets may wait: a gateway whose acknowledgement is lost asks again.
 const MAX_HELD: usize = 65_536;

@@ -8,8 +8,10 @@ use std::net::Ipv6Addr;
 use mobility_proto::anchor::Place;
 use mobility_proto::wire::Ipv6Prefix;
 
-use crate::links::{LinkError, Links, MAIN, Table, Tunnel, Way};
-use crate::tunnels::{DataPlane, Peer, Tunnels};
+use crate::data_plane::{DataPlane, Peer};
+use crate::error::LinkError;
+use crate::links::{Links, MAIN, Table, Tunnel, Way};
+use crate::tunnels::Tunnels;
 
 #[derive(Debug)]
 pub(super) struct Ways {

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
-use super::{Links, Result, Way, failed, set};
+use super::variables::set;
+use super::{Links, Result, Way, failed};
 
 /// Routers that nobody is. A guest that takes one's address for its own ends its packets' waiting, and no other's.
 const NOBODY: [Ipv6Addr; 2] =

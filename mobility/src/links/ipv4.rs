@@ -2,18 +2,19 @@
 //! IPv6. A guest is set up as in any network, with whichever router it likes: on its link the kernel answers for all addresses but
 //! its own (proxy ARP), with the link-layer address that every gateway has. So its router never changes when it moves.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::{FROM_GUESTS, Links, OWN, PRIORITY, Result, TO_GUESTS, Way, is_from, set};
-use crate::agent::{AgentError, check_ipv4_forwarding, check_reverse_path};
+use super::variables::set;
+use super::way::Way;
+use super::{FROM_GUESTS, Links, OWN, PRIORITY, Result, TO_GUESTS, is_from};
+use crate::checks::{check_ipv4_forwarding, check_reverse_path};
+use crate::error::AgentError;
 
 const ALL: (Ipv4Addr, u8) = (Ipv4Addr::UNSPECIFIED, 0);
 
@@ -86,19 +87,4 @@ pub(super) fn address_of(rule: &RuleMessage) -> Option<Ipv4Addr> {
         }
         _ => None,
     })
-}
-
-/// The kernel answers for nobody any more on this link.
-pub(super) fn answer_no_more(link: &LinkMessage) {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    });
-    let Some(name) = name else { return };
-    let delay = fs::read_to_string("/proc/sys/net/ipv4/neigh/default/proxy_delay");
-    let done = set("ipv4/conf", name, "proxy_arp", "0")
-        .and_then(|()| delay.map_or(Ok(()), |delay| set("ipv4/neigh", name, "proxy_delay", delay.trim())));
-    if let Err(error) = done {
-        tracing::debug!("{error}");
-    }
 }

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder, RuleAddRequest};
 use tokio::time::{Instant, sleep};
 
-use super::tunnel::Table;
+use super::way::Table;
 use super::{Links, MAIN, NO_SUCH_ROUTE, PRIORITY, Result, Tunnel, errno, failed};
 use crate::raw::ICMPV6;
 

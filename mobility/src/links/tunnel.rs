@@ -1,67 +1,30 @@
 //! Interfaces that are tunnels of the kernel: how they are made, what they are known by after a crash, and how they go.
 
 use std::collections::HashSet;
-use std::net::Ipv6Addr;
 
 use mobility_proto::wire::Ipv6Prefix;
+use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::RuleAttribute;
-use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
+use super::way::{Table, Tunnel};
 use super::{EXISTS, Links, NO_SUCH_DEVICE, Result, Way, alias, errno, everything, failed, is_from};
+use crate::data_plane::{DataPlane, Peer};
 use crate::plane::INNER_MTU;
-use crate::tunnels::{DataPlane, Peer};
 
 /// How the alias of a tunnel's interface begins.
 const IS_TUNNEL: &str = "longhaul: tunnel ";
-/// The neighbour behind a tunnel of joined interfaces: any will do, since neither asks for it.
-const BEHIND: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Each agent's interfaces are in a group of their own, numbered by its origin.
 const GROUPS: u32 = 0x5213_0000;
-/// Each tunnel has tables of its own, numbered from its interface's index on.
-const TABLES: u32 = 0x5213_0000;
-
-/// A tunnel's own tables.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Table {
-    /// What is encapsulated.
-    Into = 0,
-    /// What is decapsulated.
-    OutOf = 1,
-    /// Where it goes then.
-    Decapsulated = 2,
-    /// Whose packets may come by it.
-    Sources = 3,
-}
-
-/// A tunnel's interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tunnel {
-    pub(crate) index: u32,
-    /// Whether it is one of two joined interfaces, so that a route into it needs a next hop.
-    pub(crate) is_joined: bool,
-}
-
 /// What a tunnel's interface is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     pub(crate) name: String,
     pub(crate) plane: DataPlane,
     pub(crate) peer: Peer,
-}
-
-impl Tunnel {
-    pub(crate) fn table(self, part: Table) -> u32 {
-        TABLES + 4 * self.index + part as u32
-    }
-
-    pub(super) fn via(self, route: RouteMessageBuilder<Ipv6Addr>) -> RouteMessageBuilder<Ipv6Addr> {
-        let route = route.output_interface(self.index);
-        if self.is_joined { route.gateway(BEHIND) } else { route }
-    }
 }
 
 impl Remembered {

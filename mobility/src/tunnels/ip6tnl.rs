@@ -9,8 +9,10 @@ use rtnetlink::LinkIp6Tnl;
 use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::link::Ip6TunnelFlags;
 
-use super::{Backend, DataPlane, Own, Peer};
-use crate::links::{LinkError, Links, Remembered, Tunnel};
+use super::backend::{Backend, Own, STEM_BYTES};
+use crate::data_plane::{DataPlane, Peer};
+use crate::error::LinkError;
+use crate::links::{Links, Remembered, Tunnel};
 
 /// Documentation has addresses that no peer has (RFC 6666: packets to this one are discarded).
 const NOBODY: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
@@ -27,7 +29,7 @@ impl Ip6tnl {
     pub(super) async fn open(links: &Links, own: &Own) -> Result<Self, LinkError> {
         let ip6tnl = Self { links: links.clone(), own: own.clone() };
         let peer = Peer { address: NOBODY, user_plane: NOBODY };
-        let name = format!("{}.try", own.interface.chars().take(super::STEM_BYTES).collect::<String>());
+        let name = format!("{}.try", own.interface.chars().take(STEM_BYTES).collect::<String>());
         ip6tnl.interface(&name, peer).await?;
         let trial = Remembered { name, plane: DataPlane::Ip6tnl, peer };
         let tunnel = links.set_tunnel(&trial).await?;

@@ -23,10 +23,11 @@ use futures_util::future::BoxFuture;
 use mobility_proto::wire::Ipv6Prefix;
 use rtnetlink::LinkVeth;
 
+use super::backend::{Backend, Own};
 use super::tunnel_source::TunnelSource;
-use super::{Backend, DataPlane, Own, Peer};
-use crate::agent::{AgentError, opening};
-use crate::links::{LinkError, Links, Remembered, Table, Tunnel, Way, everything, inner_name};
+use crate::data_plane::{DataPlane, Peer};
+use crate::error::{AgentError, LinkError, opening};
+use crate::links::{Links, Remembered, Table, Tunnel, Way, everything, inner_name};
 
 #[derive(Debug)]
 pub(super) struct Seg6 {
