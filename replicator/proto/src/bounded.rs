@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-use super::MAX_NAME_BYTES;
+use crate::limits::MAX_NAME_BYTES;
 
 /// A list of at most `MAX` elements.
 pub(crate) fn vec<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>

@@ -7,9 +7,11 @@
 //! This crate never opens a socket or a file, never starts a thread and never reads a clock: inputs go in, outputs
 //! come out, time is an argument. So a whole migration runs in a test on virtual time, from a seed.
 
+mod bounded;
 pub mod handoff;
 pub mod ids;
 pub mod journal;
+mod limits;
 pub mod wire;
 
 pub use ids::{Epoch, JobId};

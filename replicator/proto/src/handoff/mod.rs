@@ -70,8 +70,9 @@ pub use destination::{Destination, DestinationAction, DestinationInput};
 pub use machine::Machine;
 pub use source::{Limits, Source, SourceAction, SourceInput};
 
+use crate::bounded;
 use crate::ids::Epoch;
-use crate::wire::{self, bounded};
+use crate::limits::{MAX_DISKS, MAX_PLAN_BYTES};
 
 /// The root of one disk's image, as `chunkstore::ImageRoot` holds it.
 pub type Root = [u8; 32];
@@ -81,13 +82,13 @@ pub type Root = [u8; 32];
 pub enum Message {
     /// Source to destination: will you take this VM? `plan` is the service's own description of it.
     Offer {
-        /// The VM's name, at most [`wire::MAX_NAME_BYTES`].
+        /// The VM's name, at most [`MAX_NAME_BYTES`](crate::wire::MAX_NAME_BYTES).
         #[serde(deserialize_with = "bounded::name")]
         vm: String,
         /// The epoch at which the source owns it.
         epoch: Epoch,
-        /// What the destination needs to judge and prepare: opaque here. At most [`wire::MAX_PLAN_BYTES`].
-        #[serde(deserialize_with = "bounded::vec::<_, _, { wire::MAX_PLAN_BYTES }>")]
+        /// What the destination needs to judge and prepare: opaque here. At most [`MAX_PLAN_BYTES`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, { MAX_PLAN_BYTES }>")]
         plan: Vec<u8>,
     },
     /// Destination to source: the disks' images stand ready to be written.
@@ -98,8 +99,8 @@ pub enum Message {
     MemoryReady,
     /// Source to destination: the guest is paused, everything is sent, this is what the disks must be.
     Final {
-        /// One root a disk, in the order of the plan; at most [`wire::MAX_DISKS`].
-        #[serde(deserialize_with = "bounded::vec::<_, _, { wire::MAX_DISKS }>")]
+        /// One root a disk, in the order of the plan; at most [`MAX_DISKS`].
+        #[serde(deserialize_with = "bounded::vec::<_, _, { MAX_DISKS }>")]
         roots: Vec<Root>,
     },
     /// Destination to source: memory loaded, disks durable and equal; I will do as you decide.

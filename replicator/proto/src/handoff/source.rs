@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Deadline, Event, Message, Output, Phase, Record, Root, short};
 use crate::ids::Epoch;
-use crate::wire::{MAX_NAME_BYTES, MAX_PLAN_BYTES};
+use crate::limits::{MAX_NAME_BYTES, MAX_PLAN_BYTES};
 
 /// When to stop trying to do better, and how long to wait for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

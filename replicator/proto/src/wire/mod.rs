@@ -6,16 +6,19 @@
 //!
 //! Image bytes are known here as offsets, lengths and 32-byte BLAKE3 names only.
 
-pub(crate) mod bounded;
-
 use std::fmt;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
 use crate::handoff::{Message, Root};
 use crate::ids::{Epoch, JobId};
+pub use crate::limits::{
+    MAX_BATCH_EXTENTS, MAX_CHUNK_BYTES, MAX_DELTA_BYTES, MAX_DISKS, MAX_FRAME_BYTES, MAX_GROUP_BYTES,
+    MAX_IMAGE_BYTES, MAX_LANES, MAX_NAME_BYTES, MAX_PIECE_BYTES, MAX_PLAN_BYTES,
+};
 
 /// The version of everything in this module; PROTOCOL.md names the same. Also in the ALPN name.
 pub const PROTOCOL_VERSION: u16 = 2;
@@ -27,44 +30,11 @@ pub const ALPN: &[u8] = b"longhaul/2";
 /// no [`ToSender::Working`]. Platforms that have neither name in common do not get past the handshake.
 pub const ALPN_BEFORE: &[u8] = b"longhaul/1";
 
-/// The most lanes of one striped direction, the main stream included.
-pub const MAX_LANES: u16 = 1024;
-
 /// Bytes of a striped direction that follow each other on one lane.
 pub const CELL_BYTES: u32 = 24 << 10;
 
-/// The longest piece of a memory stream.
-pub const MAX_PIECE_BYTES: u32 = 256 << 10;
-
-/// The longest frame. A delta of 1 MiB that does not compress, and its list of blocks, fit.
-pub const MAX_FRAME_BYTES: usize = 4 << 20;
-
-/// The longest plan in an offer.
-pub const MAX_PLAN_BYTES: usize = 256 << 10;
-
-/// The most disks a VM on its way may have: as many as a definition may.
-pub const MAX_DISKS: usize = 16;
-
-/// The longest name of a VM, a disk, an image or a platform.
-pub const MAX_NAME_BYTES: usize = 255;
-
-/// The most extents in one batch, places in one want, runs in one delta.
-pub const MAX_BATCH_EXTENTS: usize = 1024;
-
-/// The most plain bytes in one delta.
-pub const MAX_DELTA_BYTES: usize = 1 << 20;
-
-/// The longest chunk, before compression: `chunkstore::MAX_CHUNK_BYTES`.
-pub const MAX_CHUNK_BYTES: usize = 256 << 10;
-
-/// The most plain bytes of chunks that travel together: `chunkstore::MAX_GROUP_BYTES`. One frame holds them even where they do not compress.
-pub const MAX_GROUP_BYTES: usize = MAX_FRAME_BYTES - (256 << 10);
-
 /// The mark of the last [`ToReceiver::Sync`] of a migrated disk: nothing may follow it.
 pub const FINAL_MARK: u32 = u32::MAX;
-
-/// The largest image: 64 TiB.
-pub const MAX_IMAGE_BYTES: u64 = 64 << 40;
 
 /// The name of a chunk: BLAKE3-256 of its plain bytes.
 pub type ChunkName = [u8; 32];
