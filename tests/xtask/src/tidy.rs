@@ -1,10 +1,12 @@
 //! The rules of this source tree that no compiler checks: what is absent from where, and documents that must follow the
 //! code. Reads the tree; changes nothing.
 
+mod circles;
 mod crates;
 mod documents;
 mod sources;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,13 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     for file in files.iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
         let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
         broken.extend(sources::check(&name, &read(file)?));
+    }
+    for folder in circles::CRATES {
+        let sources = files.iter().filter_map(|file| {
+            let name = file.strip_prefix(root.join(folder)).ok()?.to_str()?;
+            name.ends_with(".rs").then(|| Ok((name.to_owned(), read(file)?)))
+        });
+        broken.extend(circles::check(folder, &sources.collect::<Result<BTreeMap<_, _>>>()?));
     }
     broken.extend(crates::check(root)?);
     broken.extend(documents::check(root, &files)?);
