@@ -46,8 +46,13 @@ impl FileError {
 
     /// True when there was no room left.
     pub fn is_full(&self) -> bool {
-        matches!(self.cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        is_full(&self.cause)
     }
+}
+
+/// ENOSPC and EDQUOT.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The disk, or the file system by its own checksums, says that the bytes are lost. Any other failure may be over soon.

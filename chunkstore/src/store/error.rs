@@ -13,6 +13,14 @@ use crate::{ChunkId, DecodeError, FileError, ManifestError};
 pub struct IndexError {
     pub(super) path: PathBuf,
     pub(super) reason: String,
+    pub(super) is_full: bool,
+}
+
+impl IndexError {
+    /// True when there was no room left on the store's disk.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
 }
 
 /// Why a store could not be opened.
@@ -170,6 +178,10 @@ pub enum StoreError {
 impl StoreError {
     /// True when there was no room left on the store's disk. The store is as it was before.
     pub fn is_full(&self) -> bool {
-        matches!(self, StoreError::File(error) if error.is_full())
+        match self {
+            StoreError::File(error) => error.is_full(),
+            StoreError::Index(error) => error.is_full(),
+            _ => false,
+        }
     }
 }

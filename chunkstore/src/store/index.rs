@@ -18,7 +18,6 @@
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
-use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -35,7 +34,7 @@ use super::pack_index::Entries;
 use crate::disk::{Disk, DiskFile};
 use crate::parse::Fields;
 use crate::sync::{read, write};
-use crate::{ChunkId, FileError};
+use crate::{ChunkId, FileError, file_error};
 
 /// The database's file.
 pub(super) const FILE_NAME: &str = "index.redb";
@@ -540,8 +539,10 @@ impl Index {
         Ok(())
     }
 
-    fn error(&self, error: impl fmt::Display) -> IndexError {
-        IndexError { path: self.path.clone(), reason: error.to_string() }
+    fn error(&self, error: impl Into<redb::Error>) -> IndexError {
+        let error = error.into();
+        let is_full = matches!(&error, redb::Error::Io(error) if file_error::is_full(error));
+        IndexError { path: self.path.clone(), reason: error.to_string(), is_full }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Overlay {
     dirty_blocks: AtomicU64,
     written_bytes: AtomicU64,
     failure: Mutex<Option<String>>,
+    /// A write found its file system full.
+    full: AtomicBool,
 }
 
 impl Overlay {
@@ -63,6 +65,7 @@ impl Overlay {
             dirty_blocks: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             failure: Mutex::new(None),
+            full: AtomicBool::new(false),
         })
     }
 
@@ -179,6 +182,19 @@ impl Overlay {
     /// Why the overlay is not whole, if it is not: a failed write, or a client that went away without a goodbye.
     pub fn failed(&self) -> Option<String> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a write failed because the scratch directory's file system or quota is full.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// As [`Overlay::fail`], for a write that failed with `error`.
+    pub(super) fn fail_write(&self, error: &io::Error, reason: String) {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            self.full.store(true, Ordering::Release);
+        }
+        self.fail(reason);
     }
 
     fn mark(&self, blocks: Range<u64>, bytes: u64) {

@@ -3,6 +3,7 @@
 #![allow(clippy::single_range_in_vec_init)]
 
 use proptest::prelude::*;
+use rustix::io::Errno;
 
 use super::*;
 
@@ -85,6 +86,15 @@ fn the_first_failure_stays() {
     overlay.fail("first");
     overlay.fail("second");
     assert_eq!(overlay.failed().as_deref(), Some("first"));
+}
+
+#[test]
+fn a_write_that_finds_no_room_is_told_from_another_failure() {
+    for (errno, is_full) in [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::IO, false)] {
+        let overlay = overlay(4096);
+        overlay.fail_write(&errno.into(), "a write".into());
+        assert_eq!((overlay.failed().as_deref(), overlay.is_full()), (Some("a write"), is_full), "{errno}");
+    }
 }
 
 /// A copy-before-write guest against a reader of the point in time.

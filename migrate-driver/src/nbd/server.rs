@@ -339,7 +339,8 @@ fn room(buffer: &mut Vec<u8>, len: u32) -> &mut [u8] {
 /// A change that failed is remembered: the overlay is not what the guest's disk is.
 fn changed(overlay: &Overlay, request: &Request, result: io::Result<()>) -> Result<(), NbdError> {
     result.map_err(|error| {
-        overlay.fail(format!("cannot take {} bytes at {}: {error}", request.len, request.offset));
+        let reason = format!("cannot take {} bytes at {}: {error}", request.len, request.offset);
+        overlay.fail_write(&error, reason);
         NbdError::of(&error)
     })
 }

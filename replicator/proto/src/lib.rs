@@ -14,5 +14,5 @@ pub mod journal;
 mod limits;
 pub mod wire;
 
-pub use ids::{Epoch, JobId};
+pub use ids::{BadJobId, Epoch, JobId};
 pub use wire::PROTOCOL_VERSION;

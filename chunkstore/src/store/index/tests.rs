@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use rustix::io::Errno;
 
 use super::super::record::Entry;
 use super::*;
@@ -229,4 +230,15 @@ proptest! {
             prop_assert_eq!(index.sums().chunks, model.len() as u64);
         }
     }
+}
+
+#[test]
+fn an_index_on_a_full_disk_is_told_from_a_broken_one() {
+    let disk = SimDisk::default();
+    let (index, _) = Index::open(&disk, &dir()).unwrap();
+    for (errno, is_full) in [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::IO, false)] {
+        let error = StoreError::from(index.error(redb::Error::Io(errno.into())));
+        assert_eq!(error.is_full(), is_full, "{error}");
+    }
+    assert!(!index.error(redb::Error::DatabaseAlreadyOpen).is_full());
 }
