@@ -11,10 +11,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::error_kind::{HasKind, Kind};
+
 /// The job that this work belongs to is being undone or has been cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
 pub struct Revoked;
+
+impl HasKind for Revoked {
+    fn kind(&self) -> Kind {
+        Kind::Denied
+    }
+}
 
 impl From<Revoked> for io::Error {
     fn from(revoked: Revoked) -> Self {

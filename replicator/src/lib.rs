@@ -9,6 +9,7 @@
 
 mod address;
 pub mod cli;
+mod error_kind;
 mod failpoint;
 mod files;
 #[cfg(fuzzing)]

@@ -56,8 +56,12 @@ impl Site {
 
     fn start_with(&self, log: Stdio) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
-        command.arg("--root").arg(self.root()).arg("daemon").stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.stderr(log).spawn().unwrap();
+        self.run(command.arg("--root").arg(self.root()).arg("daemon"), log);
+    }
+
+    /// Starts the daemon with this command.
+    fn run(&self, command: &mut Command, log: Stdio) {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let begun = Instant::now();
         while UnixStream::connect(self.at("run/longhaul.sock")).is_err() {
             assert!(begun.elapsed() < PATIENCE, "the daemon does not come up");
@@ -105,6 +109,29 @@ impl Site {
         let output = self.cli(line);
         assert_eq!(output.status.code(), Some(1), "{line}: {output:?}");
         String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// What the control API answers: the status, and the body.
+    fn asks(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut socket = UnixStream::connect(self.at("run/longhaul.sock")).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n"
+        );
+        // In one piece: an answer that does not depend on the body may come before all of it is written.
+        let request = format!("{head}content-type: application/json\r\n\r\n{body}");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+
+    /// The status and the kind of an error.
+    fn kind(&self, method: &str, path: &str, body: &Value) -> (u16, String) {
+        let (status, answer) = self.asks(method, path, &body.to_string());
+        (status, answer["kind"].as_str().unwrap_or_default().to_owned())
     }
 
     /// A VM's line in `vm list`.
@@ -321,7 +348,7 @@ fn a_removed_vm_frees_its_name_and_its_successor_is_newer() {
     assert_eq!((&removed["deleted"], &removed["kept"]), (&json!([own]), &json!([other])));
     assert!(!own.exists() && other.exists());
     assert_eq!(b.vm("web"), Value::Null);
-    has(&b.refuses("vm remove web"), &["no VM 'web'"]);
+    assert_eq!(b.kind("DELETE", "/v1/vms/web", &Value::Null), (404, "not_found".into()));
     a.does(&define);
     assert_eq!((&a.vm("web")["owner"], &a.vm("web")["epoch"]), (&json!("here"), &json!(3)));
     b.restart();
@@ -376,7 +403,10 @@ fn a_vm_defined_beside_a_damaged_journal_is_in_no_doubt_whatever_its_time() {
     fs::write(a.at("vms/other.toml"), a.definition("other")).unwrap();
     a.start();
     let advice = format!("move {} out of journal/", file.display());
-    has(&a.refuses("replicate other --to nobody"), &["nobody"]);
+    assert_eq!(
+        a.kind("POST", "/v1/vms/other/replicate", &json!({ "to": "nobody" })),
+        (404, "not_found".into())
+    );
     has(&a.refuses("vm remove other"), &[&advice, "longhaul resolve other --keep"]);
     fs::rename(&file, a.at("aside")).unwrap();
     a.does("vm remove other");
@@ -487,6 +517,8 @@ fn a_pipe_or_a_path_that_is_no_text_is_refused_and_harms_nobody() {
     {
         has(&a.refuses(&line), &["named pipe"]);
     }
+    let asked = json!({ "name": "x", "image": a.at("pipe") });
+    assert_eq!(a.kind("POST", "/v1/bases", &asked), (400, "invalid".into()));
     let latin = a.at("x").with_file_name(std::ffi::OsStr::from_bytes(b"sauvegarde-\xe9t\xe9.raw"));
     fs::write(&latin, [1; 4096]).unwrap();
     let run = |before: &[&str], after: &[&str]| {
@@ -643,4 +675,78 @@ fn a_collection_beside_another_is_busy() {
     assert_eq!(a.cli("store gc").status.code(), Some(4));
     assert!(verify.wait().unwrap().success() && first.wait().unwrap().success());
     assert_eq!(a.cli("store gc").status.code(), Some(0));
+}
+
+#[test]
+fn the_kind_of_an_error_decides_the_status_and_the_exit_code() {
+    let a = Site::new("a");
+    a.start();
+    a.define("web");
+    let missing = a.at("missing.raw");
+    let peer = json!({ "name": "b", "address": "nowhere", "fingerprint": "00" });
+    for (method, path, body, expected) in [
+        ("POST", "/v1/vms/nobody/start", json!({}), (404, "not_found")),
+        ("GET", "/v1/jobs/00000000000000000000000000000000", json!({}), (404, "not_found")),
+        ("GET", "/v1/jobs/no-id", json!({}), (400, "invalid")),
+        ("GET", "/v1/nothing", json!({}), (404, "not_found")),
+        ("POST", "/v1/bases", json!({ "name": "x", "image": missing }), (404, "not_found")),
+        ("POST", "/v1/bases", json!({ "name": "X!", "image": missing }), (400, "invalid")),
+        ("POST", "/v1/bases", json!({ "nonsense": 1 }), (400, "invalid")),
+        ("POST", "/v1/peers", peer, (400, "invalid")),
+        ("POST", "/v1/vms", json!({ "toml": "memory_mib = 0", "file": "x.toml" }), (400, "invalid")),
+        ("DELETE", "/v1/vms/web?disks=perhaps", json!({}), (400, "invalid")),
+        ("DELETE", "/v1/addresses/web", json!({}), (403, "denied")),
+    ] {
+        let (status, kind) = a.kind(method, path, &body);
+        assert_eq!((status, kind.as_str()), expected, "{method} {path} {body}");
+    }
+    assert_eq!(a.asks("POST", "/v1/bases", "{").0, 400);
+    a.refuses("vm start nobody");
+}
+
+#[test]
+fn a_vm_that_a_command_works_on_is_busy_for_another() {
+    let a = Site::new("a");
+    a.start();
+    a.define("web");
+    fs::create_dir_all(a.at("run/vm/web")).unwrap();
+    // A monitor that never says a word.
+    let silent = UnixListener::bind(a.at("run/vm/web/qmp.sock")).unwrap();
+    let mut first = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+    first.arg("--root").arg(a.root()).args(["vm", "start", "web"]).stderr(Stdio::null());
+    let mut first = first.spawn().unwrap();
+    let _held = silent.accept().unwrap();
+    assert_eq!(a.kind("POST", "/v1/vms/web/start", &json!({})), (423, "busy".into()));
+    assert_eq!(a.cli("vm start web").status.code(), Some(4));
+    assert_eq!(first.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_job_that_finds_no_room_says_so() {
+    let a = Site::new("a");
+    fs::create_dir(a.at("small")).unwrap();
+    // The daemon alone sees the small file system.
+    let mount = "mount -t tmpfs -o size=64k small \"$1/small\" && exec \"$0\" --root \"$1\" daemon";
+    let unshare = |rest: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount"]).args(rest);
+        command
+    };
+    if !unshare(&["true"]).status().is_ok_and(|status| status.success()) {
+        println!("left out: this host allows no mount namespaces");
+        return;
+    }
+    let mut daemon = unshare(&["sh", "-c", mount, env!("CARGO_BIN_EXE_longhaul")]);
+    a.run(daemon.arg(a.root()), Stdio::null());
+    let mut noise = vec![0; 1 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(a.at("noise.raw"), noise).unwrap();
+    a.does(&format!("base add noise {}", a.at("noise.raw").display()));
+    for line in ["store export {}/noise.archive", "base restore noise {}/noise.raw"] {
+        let line = line.replace("{}", &a.at("small").display().to_string());
+        let output = a.cli(&format!("--json {line}"));
+        assert_eq!(output.status.code(), Some(1), "{line}: {output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&report["error_kind"], &report["busy"]), (&json!("space"), &json!(false)), "{report}");
+    }
 }

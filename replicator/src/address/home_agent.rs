@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::address::mobile_node::FIRST_SPI;
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::random::random;
 use crate::service::config::{ConfigError, HomeAgentConfig};
@@ -65,6 +66,30 @@ struct Machine {
     #[serde(default)]
     user_plane: Option<Ipv6Addr>,
     permits: Vec<Permit>,
+}
+
+/// Why a VM's address is not given up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReleaseError {
+    /// No VM of that name.
+    #[error("this home agent knows no VM of that name; `longhaul addresses` lists them")]
+    Unknown,
+    /// The file of its permits.
+    #[error("VM '{vm}' is not forgotten: removing {file}: {source}", file = .file.display())]
+    Io { vm: String, file: PathBuf, source: std::io::Error },
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] mobility::AgentError),
+}
+
+impl HasKind for ReleaseError {
+    fn kind(&self) -> Kind {
+        match self {
+            ReleaseError::Unknown => Kind::NotFound,
+            ReleaseError::Io { source, .. } => Kind::of_io(source),
+            ReleaseError::Agent(error) => error.kind(),
+        }
+    }
 }
 
 /// The home agent of this host.
@@ -241,21 +266,19 @@ impl Home {
     }
 
     /// Forgets a VM and who owns it: whoever asks for its prefix next owns it. Only for a platform that is gone for good.
-    pub(crate) async fn release(&self, vm: &str) -> Result<(), String> {
+    pub(crate) async fn release(&self, vm: &str) -> Result<(), ReleaseError> {
         let mut machines = self.machines.lock().await;
-        let machine = machines
-            .get(vm)
-            .ok_or("this home agent knows no VM of that name; `longhaul addresses` lists them")?;
+        let machine = machines.get(vm).ok_or(ReleaseError::Unknown)?;
         // First: what is forgotten here must not come back with a restart. Somebody may have removed it by hand.
         let file = self.file(vm);
         match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(format!("VM '{vm}' is not forgotten: removing {}: {error}", file.display()));
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ReleaseError::Io { vm: vm.to_owned(), file, source });
             }
             _ => {}
         }
         for permit in &machine.permits {
-            self.agent.withdraw(permit.spi).await.map_err(|error| error.to_string())?;
+            self.agent.withdraw(permit.spi).await?;
         }
         tracing::info!("VM '{vm}' is forgotten; it belonged to the platform with key {}", machine.holder);
         machines.remove(vm);

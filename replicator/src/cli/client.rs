@@ -7,10 +7,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::error_kind::Kind;
 use crate::service::jobs::Report;
 
 /// A call that did not succeed.
@@ -24,7 +26,7 @@ pub(super) enum ClientError {
     Http(String),
     /// The daemon will not.
     #[error("{message}")]
-    Refused { status: u16, message: String },
+    Refused { status: u16, kind: Option<Kind>, message: String },
 }
 
 impl From<hyper::Error> for ClientError {
@@ -120,8 +122,10 @@ impl Client {
         }
         let body = response.collect().await?.to_bytes();
         let told: Option<Value> = serde_json::from_slice(&body).ok();
+        // A newer daemon may know more kinds, an older one none.
+        let kind = told.as_ref().and_then(|value| Kind::deserialize(&value["kind"]).ok());
         let message = told.and_then(|value| Some(value["error"].as_str()?.to_owned()));
         let message = message.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
-        Err(ClientError::Refused { status: status.as_u16(), message })
+        Err(ClientError::Refused { status: status.as_u16(), kind, message })
     }
 }

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use migrate_driver::xen::keeper::Role;
 use serde_json::json;
 
+use crate::error_kind::Kind;
 use crate::service::config::{Config, Layout};
 use crate::service::daemon;
 use crate::service::identity::Identity;
@@ -44,9 +45,6 @@ const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_DAEMON: u8 = 3;
-const EXIT_BUSY: u8 = 4;
-/// HTTP's Locked (RFC 4918 section 11.3): another job has hold of the VM.
-const STATUS_BUSY: u16 = 423;
 
 #[derive(Subcommand)]
 enum Command {
@@ -403,10 +401,20 @@ pub fn main() -> ExitCode {
             }
             ExitCode::from(match error.downcast_ref::<ClientError>() {
                 Some(ClientError::NoDaemon { .. }) => EXIT_NO_DAEMON,
-                Some(ClientError::Refused { status: STATUS_BUSY, .. }) => EXIT_BUSY,
-                _ => EXIT_FAILED,
+                Some(ClientError::Refused { status, kind, .. }) => refused(*status, *kind),
+                Some(ClientError::Http(_)) | None => EXIT_FAILED,
             })
         }
+    }
+}
+
+/// The exit code of a request that the daemon refused. One of an older version gives no kind, and a status that counts
+/// only where another job is in the way.
+fn refused(status: u16, kind: Option<Kind>) -> u8 {
+    match kind {
+        Some(kind) => kind.exit_code(),
+        None if status == Kind::Busy.status().as_u16() => Kind::Busy.exit_code(),
+        None => EXIT_FAILED,
     }
 }
 
@@ -529,8 +537,12 @@ async fn watch(client: &mut Client, id: &str, json: bool, shown: Shown) -> anyho
     progress.end();
     let code = match last.state {
         crate::service::jobs::JobState::Done => EXIT_DONE,
-        _ if last.busy => EXIT_BUSY,
-        _ => EXIT_FAILED,
+        _ => match last.error_kind {
+            Some(kind) => kind.exit_code(),
+            // A daemon of an older version.
+            None if last.busy => Kind::Busy.exit_code(),
+            None => EXIT_FAILED,
+        },
     };
     if json {
         show::value(&serde_json::to_value(&last)?, true);

@@ -49,7 +49,7 @@ fn every_command_has_a_line_of_help() {
 #[test]
 fn the_help_ends_with_the_exit_codes() {
     let help = Cli::command().render_help().to_string();
-    for code in [0, EXIT_FAILED, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_BUSY] {
+    for code in [0, EXIT_FAILED, EXIT_USAGE, EXIT_NO_DAEMON, Kind::Busy.exit_code()] {
         assert!(
             help.contains(&format!(" {code} ")) || help.contains(&format!("\n{code} ")),
             "{code}: {help}"

@@ -13,6 +13,7 @@ use longhaul_proto::handoff::Root;
 use longhaul_proto::wire::{Refusal, RefusalKind, Target};
 use serde::Serialize;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::images::origins::Origins;
 use crate::lease::{Leased, Revoked};
@@ -54,6 +55,22 @@ pub(crate) enum BaseError {
     /// The file that says where bases come from.
     #[error("cannot note where a base comes from: {0}")]
     Origin(#[from] std::io::Error),
+}
+
+impl HasKind for BaseError {
+    fn kind(&self) -> Kind {
+        match self {
+            BaseError::Name(_) => Kind::Invalid,
+            BaseError::Image { source, .. } => Kind::of_named_path(source),
+            BaseError::Store(error) => error.kind(),
+            BaseError::Ingest { source, .. } => source.kind(),
+            BaseError::Net(error) => error.kind(),
+            BaseError::Transfer { source, .. } => source.kind(),
+            BaseError::Worker => Kind::Bug,
+            BaseError::Cancelled(error) => error.kind(),
+            BaseError::Origin(error) => Kind::of_io(error),
+        }
+    }
 }
 
 /// A base image as it is listed.

@@ -13,6 +13,7 @@ use longhaul_proto::JobId;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::images::targets::{self, Lost, TargetError};
 use crate::lease::Lease;
@@ -71,6 +72,24 @@ pub(crate) enum RestoreError {
     /// A thread of ours broke.
     #[error("the worker ended unexpectedly")]
     Worker,
+}
+
+impl HasKind for RestoreError {
+    fn kind(&self) -> Kind {
+        match self {
+            RestoreError::Store(error) => error.kind(),
+            RestoreError::Target(error) => error.kind(),
+            RestoreError::LikeInPlace { .. } => Kind::Invalid,
+            RestoreError::Exists { .. }
+            | RestoreError::WrongSize { .. }
+            | RestoreError::Cancelled { .. }
+            | RestoreError::CancelledInPlace { .. } => Kind::Denied,
+            RestoreError::Io { source, .. } => Kind::of_named_path(source),
+            RestoreError::NewFile { source, .. } => source.kind(),
+            RestoreError::InPlace { source, .. } => source.kind(),
+            RestoreError::Worker => Kind::Bug,
+        }
+    }
 }
 
 /// What `base restore` is asked.

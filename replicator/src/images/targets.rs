@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use chunkstore::{FileId, Use, in_use};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::service::config::Layout;
 use crate::service::vms::Vms;
 
@@ -30,6 +31,15 @@ pub(crate) enum TargetError {
     /// A file is out of reach.
     #[error("{what} {path}: {source}", path = .path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl HasKind for TargetError {
+    fn kind(&self) -> Kind {
+        match self {
+            TargetError::Ours { .. } | TargetError::InUse { .. } | TargetError::Device { .. } => Kind::Denied,
+            TargetError::Io { source, .. } => Kind::of_named_path(source),
+        }
+    }
 }
 
 /// Refuses what the platform keeps its own things in, its VMs' disks by whatever name they are reached, and what this host

@@ -18,6 +18,7 @@ use quinn::{Connection, SendStream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::lease::Lease;
 use crate::service::jobs::{self, JobHandle, JobKind};
 use crate::service::net::lanes::{LaneRecv, LaneSend};
@@ -67,6 +68,19 @@ pub(crate) enum UpkeepError {
     Worker,
 }
 
+impl HasKind for UpkeepError {
+    fn kind(&self) -> Kind {
+        match self {
+            UpkeepError::Store(error) => error.kind(),
+            UpkeepError::Export { source, .. } => source.kind(),
+            UpkeepError::Import { source, .. } => source.kind(),
+            UpkeepError::Io { source, .. } => Kind::of_named_path(source),
+            UpkeepError::Unsound { .. } => Kind::Io,
+            UpkeepError::Worker => Kind::Bug,
+        }
+    }
+}
+
 fn no_pack(packs: usize) -> String {
     match packs {
         0 => String::new(),
@@ -74,13 +88,6 @@ fn no_pack(packs: usize) -> String {
             ". The disk cannot read {packs} pack files at all, which the report names: if it stays so, move them out of \
              the store, restart the daemon and heal"
         ),
-    }
-}
-
-impl UpkeepError {
-    /// Whether another job of the store is in the way: the same may succeed later.
-    fn is_busy(&self) -> bool {
-        matches!(self, UpkeepError::Store(StoreError::Collecting))
     }
 }
 
@@ -269,11 +276,7 @@ where
     let (job, cx) = (handle.clone(), cx.clone());
     let jobs = cx.jobs.clone();
     jobs.run(&handle, (), move |lease| async move {
-        let outcome = work(cx, job.clone(), lease).await;
-        if outcome.as_ref().is_err_and(UpkeepError::is_busy) {
-            job.update(|report| report.busy = true);
-        }
-        let (summary, result) = outcome?;
+        let (summary, result) = work(cx, job.clone(), lease).await?;
         job.update(|report| report.result = Some(result));
         Ok::<_, UpkeepError>(summary)
     });

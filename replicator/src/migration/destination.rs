@@ -16,6 +16,7 @@ use super::driver::{Driver, DriverCx, Inbox, Role};
 use super::link::Link;
 use super::{Plan, PlanError, Port};
 use crate::address;
+use crate::error_kind::{Failure, HasKind, Kind};
 use crate::lease::Lease;
 use crate::migration::incoming::{self, Incoming, IncomingError};
 use crate::migration::journal::{Claim, JournalFile, JournalFileError};
@@ -36,6 +37,13 @@ pub(crate) struct DestinationPort {
     vm: String,
     /// The job's report, once there is one.
     handle: Arc<OnceLock<JobHandle>>,
+    /// The kind of the first failure of a stream.
+    failed: Arc<OnceLock<Kind>>,
+}
+
+/// As both ends report it.
+fn at_destination(failure: Failure) -> Failure {
+    Failure { reason: format!("at the destination: {}", failure.reason), ..failure }
 }
 
 impl DestinationPort {
@@ -59,6 +67,14 @@ impl DestinationPort {
     pub(crate) async fn input(&self, input: DestinationInput) {
         // A hand-off that has ended wants to know of nothing.
         let _ = self.inputs.send(input).await;
+    }
+
+    /// A stream of the job has failed.
+    pub(crate) async fn fail(&self, failure: Failure) {
+        let Failure { kind, reason } = at_destination(failure);
+        // The first one counts.
+        let _ = self.failed.set(kind);
+        self.input(DestinationInput::Failed { reason }).await;
     }
 
     /// False when the hand-off has ended, or has too much to do.
@@ -131,6 +147,24 @@ pub(crate) enum OfferError {
     /// A thread of ours broke.
     #[error("a worker of the migration ended unexpectedly")]
     Worker,
+}
+
+impl HasKind for OfferError {
+    fn kind(&self) -> Kind {
+        match self {
+            OfferError::Vm(error) => error.kind(),
+            OfferError::Plan(error) => error.kind(),
+            OfferError::Journal(error) => error.kind(),
+            OfferError::Name(error) => error.kind(),
+            OfferError::Incoming(error) => error.kind(),
+            OfferError::Binary { .. }
+            | OfferError::Foreign { .. }
+            | OfferError::Hypervisor { .. }
+            | OfferError::Stale { .. }
+            | OfferError::Runs { .. } => Kind::Denied,
+            OfferError::Worker => Kind::Bug,
+        }
+    }
 }
 
 /// Whether an offer would be taken up and could be carried out, as far as that can be known. Changes nothing.
@@ -276,8 +310,8 @@ impl Entry {
         }
         let link = Link::new(cx.reach.network.clone(), peer.to_owned(), job, connection, inbox.lost.clone());
         let (inputs, vm) = (inbox.inputs.clone(), vm.to_owned());
-        let (incoming, handle) = Default::default();
-        let port = DestinationPort { inputs, link, incoming, vm, handle };
+        let (incoming, handle, failed) = Default::default();
+        let port = DestinationPort { inputs, link, incoming, vm, handle, failed };
         cx.handoffs.register(job, Port::Destination(port.clone())).then_some(Entry { port, inbox })
     }
 }
@@ -323,8 +357,12 @@ impl Role for DestinationRole {
         self: Arc<Self>,
         action: DestinationAction,
         lease: Lease,
-    ) -> Result<DestinationInput, String> {
-        self.act(action, lease).await.map_err(|error| format!("at the destination: {error}"))
+    ) -> Result<DestinationInput, Failure> {
+        self.act(action, lease).await.map_err(|error| at_destination(error.into()))
+    }
+
+    fn failed_beside(&self) -> Option<Kind> {
+        self.port.failed.get().copied()
     }
 
     fn observe(&self, _: &Destination, _: &DestinationInput) {}

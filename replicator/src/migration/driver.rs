@@ -20,6 +20,7 @@ use tokio::task::{self, JoinSet};
 
 use super::Handoffs;
 use super::link::Link;
+use crate::error_kind::{Failure, Kind};
 use crate::failpoint;
 use crate::lease::Lease;
 use crate::migration::journal::{JournalFile, JournalFileError};
@@ -43,10 +44,15 @@ pub(super) trait Role: Send + Sync + 'static {
         self: Arc<Self>,
         action: <Self::Machine as Machine>::Action,
         lease: Lease,
-    ) -> impl Future<Output = Result<<Self::Machine as Machine>::Input, String>> + Send;
+    ) -> impl Future<Output = Result<<Self::Machine as Machine>::Input, Failure>> + Send;
 
     /// For the report: `input` is about to be fed to the machine.
     fn observe(&self, machine: &Self::Machine, input: &<Self::Machine as Machine>::Input);
+
+    /// The kind of the failure that came in from work beside the actions, if there was one.
+    fn failed_beside(&self) -> Option<Kind> {
+        None
+    }
 
     /// For the report: a phase begins.
     fn entered(&self, phase: Phase);
@@ -61,7 +67,7 @@ pub(super) trait Role: Send + Sync + 'static {
 type Input<R> = <<R as Role>::Machine as Machine>::Input;
 type Action<R> = <<R as Role>::Machine as Machine>::Action;
 /// Of an action; `None` when it was swept away.
-type Outcome<R> = Option<Result<Input<R>, String>>;
+type Outcome<R> = Option<Result<Input<R>, Failure>>;
 
 /// Where a driver takes its inputs from; made before the driver, so that nothing that comes meanwhile is lost.
 pub(super) struct Inbox<I> {
@@ -102,16 +108,18 @@ pub(super) struct Driver<R: Role> {
     /// Of the actions that run and everything they have started.
     lease: Lease,
     cancelled: bool,
+    /// What made the machine fail. It is not in the journal: a hand-off that goes on after a crash was ended by that.
+    failed_as: Kind,
     origin: Instant,
 }
 
 /// Why a driver stops.
 enum Ending {
     /// The machine has ended.
-    Ended(Result<String, String>),
+    Ended(Result<String, Failure>),
     /// The journal may hold a record that is not durable, or the driver is broken: nothing more is done with the job,
     /// and nothing with its VM, before the daemon is started again.
-    Left(String),
+    Left(Failure),
 }
 
 impl<R: Role> Driver<R> {
@@ -141,6 +149,7 @@ impl<R: Role> Driver<R> {
             running: HashMap::new(),
             lease: Lease::new(),
             cancelled: false,
+            failed_as: Kind::Io,
             origin: Instant::now(),
         }
     }
@@ -160,7 +169,8 @@ impl<R: Role> Driver<R> {
                     }
                 }
                 Err(panic) => {
-                    break Ending::Left(format!("the hand-off panicks again and again ({panic})"));
+                    let reason = format!("the hand-off panicks again and again ({panic})");
+                    break Ending::Left(Failure::new(Kind::Bug, reason));
                 }
             }
         };
@@ -174,12 +184,13 @@ impl<R: Role> Driver<R> {
                 drop(hold);
                 outcome
             }
-            Ending::Left(why) => {
+            Ending::Left(Failure { kind, reason }) => {
                 self.cx.handoffs.leave(id, hold);
                 self.cx.handoffs.remove(id);
-                Err(format!(
-                    "{why}. VM and job are left alone: restart the daemon, which goes on from the journal"
-                ))
+                let reason = format!(
+                    "{reason}. VM and job are left alone: restart the daemon, which goes on from the journal"
+                );
+                Err(Failure { kind, reason })
             }
         };
         guard.finish(outcome);
@@ -192,44 +203,57 @@ impl<R: Role> Driver<R> {
             }
             if self.machine.ended() {
                 return Ending::Ended(match self.machine.failure() {
-                    Some(reason) => Err(reason.to_owned()),
+                    Some(reason) => Err(Failure::new(self.failed_as, reason)),
                     None => Ok(self.role.summary()),
                 });
             }
-            if let Some(input) = self.next_input().await {
+            if let Some((input, kind)) = self.next_input().await {
                 self.role.observe(&self.machine, &input);
+                let was_well = self.machine.failure().is_none();
                 self.machine.input(self.origin.elapsed(), input);
+                if was_well && self.machine.failure().is_some() {
+                    self.failed_as = kind;
+                }
             }
         }
     }
 
-    /// The next thing that happens; `None` when it says nothing to the machine.
-    async fn next_input(&mut self) -> Option<Input<R>> {
+    /// The next thing that happens, and the kind of failure that it is if it makes the machine fail; `None` when it says
+    /// nothing to the machine.
+    async fn next_input(&mut self) -> Option<(Input<R>, Kind)> {
         let deadline = self.machine.due().map(|due| tokio::time::Instant::from_std(self.origin + due));
         tokio::select! {
             // In that order: what begins a hand-off is in the inbox before anything can be lost.
             biased;
-            Some(input) = self.inbox.receiver.recv() => Some(input),
+            Some(input) = self.inbox.receiver.recv() => {
+                Some((input, self.role.failed_beside().unwrap_or(Kind::Peer)))
+            }
             Some(ended) = self.actions.join_next_with_id() => self.action_ended(ended),
-            () = self.inbox.lost.notified() => Some(R::Machine::link_lost()),
-            () = sleep_until(deadline) => Some(R::Machine::tick()),
+            () = self.inbox.lost.notified() => Some((R::Machine::link_lost(), Kind::Peer)),
+            () = sleep_until(deadline) => Some((R::Machine::tick(), Kind::Peer)),
             () = self.handle.cancelled(), if !self.cancelled => {
                 self.cancelled = true;
-                R::Machine::cancel()
+                R::Machine::cancel().map(|input| (input, Kind::Denied))
             }
         }
     }
 
-    fn action_ended(&mut self, ended: Result<(task::Id, Outcome<R>), task::JoinError>) -> Option<Input<R>> {
+    fn action_ended(
+        &mut self,
+        ended: Result<(task::Id, Outcome<R>), task::JoinError>,
+    ) -> Option<(Input<R>, Kind)> {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
-            Err(broken) => (broken.id(), Some(Err(format!("internal error: {broken}")))),
+            Err(broken) => {
+                (broken.id(), Some(Err(Failure::new(Kind::Bug, format!("internal error: {broken}")))))
+            }
         };
         let action = self.running.remove(&id)?;
         tracing::debug!(job = %self.handle.id(), "{} ended", R::Machine::label(&action));
         match outcome {
-            Some(Ok(input)) => Some(input),
-            Some(Err(reason)) => Some(R::Machine::failed(&action, reason)),
+            // It may say that the other side has taken less than it should.
+            Some(Ok(input)) => Some((input, Kind::Peer)),
+            Some(Err(Failure { kind, reason })) => Some((R::Machine::failed(&action, reason), kind)),
             None => None,
         }
     }
@@ -287,12 +311,12 @@ impl<R: Role> Driver<R> {
     /// A record that is certainly not in the journal did not happen: the hand-off is taken up again from those that are.
     async fn journal_failed(&mut self, error: JournalFileError) -> Result<(), Ending> {
         if matches!(error, JournalFileError::Doubtful { .. }) {
-            return Err(Ending::Left(error.to_string()));
+            return Err(Ending::Left(error.into()));
         }
         tracing::error!(job = %self.handle.id(), "{error}");
         self.end_actions().await;
         tokio::time::sleep(JOURNAL_RETRY).await;
-        self.restart_machine(&error.to_string())
+        self.restart_machine(error.into())
     }
 
     /// Waits until nothing of the job runs any more; outcomes of what ran are dropped.
@@ -308,21 +332,25 @@ impl<R: Role> Driver<R> {
         let path = self.path.clone();
         let opened = task::spawn_blocking(move || JournalFile::open(&path)).await;
         let opened = opened.map_err(|_| JournalFileError::lost(&self.path)).and_then(|opened| opened);
-        self.journal = Some(opened.map_err(|error| Ending::Left(error.to_string()))?);
-        self.restart_machine(&format!("the daemon broke before it could write the job down: {panic}"))
+        self.journal = Some(opened.map_err(|error| Ending::Left(error.into()))?);
+        let reason = format!("the daemon broke before it could write the job down: {panic}");
+        self.restart_machine(Failure::new(Kind::Bug, reason))
     }
 
     /// Goes on from the journal's records. Without any nothing has been touched, and nothing may be: the job ends.
-    fn restart_machine(&mut self, why: &str) -> Result<(), Ending> {
+    fn restart_machine(&mut self, why: Failure) -> Result<(), Ending> {
         let records = self.journal.as_ref().map_or(&[][..], JournalFile::records);
         let Some(mut machine) = R::Machine::recover(records, self.limits) else {
-            if let Some(message) = self.role.never_began(why) {
+            if let Some(message) = self.role.never_began(&why.reason) {
                 self.link.transmit(message);
             }
-            return Err(Ending::Ended(Err(why.to_owned())));
+            return Err(Ending::Ended(Err(why)));
         };
         self.cx.vms.note(self.handle.id(), records);
         machine.restart(self.origin.elapsed());
+        if self.machine.failure().is_none() {
+            self.failed_as = why.kind;
+        }
         self.machine = machine;
         Ok(())
     }

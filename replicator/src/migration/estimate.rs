@@ -9,6 +9,7 @@ use migrate_driver::{DiskFormat, Mode};
 use quinn::Connection;
 use serde::Serialize;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::migration::PlanError;
 use crate::migration::source::{MigrateError, plan};
 use crate::service::disks::Cut;
@@ -32,6 +33,17 @@ pub(crate) enum EstimateError {
     /// Asking it.
     #[error("asking what the peer lacks of disk '{disk}': {source}")]
     Transfer { disk: String, source: TransferError },
+}
+
+impl HasKind for EstimateError {
+    fn kind(&self) -> Kind {
+        match self {
+            EstimateError::Plan(error) => error.kind(),
+            EstimateError::Net(error) => error.kind(),
+            EstimateError::Unfit { .. } => Kind::Peer,
+            EstimateError::Transfer { source, .. } => source.kind(),
+        }
+    }
 }
 
 /// What a migration would do and send.

@@ -11,6 +11,7 @@ use migrate_driver::{DriverError, GuestStatus, StopHow, VmDefinition};
 use quinn::SendStream;
 use tokio::sync::watch;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::lease::{Lease, Leased};
 use crate::migration::landing::{self, Landing, LandingError, Room};
 use crate::migration::{BootFile, Plan};
@@ -56,6 +57,20 @@ pub(crate) enum IncomingError {
     /// A message too early.
     #[error("the images of this migration are not ready")]
     NotOpen,
+}
+
+impl HasKind for IncomingError {
+    fn kind(&self) -> Kind {
+        match self {
+            IncomingError::Driver(error) => error.kind(),
+            IncomingError::Vm(error) => error.kind(),
+            IncomingError::Landing(error) => error.kind(),
+            IncomingError::Relay(error) => error.kind(),
+            IncomingError::Root { .. } | IncomingError::NoSuchDisk => Kind::Peer,
+            IncomingError::BootFile { .. } | IncomingError::NotOpen => Kind::Denied,
+            IncomingError::Worker => Kind::Bug,
+        }
+    }
 }
 
 struct Disk {

@@ -11,6 +11,7 @@ use longhaul_proto::journal::{self, JournalError};
 use longhaul_proto::{Epoch, JobId};
 use serde::{Deserialize, Serialize};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::service::state_version;
 
@@ -32,6 +33,17 @@ pub(crate) enum JournalFileError {
     /// Its content.
     #[error("the journal {path}: {source}")]
     Content { path: PathBuf, source: JournalError },
+}
+
+impl HasKind for JournalFileError {
+    fn kind(&self) -> Kind {
+        match self {
+            JournalFileError::Io { source, .. } | JournalFileError::Doubtful { source, .. } => {
+                Kind::of_io(source)
+            }
+            JournalFileError::Content { .. } => Kind::Io,
+        }
+    }
 }
 
 impl JournalFileError {

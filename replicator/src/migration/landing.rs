@@ -16,6 +16,7 @@ use chunkstore::{FileId, RawImage, ReadImage};
 use longhaul_proto::JobId;
 use migrate_driver::{DiskFormat, VmDefinition, VmName};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::migration::{Plan, PlanDisk};
 use crate::service::config::HypervisorKind;
@@ -91,6 +92,20 @@ pub(crate) enum LandingError {
         path = .path.display()
     )]
     NoSpace { path: PathBuf, free: u64, needed: u64 },
+}
+
+impl HasKind for LandingError {
+    fn kind(&self) -> Kind {
+        match self {
+            LandingError::Io { source, .. } => Kind::of_io(source),
+            LandingError::ForeignDevice { .. }
+            | LandingError::Taken { .. }
+            | LandingError::InUse { .. }
+            | LandingError::DeviceSize { .. } => Kind::Denied,
+            LandingError::Missing { .. } => Kind::Io,
+            LandingError::NoSpace { .. } => Kind::Space,
+        }
+    }
 }
 
 fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LandingError + use<> {

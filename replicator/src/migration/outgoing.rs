@@ -15,6 +15,7 @@ use migrate_driver::{
 use tokio::sync::oneshot;
 
 use crate::address;
+use crate::error_kind::{HasKind, Kind};
 use crate::lease::{Lease, Leased, Revoked};
 use crate::migration::link::Link;
 use crate::migration::{Plan, PlanDisk};
@@ -49,7 +50,7 @@ pub(crate) enum OutgoingError {
     #[error(
         "disk '{disk}': the guest's writes could not be recorded: {reason}; make room in the scratch directory"
     )]
-    Overlay { disk: String, reason: String },
+    Overlay { disk: String, reason: String, is_full: bool },
     /// A disk of the guest.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -68,6 +69,29 @@ pub(crate) enum OutgoingError {
     /// After a restart there is nothing to go on with.
     #[error("the disks of this migration are not open")]
     NotOpen,
+}
+
+impl HasKind for OutgoingError {
+    fn kind(&self) -> Kind {
+        match self {
+            OutgoingError::Driver(error) => error.kind(),
+            OutgoingError::Transfer { source, .. } => source.kind(),
+            OutgoingError::Net(error) => error.kind(),
+            OutgoingError::Io { source, .. } => Kind::of_io(source),
+            OutgoingError::Overlay { is_full, .. } => {
+                if *is_full {
+                    Kind::Space
+                } else {
+                    Kind::Io
+                }
+            }
+            OutgoingError::Disk(error) => error.kind(),
+            OutgoingError::Relay(error) => error.kind(),
+            OutgoingError::Revoked(error) => error.kind(),
+            OutgoingError::Resized { .. } | OutgoingError::NotOpen => Kind::Denied,
+            OutgoingError::Worker => Kind::Bug,
+        }
+    }
 }
 
 /// An overlay, read as an image: what the guest has written since its tap.
@@ -357,7 +381,7 @@ fn refresh(disk: &Disk, lease: &Lease) -> impl Future<Output = Result<(), Outgoi
     let name = disk.name.clone();
     async move {
         let io = |source| OutgoingError::Io { what: format!("hashing disk '{name}'"), source };
-        hashed.await.map_err(|error| io(std::io::Error::other(error)))?.map_err(io)
+        hashed.await.map_err(|_| OutgoingError::Worker)?.map_err(io)
     }
 }
 
@@ -365,7 +389,8 @@ fn refresh(disk: &Disk, lease: &Lease) -> impl Future<Output = Result<(), Outgoi
 fn dirty_bytes(disks: &[Disk]) -> Result<u64, OutgoingError> {
     for disk in disks {
         if let Some(reason) = disk.overlay.failed() {
-            return Err(OutgoingError::Overlay { disk: disk.name.clone(), reason });
+            let (disk, is_full) = (disk.name.clone(), disk.overlay.is_full());
+            return Err(OutgoingError::Overlay { disk, reason, is_full });
         }
     }
     Ok(disks.iter().map(|disk| disk.overlay.dirty_bytes()).sum())

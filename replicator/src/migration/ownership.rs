@@ -14,6 +14,7 @@ use quinn::{SendStream, VarInt};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::migration::journal::Claim;
 use crate::service::jobs::{self, JobState};
 use crate::service::net::{self, NetError};
@@ -90,6 +91,30 @@ pub(crate) enum OwnershipError {
     Changed { vm: String },
     #[error("a worker ended unexpectedly")]
     Worker,
+}
+
+impl HasKind for OwnershipError {
+    fn kind(&self) -> Kind {
+        match self {
+            OwnershipError::Vm(error) => error.kind(),
+            OwnershipError::Driver(error) => error.kind(),
+            OwnershipError::Name(error) => error.kind(),
+            OwnershipError::Peers(error) => error.kind(),
+            OwnershipError::NotOurs { .. }
+            | OwnershipError::NoNamesake { .. }
+            | OwnershipError::OwnedElsewhere { .. }
+            | OwnershipError::Newer { .. }
+            | OwnershipError::StillInDoubt { .. }
+            | OwnershipError::PeerOwns { .. }
+            | OwnershipError::PeerUndecided { .. }
+            | OwnershipError::NothingToKeep { .. }
+            | OwnershipError::NobodyElse { .. }
+            | OwnershipError::NotStopped { .. }
+            | OwnershipError::Changed { .. } => Kind::Denied,
+            OwnershipError::Claims { source, .. } => Kind::of_io(source),
+            OwnershipError::Worker => Kind::Bug,
+        }
+    }
 }
 
 /// What peers say of a VM.

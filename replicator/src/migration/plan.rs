@@ -9,6 +9,7 @@ use migrate_driver::{DiskDefinition, DiskFormat, GuestFacts, VmDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::address::PlanAddress;
+use crate::error_kind::{HasKind, Kind};
 use crate::service::disks::{Cut, DiskError, Seen};
 
 /// What the source tells the destination about a VM; travels as JSON in the offer.
@@ -72,6 +73,17 @@ pub(crate) enum PlanError {
     /// What a peer sent is none.
     #[error("cannot read the plan of VM '{vm}': {why}")]
     Malformed { vm: String, why: String },
+}
+
+impl HasKind for PlanError {
+    fn kind(&self) -> Kind {
+        match self {
+            PlanError::Disk(error) => error.kind(),
+            PlanError::File { source, .. } => Kind::of_io(source),
+            PlanError::Unsendable { .. } => Kind::Denied,
+            PlanError::Malformed { .. } => Kind::Peer,
+        }
+    }
 }
 
 impl Plan {

@@ -13,6 +13,7 @@ use super::driver::{Driver, DriverCx, Inbox, Role};
 use super::link::Link;
 use super::{Plan, PlanError, Port};
 use crate::address;
+use crate::error_kind::{Failure, HasKind, Kind};
 use crate::lease::Lease;
 use crate::migration::journal::{JournalFile, JournalFileError};
 use crate::migration::outgoing::{Outgoing, OutgoingError};
@@ -50,6 +51,20 @@ pub(crate) enum MigrateError {
     /// A thread of ours broke.
     #[error("a worker of the migration ended unexpectedly")]
     Worker,
+}
+
+impl HasKind for MigrateError {
+    fn kind(&self) -> Kind {
+        match self {
+            MigrateError::Vm(error) => error.kind(),
+            MigrateError::Peer(error) => error.kind(),
+            MigrateError::Driver(error) => error.kind(),
+            MigrateError::NotRunning { .. } => Kind::Denied,
+            MigrateError::Journal(error) => error.kind(),
+            MigrateError::Plan(error) => error.kind(),
+            MigrateError::Worker => Kind::Bug,
+        }
+    }
 }
 
 /// What a migration of `vm` would be, and its disks as the guest has them if it runs.
@@ -193,10 +208,10 @@ struct SourceRole {
 impl Role for SourceRole {
     type Machine = Source;
 
-    async fn perform(self: Arc<Self>, action: SourceAction, lease: Lease) -> Result<SourceInput, String> {
+    async fn perform(self: Arc<Self>, action: SourceAction, lease: Lease) -> Result<SourceInput, Failure> {
         let performed = async {
             let outcome = perform(&self.outgoing, action, &lease).await;
-            outcome.map_err(|error| error.to_string())
+            outcome.map_err(Failure::from)
         };
         if action != SourceAction::SendMemory {
             return performed.await;

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use chunkstore::{Generation, ImageRoot, ImageTree, Manifest, Replica, ReplicaError, Seeds};
-use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
+use longhaul_proto::wire::{Refusal, TargetStatus};
 use serde::Serialize;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::images::targets::TargetError;
 use crate::service::identity::Fingerprint;
@@ -91,19 +92,41 @@ pub(crate) enum ReplicasError {
     Restoring { name: String, disk: String },
     #[error("{what} {path}: {source}", path = .path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+    /// A verification found damage.
+    #[error("damaged: {names}; run a new pass of each, which mends it")]
+    Unsound { names: String },
+    /// By a person.
+    #[error("cancelled")]
+    Cancelled,
+    /// A thread of ours broke.
+    #[error("the worker ended unexpectedly")]
+    Worker,
+}
+
+impl HasKind for ReplicasError {
+    fn kind(&self) -> Kind {
+        match self {
+            ReplicasError::Replica(error) => error.kind(),
+            ReplicasError::Target(error) => error.kind(),
+            ReplicasError::Refused(error) => error.kind(),
+            ReplicasError::Unknown { .. } | ReplicasError::NoDisk { .. } => Kind::NotFound,
+            ReplicasError::Ambiguous { .. } => Kind::Invalid,
+            ReplicasError::Mixed { .. } | ReplicasError::Cancelled => Kind::Denied,
+            ReplicasError::Restoring { .. } => Kind::Busy,
+            ReplicasError::Damaged { .. } | ReplicasError::Unsound { .. } => Kind::Io,
+            ReplicasError::Io { source, .. } => Kind::of_named_path(source),
+            ReplicasError::Worker => Kind::Bug,
+        }
+    }
 }
 
 impl ReplicasError {
     /// As the sender of a pass is told it.
     pub(crate) fn refusal(&self) -> Refusal {
-        let kind = match self {
-            ReplicasError::Refused(refusal) => return refusal.clone(),
-            ReplicasError::Replica(ReplicaError::Busy { .. }) | ReplicasError::Restoring { .. } => {
-                RefusalKind::Busy
-            }
-            ReplicasError::Replica(error) if error.is_full() => RefusalKind::NoSpace,
-            _ => RefusalKind::Failed,
-        };
+        if let ReplicasError::Refused(refusal) = self {
+            return refusal.clone();
+        }
+        let kind = self.kind().refusal();
         Refusal { kind, reason: self.to_string() }
     }
 }

@@ -6,6 +6,7 @@ mod moment;
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkstore::{ImageRoot, ImageTree, ReadImage};
@@ -18,6 +19,7 @@ use migrate_driver::{
 use quinn::Connection;
 use tokio::task::JoinSet;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::lease::{Lease, Leased, Revoked};
 use crate::migration::outgoing::OverlayImage;
 use crate::service::disks::{self, Cut, DiskError};
@@ -46,6 +48,9 @@ pub(crate) enum WarmError {
     /// A transfer.
     #[error("disk '{disk}': {source}")]
     Transfer { disk: String, source: TransferError },
+    /// An image that a person named.
+    #[error("opening {path}: {source}", path = .path.display())]
+    Open { path: PathBuf, source: io::Error },
     /// A file or socket of ours.
     #[error("{what}: {source}")]
     Io {
@@ -57,7 +62,7 @@ pub(crate) enum WarmError {
     #[error(
         "disk '{disk}': what the guest overwrote could not be kept ({reason}); make room in the scratch directory"
     )]
-    Overlay { disk: String, reason: String },
+    Overlay { disk: String, reason: String, is_full: bool },
     /// A disk in a file that only its hypervisor can read.
     #[error(
         "disk '{disk}' is a {format} image, and only raw ones can be replicated: `qemu-img convert -O raw` it with the VM \
@@ -73,6 +78,30 @@ pub(crate) enum WarmError {
     /// A person.
     #[error(transparent)]
     Cancelled(#[from] Revoked),
+}
+
+impl HasKind for WarmError {
+    fn kind(&self) -> Kind {
+        match self {
+            WarmError::Vm(error) => error.kind(),
+            WarmError::Net(error) => error.kind(),
+            WarmError::Driver(error) => error.kind(),
+            WarmError::Transfer { source, .. } => source.kind(),
+            WarmError::Open { source, .. } => Kind::of_named_path(source),
+            WarmError::Io { source, .. } => Kind::of_io(source),
+            WarmError::Overlay { is_full, .. } => {
+                if *is_full {
+                    Kind::Space
+                } else {
+                    Kind::Io
+                }
+            }
+            WarmError::Disk(error) => error.kind(),
+            WarmError::Format { .. } => Kind::Denied,
+            WarmError::Cancelled(error) => error.kind(),
+            WarmError::Worker => Kind::Bug,
+        }
+    }
 }
 
 impl WarmError {
@@ -91,19 +120,6 @@ impl WarmError {
             _ => 2,
         }
     }
-
-    /// Whether another pass has hold of the replica: the same try may succeed later.
-    fn is_busy(&self) -> bool {
-        matches!(self, WarmError::Transfer { source: TransferError::Refused(refusal), .. } if refusal.kind == RefusalKind::Busy)
-    }
-}
-
-/// Notes in the report whether trying again later makes sense.
-fn noted(handle: &JobHandle, outcome: Result<String, WarmError>) -> Result<String, WarmError> {
-    if outcome.as_ref().is_err_and(WarmError::is_busy) {
-        handle.update(|report| report.busy = true);
-    }
-    outcome
 }
 
 /// What the last pass of a disk left: what the peer holds, as a hash tree, and the bitmap that records writes since.
@@ -161,7 +177,7 @@ pub(crate) fn start(cx: &Arc<ReplicationCx>, vm: &str, peer: &str) -> Result<Job
         if outcome.is_err() {
             pass.clean_up(&pass.definition.disks).await;
         }
-        noted(&pass.handle, outcome)
+        outcome
     });
     Ok(job)
 }
@@ -511,14 +527,13 @@ impl Pass {
 }
 
 fn check(overlay: &Overlay, disk: &str) -> Result<(), WarmError> {
-    overlay.failed().map_or(Ok(()), |reason| Err(WarmError::Overlay { disk: disk.to_owned(), reason }))
+    let Some(reason) = overlay.failed() else { return Ok(()) };
+    Err(WarmError::Overlay { disk: disk.to_owned(), reason, is_full: overlay.is_full() })
 }
 
 fn flatten<T>(joined: Result<io::Result<T>, tokio::task::JoinError>, what: &str) -> Result<T, WarmError> {
-    joined
-        .map_err(io::Error::other)
-        .and_then(|result| result)
-        .map_err(|source| WarmError::Io { what: what.to_owned(), source })
+    let result = joined.map_err(|_| WarmError::Worker)?;
+    result.map_err(|source| WarmError::Io { what: what.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use chunkstore::{FileId, RawImage, ReadImage};
 use migrate_driver::{DiskDefinition, DiskFile, DriverError, GuestDisk, Hypervisor, VmDefinition};
 
+use crate::error_kind::{HasKind, Kind};
+
 /// Why a guest's disk cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
@@ -24,6 +26,16 @@ pub(crate) enum DiskError {
     /// The file.
     #[error("cannot open disk '{disk}' at {path}: {source}", path = .path.display())]
     Io { disk: String, path: PathBuf, source: io::Error },
+}
+
+impl HasKind for DiskError {
+    fn kind(&self) -> Kind {
+        match self {
+            DiskError::Driver(error) => error.kind(),
+            DiskError::Replaced { .. } => Kind::Denied,
+            DiskError::Io { source, .. } => Kind::of_io(source),
+        }
+    }
 }
 
 /// A disk of a running guest.

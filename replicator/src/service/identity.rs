@@ -11,6 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
+use crate::error_kind::{HasKind, Kind};
+
 /// BLAKE3-256 over the DER of a key's SubjectPublicKeyInfo, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -59,6 +61,12 @@ impl From<Fingerprint> for String {
     "'{0}' is no key fingerprint: give the 64 hexadecimal digits that `longhaul identity` prints on the peer"
 )]
 pub struct BadFingerprint(String);
+
+impl HasKind for BadFingerprint {
+    fn kind(&self) -> Kind {
+        Kind::Invalid
+    }
+}
 
 impl FromStr for Fingerprint {
     type Err = BadFingerprint;

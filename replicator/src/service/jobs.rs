@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::error_kind::{Failure, HasKind, Kind};
 use crate::files;
 use crate::lease::Lease;
 use crate::random::random;
@@ -123,7 +124,10 @@ pub(crate) struct Report {
     pub state: JobState,
     /// Why it failed.
     pub error: Option<String>,
-    /// Whether it failed because what it needs was busy with another job: the same may succeed later.
+    /// What kind of thing made it fail. Reports of older versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_kind: Option<Kind>,
+    /// Whether `error_kind` is `busy`, for readers of older versions.
     #[serde(default)]
     pub busy: bool,
     /// One line that says what came of it.
@@ -174,6 +178,7 @@ impl Report {
             peer: peer.map(str::to_owned),
             state: JobState::Running,
             error: None,
+            error_kind: None,
             busy: false,
             summary: None,
             started_unix_ms: unix_ms(),
@@ -280,7 +285,7 @@ impl JobHandle {
     }
 
     /// Ends the job and keeps its report. A job ends once: a second outcome is dropped.
-    pub(crate) fn finish(&self, outcome: Result<String, String>) -> Report {
+    pub(crate) fn finish(&self, outcome: Result<String, Failure>) -> Report {
         if self.job.report.borrow().state != JobState::Running {
             return self.job.report.borrow().clone();
         }
@@ -290,10 +295,11 @@ impl JobHandle {
                 report.state = JobState::Done;
                 report.summary = Some(summary);
             }
-            Err(error) => {
-                tracing::warn!(job = %self.id, "failed: {error}");
+            Err(Failure { kind, reason }) => {
+                tracing::warn!(job = %self.id, ?kind, "failed: {reason}");
                 report.state = JobState::Failed;
-                report.error = Some(error);
+                report.busy = kind == Kind::Busy;
+                (report.error, report.error_kind) = (Some(reason), Some(kind));
             }
         });
         let report = self.job.report.borrow().clone();
@@ -322,14 +328,15 @@ pub(crate) struct JobGuard(JobHandle);
 
 impl JobGuard {
     /// Ends the job and keeps its report.
-    pub(crate) fn finish(self, outcome: Result<String, String>) {
+    pub(crate) fn finish(self, outcome: Result<String, Failure>) {
         self.0.finish(outcome);
     }
 }
 
 impl Drop for JobGuard {
     fn drop(&mut self) {
-        self.0.finish(Err("the job broke off; the daemon's log has the reason".to_owned()));
+        let reason = "the job broke off; the daemon's log has the reason";
+        self.0.finish(Err(Failure::new(Kind::Bug, reason)));
     }
 }
 
@@ -404,6 +411,15 @@ pub(crate) enum JobError {
     },
 }
 
+impl HasKind for JobError {
+    fn kind(&self) -> Kind {
+        match self {
+            JobError::Unknown(_) => Kind::NotFound,
+            JobError::Ended(_) | JobError::NotCancellable { .. } => Kind::Denied,
+        }
+    }
+}
+
 impl Jobs {
     /// The reports kept in `dir`.
     pub(crate) fn load(dir: &Path) -> std::io::Result<Self> {
@@ -463,7 +479,7 @@ impl Jobs {
         work: impl FnOnce(Lease) -> F + Send + 'static,
     ) where
         F: Future<Output = Result<String, E>> + Send + 'static,
-        E: std::fmt::Display + Send + 'static,
+        E: HasKind + Send + 'static,
     {
         let handle = handle.clone();
         self.tasks.spawn(async move {
@@ -481,9 +497,10 @@ impl Jobs {
             lease.end().await;
             drop(keep);
             guard.finish(match ended {
-                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Ok(outcome) => outcome.map_err(Failure::from),
                 Err(broken) => {
-                    Err(format!("internal error, please report it with the daemon's log: {broken}"))
+                    let reason = format!("internal error, please report it with the daemon's log: {broken}");
+                    Err(Failure::new(Kind::Bug, reason))
                 }
             });
         });

@@ -6,6 +6,7 @@ use std::sync::{Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::service::identity::Fingerprint;
 
@@ -112,7 +113,7 @@ impl Peers {
         let _turn = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut changed = self.list();
         change(&mut changed)?;
-        let text = toml::to_string(&changed).map_err(|error| PeersError::Name(error.to_string()))?;
+        let text = toml::to_string(&changed).map_err(PeersError::Write)?;
         let io = |source| PeersError::Io { path: self.path.clone(), source };
         if !self.damaged().is_empty() {
             // A person may still find in it what was left out.
@@ -175,6 +176,21 @@ pub(crate) enum PeersError {
     /// Two names for one key would make it unclear who speaks.
     #[error("peer '{other}' has the same key as '{name}' would have; remove it first")]
     SameKey { name: String, other: String },
+    /// The list cannot be written as TOML.
+    #[error("cannot write the list of peers: {0}")]
+    Write(toml::ser::Error),
+}
+
+impl HasKind for PeersError {
+    fn kind(&self) -> Kind {
+        match self {
+            PeersError::Unknown { .. } => Kind::NotFound,
+            PeersError::Name(_) | PeersError::Address(_) => Kind::Invalid,
+            PeersError::SameKey { .. } => Kind::Denied,
+            PeersError::Io { source, .. } => Kind::of_io(source),
+            PeersError::Write(_) => Kind::Bug,
+        }
+    }
 }
 
 #[cfg(test)]

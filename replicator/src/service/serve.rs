@@ -246,8 +246,7 @@ async fn serve_bi(
             if let Ok(Err(error)) = lease.run(receiving).await {
                 tracing::info!("a transfer from peer '{peer}' ended early: {error}");
                 if let Some(port) = migration {
-                    let reason = format!("at the destination: {error}");
-                    port.input(DestinationInput::Failed { reason }).await;
+                    port.fail(error.into()).await;
                 }
             }
         }
@@ -262,12 +261,11 @@ async fn serve_bi(
             };
             let lease = incoming.lease();
             let loading = lease.track(incoming.load_memory((send, recv), |bytes| port.count_memory(bytes)));
-            let input = match lease.run(loading).await {
-                Ok(Ok(())) => DestinationInput::MemoryLoaded,
-                Ok(Err(error)) => DestinationInput::Failed { reason: format!("at the destination: {error}") },
-                Err(_) => return Ok(()),
-            };
-            port.input(input).await;
+            match lease.run(loading).await {
+                Ok(Ok(())) => port.input(DestinationInput::MemoryLoaded).await,
+                Ok(Err(error)) => port.fail(error.into()).await,
+                Err(_) => {}
+            }
         }
         Open::Status => {
             let free_bytes = files::free_bytes(&platform.guests.layout.store()).unwrap_or(0);

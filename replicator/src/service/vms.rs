@@ -12,6 +12,7 @@ use migrate_driver::definition::MAX_DEFINITION_BYTES;
 use migrate_driver::{DefinitionError, VmDefinition};
 use tokio::sync::Notify;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::files;
 use crate::migration::claims::Claims;
 use crate::migration::journal::Claim;
@@ -68,6 +69,22 @@ pub(crate) enum VmError {
     /// The definition's file.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+impl HasKind for VmError {
+    fn kind(&self) -> Kind {
+        match self {
+            VmError::Unknown { .. } => Kind::NotFound,
+            VmError::Busy { .. } => Kind::Busy,
+            VmError::Moved { .. }
+            | VmError::Undecided { .. }
+            | VmError::Ours { .. }
+            | VmError::InDoubt { .. } => Kind::Denied,
+            VmError::Damaged(_) => Kind::Io,
+            VmError::Definition(error) => error.kind(),
+            VmError::Io { source, .. } => Kind::of_io(source),
+        }
+    }
 }
 
 /// The VMs of a platform.

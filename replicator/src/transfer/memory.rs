@@ -13,6 +13,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::service::net::lanes::{LaneRecv, LaneSend};
 use crate::service::net::{self, NetError, Network};
 
@@ -49,6 +50,16 @@ pub(crate) enum RelayError {
         /// What it may say at most.
         sent: u64,
     },
+}
+
+impl HasKind for RelayError {
+    fn kind(&self) -> Kind {
+        match self {
+            RelayError::Hypervisor(error) => Kind::of_io(error),
+            RelayError::Net(error) => error.kind(),
+            RelayError::Count { .. } => Kind::Peer,
+        }
+    }
 }
 
 /// The two directions of a memory stream at its source, on a connection of their own: what fills the disks' streams does

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chunkstore::{ChunkId, Codec, Encoded};
 use longhaul_proto::wire::{ChunkName, Packed, Refusal, RefusalKind};
 
+use crate::error_kind::{HasKind, Kind};
 use crate::service::net::NetError;
 
 /// What a transfer has done so far, in bytes; read while it runs.
@@ -62,6 +63,18 @@ pub(crate) enum TransferError {
     /// A part of our own pipeline ended without a word.
     #[error("a worker of the transfer ended unexpectedly")]
     Worker,
+}
+
+impl HasKind for TransferError {
+    fn kind(&self) -> Kind {
+        match self {
+            TransferError::Net(error) => error.kind(),
+            TransferError::Image { source, .. } => Kind::of_io(source),
+            TransferError::Refused(refusal) => refusal.kind(),
+            TransferError::Protocol(_) => Kind::Peer,
+            TransferError::Worker => Kind::Bug,
+        }
+    }
 }
 
 impl TransferError {

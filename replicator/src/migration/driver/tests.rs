@@ -28,6 +28,8 @@ struct Script {
     go_on: Option<Arc<Semaphore>>,
     /// The copy's action panics.
     copy_panics: bool,
+    /// The copy's action finds no room.
+    copy_is_full: bool,
 }
 
 impl Script {
@@ -43,10 +45,13 @@ impl Script {
 impl Role for Script {
     type Machine = Source;
 
-    async fn perform(self: Arc<Self>, action: SourceAction, lease: Lease) -> Result<SourceInput, String> {
+    async fn perform(self: Arc<Self>, action: SourceAction, lease: Lease) -> Result<SourceInput, Failure> {
         match action {
             SourceAction::CopyDisks => {
                 assert!(!self.copy_panics, "the copy breaks");
+                if self.copy_is_full {
+                    return Err(Failure::new(Kind::Space, "no room"));
+                }
                 if let Some(go_on) = self.go_on.clone() {
                     let this = self.clone();
                     let runtime = tokio::runtime::Handle::current();
@@ -63,7 +68,7 @@ impl Role for Script {
                 self.say("rolled back");
                 Ok(SourceInput::RolledBack)
             }
-            other => Err(format!("{other:?} is not of this test")),
+            other => Err(Failure::new(Kind::Bug, format!("{other:?} is not of this test"))),
         }
     }
 
@@ -156,7 +161,7 @@ async fn what_undoes_a_job_waits_for_work_that_does_not_listen() {
     let vms = stage.vms.clone();
     let (report, said, records) = stage.ended().await;
     assert_eq!(said, ["copying", "written", "rolled back"]);
-    assert_eq!(report.state, JobState::Failed);
+    assert_eq!((report.state, report.error_kind), (JobState::Failed, Some(Kind::Denied)));
     assert!(matches!(records[..], [Record::Started { .. }, Record::RolledBack { .. }]));
     assert!(vms.hold("web", OTHER, "test").is_ok());
 }
@@ -166,7 +171,7 @@ async fn an_action_that_panics_has_failed() {
     let stage = Stage::new(Script { copy_panics: true, ..Script::default() }, |_| {}).await;
     let (report, said, records) = stage.ended().await;
     assert_eq!(said, ["rolled back"]);
-    assert_eq!(report.state, JobState::Failed);
+    assert_eq!((report.state, report.error_kind), (JobState::Failed, Some(Kind::Bug)));
     assert!(matches!(records[..], [Record::Started { .. }, Record::RolledBack { .. }]));
 }
 
@@ -176,7 +181,7 @@ async fn a_driver_that_panics_goes_on_from_its_journal() {
     let vms = stage.vms.clone();
     let (report, said, records) = stage.ended().await;
     assert_eq!(said, ["rolled back"], "the guest is taken back without a restart of the daemon");
-    assert_eq!(report.state, JobState::Failed);
+    assert_eq!((report.state, report.error_kind), (JobState::Failed, Some(Kind::Bug)));
     assert!(matches!(records[..], [Record::Started { .. }, Record::RolledBack { .. }]));
     assert!(vms.hold("web", OTHER, "test").is_ok());
 }
@@ -186,7 +191,7 @@ async fn a_job_whose_journal_is_in_doubt_keeps_its_vm() {
     let stage = Stage::new(Script::default(), JournalFile::break_off).await;
     let (vms, handoffs, inputs) = (stage.vms.clone(), stage.handoffs.clone(), stage.inputs.clone());
     let (report, said, _) = stage.ended().await;
-    assert_eq!(report.state, JobState::Failed);
+    assert_eq!((report.state, report.error_kind), (JobState::Failed, Some(Kind::Io)));
     assert!(said.is_empty(), "nothing follows a record that may not be there: {said:?}");
     assert!(matches!(vms.hold("web", OTHER, "test"), Err(VmError::Busy { job: JOB, .. })));
     assert!(handoffs.is_left(JOB) && inputs.is_closed());
@@ -197,8 +202,28 @@ async fn a_job_that_breaks_before_its_first_record_has_never_been() {
     let stage = Stage::new(Script { panics_first: true, ..Script::default() }, |_| {}).await;
     let vms = stage.vms.clone();
     let (report, said, records) = stage.ended().await;
-    assert_eq!(report.state, JobState::Failed);
+    assert_eq!((report.state, report.error_kind), (JobState::Failed, Some(Kind::Bug)));
     assert!(matches!(&said[..], [one] if one.contains("no space left to log on")), "{said:?}");
     assert!(records.is_empty(), "nothing may follow a record that was never written: {records:?}");
     assert!(vms.hold("web", OTHER, "test").is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_has_the_kind_of_the_action_that_failed_first() {
+    let stage = Stage::new(Script { copy_is_full: true, ..Script::default() }, |_| {}).await;
+    let (report, said, _) = stage.ended().await;
+    assert_eq!(said, ["rolled back"]);
+    assert_eq!((report.error_kind, report.busy), (Some(Kind::Space), false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_peer_ends_is_of_its_kind() {
+    let go_on = Arc::new(Semaphore::new(0));
+    let stage = Stage::new(Script { go_on: Some(go_on.clone()), ..Script::default() }, |_| {}).await;
+    until(|| stage.script.said().contains(&"copying".to_owned())).await;
+    let abort = Message::Abort { reason: "no room there".to_owned() };
+    stage.inputs.send(SourceInput::Message(abort)).await.unwrap();
+    go_on.add_permits(1);
+    let (report, ..) = stage.ended().await;
+    assert_eq!(report.error_kind, Some(Kind::Peer));
 }

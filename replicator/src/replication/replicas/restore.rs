@@ -250,7 +250,7 @@ pub(crate) fn verify(cx: &Arc<ImagesCx>, name: Option<&str>) -> Result<JobId, Re
     cx.jobs.run(&handle, (), move |lease| async move {
         let asked = lease.clone();
         let work = lease.run_blocking(move || verify_all(&working, chosen, &asked));
-        work.await.unwrap_or_else(|_| Err("the worker ended unexpectedly".to_owned()))
+        work.await.map_err(|_| ReplicasError::Worker)?
     });
     Ok(handle.id())
 }
@@ -259,7 +259,11 @@ fn of_vm(key: &str, vm: &Vm) -> Vec<(String, Arc<Kept>)> {
     vm.disks.iter().map(|(disk, kept)| (format!("{key}/{disk}"), kept.clone())).collect()
 }
 
-fn verify_all(handle: &JobHandle, chosen: Vec<(String, Arc<Kept>)>, lease: &Lease) -> Result<String, String> {
+fn verify_all(
+    handle: &JobHandle,
+    chosen: Vec<(String, Arc<Kept>)>,
+    lease: &Lease,
+) -> Result<String, ReplicasError> {
     let total: u64 =
         chosen.iter().filter_map(|(_, kept)| kept.generation()).map(|generation| generation.size).sum();
     handle.update(|report| report.image_bytes = total);
@@ -281,7 +285,7 @@ fn verify_all(handle: &JobHandle, chosen: Vec<(String, Arc<Kept>)>, lease: &Leas
         match kept.open().and_then(|replica| replica.verify(&watch)) {
             Ok(()) => sound += 1,
             Err(ReplicaError::Empty { .. }) => {}
-            Err(ReplicaError::Stopped) => return Err("cancelled".to_owned()),
+            Err(ReplicaError::Stopped) => return Err(ReplicasError::Cancelled),
             Err(error) => {
                 note(kept, &error);
                 damaged.push(json!({ "replica": name, "damage": error.to_string() }));
@@ -293,6 +297,6 @@ fn verify_all(handle: &JobHandle, chosen: Vec<(String, Arc<Kept>)>, lease: &Leas
     handle.update(|report| report.result = Some(json!({ "sound": sound, "damaged": damaged })));
     match names.is_empty() {
         true => Ok(format!("{sound} replicas are what their generations say")),
-        false => Err(format!("damaged: {names}; run a new pass of each, which mends it")),
+        false => Err(ReplicasError::Unsound { names }),
     }
 }

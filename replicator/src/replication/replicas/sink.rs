@@ -11,6 +11,7 @@ use longhaul_proto::wire::{Refusal, RefusalKind, TargetStatus};
 
 use super::sets::{Member, SetOf};
 use super::{Kept, seed};
+use crate::error_kind::HasKind;
 use crate::transfer::sink::{Assembly, Sink, WriteImage};
 
 pub(super) struct PassImage {
@@ -163,8 +164,7 @@ impl ReplicaSink {
 
 /// Why a generation did not become the present one, as the sender is told.
 pub(super) fn failed_commit(error: ReplicaError) -> Refusal {
-    let kind = if error.is_full() { RefusalKind::NoSpace } else { RefusalKind::Failed };
-    refusal(kind, error.to_string())
+    refusal(error.kind().refusal(), error.to_string())
 }
 
 fn refusal(kind: RefusalKind, reason: String) -> Refusal {

@@ -5,6 +5,7 @@ use std::thread;
 use chunkstore::{Chunk, ChunkId, Group, PieceData, RawImage, Store, pieces};
 use longhaul_proto::JobId;
 use longhaul_proto::handoff::Root;
+use longhaul_proto::wire::RefusalKind;
 
 use super::restore::{Outcome, Restored};
 use super::*;

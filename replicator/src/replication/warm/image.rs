@@ -8,7 +8,7 @@ use chunkstore::{ImageTree, RawImage, ReadImage};
 use longhaul_proto::JobId;
 use longhaul_proto::wire::Target;
 
-use super::{WarmError, flatten, noted};
+use super::{WarmError, flatten};
 use crate::lease::{Lease, Leased};
 use crate::service::jobs::{self, JobHandle, JobKind};
 use crate::service::net::NetError;
@@ -23,8 +23,8 @@ pub(crate) fn send_image(
     name: &str,
 ) -> Result<JobId, WarmError> {
     cx.reach.peers.get(peer).map_err(NetError::from)?;
-    let open = RawImage::open_read(image)
-        .map_err(|source| WarmError::Io { what: format!("opening {}", image.display()), source })?;
+    let open =
+        RawImage::open_read(image).map_err(|source| WarmError::Open { path: image.to_owned(), source })?;
     let job = jobs::new_id();
     let handle = cx.jobs.begin(job, JobKind::ImageSend, name, Some(peer));
     handle.update(|report| report.image_bytes = open.size());
@@ -34,7 +34,7 @@ pub(crate) fn send_image(
         let image = Arc::new(Leased::new(open, &lease));
         let path = image.get()?.path().display().to_string();
         let sent = lease.run(send_one(&cx, &sending, &lease, image, &path, &peer, &name));
-        noted(&sending, sent.await.unwrap_or_else(|revoked| Err(revoked.into())))
+        sent.await.unwrap_or_else(|revoked| Err(revoked.into()))
     });
     Ok(job)
 }

@@ -3,6 +3,7 @@
 //! caller names is touched off the runtime only, and an answer to it is not waited for without end: it may be on a mount
 //! that is gone.
 
+mod asked;
 mod vms;
 
 use std::os::unix::fs::FileTypeExt;
@@ -13,30 +14,26 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use chunkstore::ReplicaError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::migration::ownership::OwnershipError;
-use crate::migration::source::MigrateError;
-use crate::replication::replicas::ReplicasError;
-use crate::replication::warm::WarmError;
+use crate::error_kind::{Failure, Kind};
 use crate::service::jobs::{JobState, Report};
 use crate::service::peers::Peer;
 use crate::service::platform::Platform;
-use crate::service::vms::VmError;
 use crate::{
     files, images::bases, images::restore, images::targets, images::upkeep, replication::replicas,
     replication::warm,
 };
 
+use asked::Asked;
 pub(crate) use vms::definition_request;
 
 /// How long a path that a caller names has to answer.
@@ -47,41 +44,11 @@ const MAX_PATH_WORK: usize = 64;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// An error as the API answers it.
-pub(crate) struct ApiError {
-    status: StatusCode,
-    message: String,
-}
+type ApiError = Failure;
 
-impl<E: std::error::Error + 'static> From<E> for ApiError {
-    fn from(error: E) -> Self {
-        let status = if is_busy(&error) { StatusCode::LOCKED } else { StatusCode::CONFLICT };
-        ApiError { status, message: error.to_string() }
-    }
-}
-
-/// Whether another job has hold of the VM: the same request may be granted later.
-fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
-    let vm = error.downcast_ref().or_else(|| {
-        if let Some(MigrateError::Vm(vm)) = error.downcast_ref() {
-            Some(vm)
-        } else if let Some(WarmError::Vm(vm)) = error.downcast_ref() {
-            Some(vm)
-        } else if let Some(OwnershipError::Vm(vm)) = error.downcast_ref() {
-            Some(vm)
-        } else {
-            None
-        }
-    });
-    let replica = match error.downcast_ref() {
-        Some(ReplicasError::Replica(error)) => Some(error),
-        _ => error.downcast_ref(),
-    };
-    matches!(vm, Some(VmError::Busy { .. })) || matches!(replica, Some(ReplicaError::Busy { .. }))
-}
-
-impl IntoResponse for ApiError {
+impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "error": self.message }))).into_response()
+        (self.kind.status(), Json(json!({ "error": self.reason, "kind": self.kind }))).into_response()
     }
 }
 
@@ -134,6 +101,7 @@ fn router(platform: Arc<Platform>) -> Router {
         .route("/v1/store/gc", post(gc_store))
         .route("/v1/store/export", post(export_store))
         .route("/v1/store/import", post(import_store))
+        .fallback(no_such_resource)
         .with_state(platform)
 }
 
@@ -148,9 +116,9 @@ async fn on_path<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     static UNDER_WAY: Semaphore = Semaphore::const_new(MAX_PATH_WORK);
-    let stuck = |why: String| ApiError {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        message: format!("cannot open {}: {why}; is its file system reachable?", path.display()),
+    let stuck = |why: String| {
+        let reason = format!("cannot open {}: {why}; is its file system reachable?", path.display());
+        Failure::new(Kind::Io, reason)
     };
     let permit = UNDER_WAY.try_acquire();
     let permit = permit.map_err(|_| stuck(format!("{MAX_PATH_WORK} other paths do not answer either")))?;
@@ -173,15 +141,23 @@ fn check_image(path: &Path) -> Result<(), ApiError> {
         _ => return Ok(()),
     };
     let path = path.display();
-    Err(refused(format!("cannot read {path}: it is {what}; name a raw image file or a block device")))
+    Err(invalid(format!("cannot read {path}: it is {what}; name a raw image file or a block device")))
 }
 
 fn job(id: impl std::fmt::Display) -> Answer {
     Ok(Json(json!({ "job": id.to_string() })))
 }
 
-fn refused(message: String) -> ApiError {
-    ApiError { status: StatusCode::BAD_REQUEST, message }
+fn invalid(reason: String) -> ApiError {
+    Failure::new(Kind::Invalid, reason)
+}
+
+fn denied(reason: String) -> ApiError {
+    Failure::new(Kind::Denied, reason)
+}
+
+async fn no_such_resource(uri: Uri) -> ApiError {
+    Failure::new(Kind::NotFound, format!("this API has no {}", uri.path()))
 }
 
 async fn identity(State(platform): Shared) -> Answer {
@@ -208,7 +184,7 @@ struct AddPeer {
     fingerprint: String,
 }
 
-async fn add_peer(State(platform): Shared, Json(add): Json<AddPeer>) -> Answer {
+async fn add_peer(State(platform): Shared, Asked(add): Asked<AddPeer>) -> Answer {
     let peer = Peer { address: add.address, fingerprint: add.fingerprint.parse()? };
     let name = add.name.clone();
     let (adding, key) = (platform.clone(), peer.fingerprint);
@@ -246,7 +222,7 @@ struct AddBase {
     image: PathBuf,
 }
 
-async fn add_base(State(platform): Shared, Json(add): Json<AddBase>) -> Answer {
+async fn add_base(State(platform): Shared, Asked(add): Asked<AddBase>) -> Answer {
     let image = add.image.clone();
     let adding = move || {
         check_image(&add.image)?;
@@ -269,7 +245,7 @@ struct PushBase {
 async fn push_base(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(push): Json<PushBase>,
+    Asked(push): Asked<PushBase>,
 ) -> Answer {
     job(blocking(move || bases::push(&platform.upkeep, &name, push.peers)).await??)
 }
@@ -277,7 +253,7 @@ async fn push_base(
 async fn restore_base(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(request): Json<restore::RestoreRequest>,
+    Asked(request): Asked<restore::RestoreRequest>,
 ) -> Answer {
     let path = request.path.clone();
     let restoring = move || {
@@ -295,8 +271,8 @@ struct SendImage {
     name: String,
 }
 
-async fn send_image(State(platform): Shared, Json(send): Json<SendImage>) -> Answer {
-    files::check_name("replica", &send.name).map_err(refused)?;
+async fn send_image(State(platform): Shared, Asked(send): Asked<SendImage>) -> Answer {
+    files::check_name("replica", &send.name).map_err(invalid)?;
     let image = send.image.clone();
     let sending = move || {
         check_image(&send.image)?;
@@ -306,8 +282,8 @@ async fn send_image(State(platform): Shared, Json(send): Json<SendImage>) -> Ans
 }
 
 async fn release_address(State(platform): Shared, UrlPath(name): UrlPath<String>) -> Answer {
-    let home = platform.home.as_ref().ok_or_else(|| refused("this platform is no home agent".to_owned()))?;
-    home.release(&name).await.map_err(refused)?;
+    let home = platform.home.as_ref().ok_or_else(|| denied("this platform is no home agent".to_owned()))?;
+    home.release(&name).await?;
     Ok(Json(json!({ "released": name })))
 }
 
@@ -328,7 +304,7 @@ async fn list_replicas(State(platform): Shared) -> Answer {
 async fn restore_replica(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(request): Json<replicas::RestoreRequest>,
+    Asked(request): Asked<replicas::RestoreRequest>,
 ) -> Answer {
     let path = request.path.clone();
     let done = blocking(move || {
@@ -364,7 +340,7 @@ struct VerifyReplicas {
     name: Option<String>,
 }
 
-async fn verify_replicas(State(platform): Shared, Json(request): Json<VerifyReplicas>) -> Answer {
+async fn verify_replicas(State(platform): Shared, Asked(request): Asked<VerifyReplicas>) -> Answer {
     job(blocking(move || replicas::verify(&platform.upkeep, request.name.as_deref())).await??)
 }
 
@@ -436,11 +412,11 @@ async fn store_stats(State(platform): Shared) -> Answer {
     Ok(Json(serde_json::to_value(blocking(move || platform.images.store().stats()).await??)?))
 }
 
-async fn verify_store(State(platform): Shared, Json(request): Json<upkeep::VerifyRequest>) -> Answer {
+async fn verify_store(State(platform): Shared, Asked(request): Asked<upkeep::VerifyRequest>) -> Answer {
     job(blocking(move || upkeep::verify(&platform.upkeep, request)).await??)
 }
 
-async fn gc_store(State(platform): Shared, Json(request): Json<upkeep::GcRequest>) -> Answer {
+async fn gc_store(State(platform): Shared, Asked(request): Asked<upkeep::GcRequest>) -> Answer {
     job(upkeep::gc(&platform.upkeep, request))
 }
 
@@ -451,7 +427,7 @@ struct ExportStore {
     names: Vec<String>,
 }
 
-async fn export_store(State(platform): Shared, Json(export): Json<ExportStore>) -> Answer {
+async fn export_store(State(platform): Shared, Asked(export): Asked<ExportStore>) -> Answer {
     let path = export.path.clone();
     job(on_path(&path, move || upkeep::export(&platform.upkeep, &export.path, export.names)).await??)
 }
@@ -463,7 +439,7 @@ struct ImportStore {
     replace: bool,
 }
 
-async fn import_store(State(platform): Shared, Json(import): Json<ImportStore>) -> Answer {
+async fn import_store(State(platform): Shared, Asked(import): Asked<ImportStore>) -> Answer {
     let path = import.path.clone();
     let importing = move || {
         check_image(&import.path)?;

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Answer, ApiError, Shared, blocking, job, refused};
+use super::asked::{Asked, Options};
+use super::{Answer, ApiError, Shared, blocking, denied, invalid, job};
+use crate::error_kind::{Failure, Kind};
 use crate::migration::journal::Claim;
 use crate::service::platform::Platform;
 use crate::service::vms::{self as defined, VmError};
@@ -110,14 +112,14 @@ pub(super) struct Define {
     file: PathBuf,
 }
 
-pub(super) async fn define(State(platform): Shared, Json(define): Json<Define>) -> Answer {
+pub(super) async fn define(State(platform): Shared, Asked(define): Asked<Define>) -> Answer {
     let definition = VmDefinition::parse(&define.toml, &define.file)?;
     let name = definition.name.to_string();
     let _hold = platform.guests.vms.hold(&name, jobs::new_id(), "define")?;
     let epoch = ownership::check_name_is_free(&platform.migration, &name).await?;
     match platform.guests.hypervisor.status(&definition.name).await? {
         GuestStatus::Stopped => ownership::define(&platform.migration, definition, epoch).await?,
-        status => return Err(refused(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
+        status => return Err(denied(format!("VM '{name}' is {status}: stop it before it is defined anew"))),
     }
     Ok(Json(json!({ "defined": name })))
 }
@@ -138,7 +140,7 @@ pub(super) async fn adopt(State(platform): Shared, UrlPath(name): UrlPath<String
             let why = format!(
                 "the hypervisor knows no running guest '{name}'; describe it with `longhaul vm define`"
             );
-            return Err(refused(why));
+            return Err(Failure::new(Kind::NotFound, why));
         }
     }
     Ok(Json(json!({ "adopted": name })))
@@ -153,7 +155,7 @@ pub(super) struct Remove {
 pub(super) async fn remove(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    axum::extract::Query(remove): axum::extract::Query<Remove>,
+    Options(remove): Options<Remove>,
 ) -> Answer {
     let removed = ownership::remove(&platform.migration, &name, remove.disks).await?;
     platform.replication.warm.forget_vm(&name);
@@ -194,7 +196,7 @@ pub(super) struct Stop {
 pub(super) async fn stop(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(stop): Json<Stop>,
+    Asked(stop): Asked<Stop>,
 ) -> Answer {
     let hold = match platform.guests.vms.hold(&name, jobs::new_id(), "stop") {
         // A rollback that cannot succeed must not keep a person from pulling the plug: it goes on and finds the VM stopped.
@@ -239,7 +241,7 @@ pub(super) struct Migrate {
 pub(super) async fn migrate(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(migrate): Json<Migrate>,
+    Asked(migrate): Asked<Migrate>,
 ) -> Answer {
     let mode = if migrate.cold { Mode::Cold } else { Mode::Live };
     if migrate.dry_run {
@@ -249,7 +251,7 @@ pub(super) async fn migrate(
     let mut limits = Limits::default();
     if let Some(ms) = migrate.max_downtime_ms {
         if !(1..=60_000).contains(&ms) {
-            return Err(refused(format!("a downtime of {ms} ms is not within 1 to 60000 ms")));
+            return Err(invalid(format!("a downtime of {ms} ms is not within 1 to 60000 ms")));
         }
         limits = Limits::with_max_downtime(Duration::from_millis(ms));
     }
@@ -284,7 +286,7 @@ pub(super) struct Resolve {
 pub(super) async fn resolve(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(resolve): Json<Resolve>,
+    Asked(resolve): Asked<Resolve>,
 ) -> Answer {
     let undecided = matches!(platform.guests.vms.ownership(&name), Some(Claim::Undecided(..)));
     if undecided && platform.migration.handoffs.resolve(&name, resolve.keep) {
@@ -306,7 +308,7 @@ pub(super) struct Replicate {
 pub(super) async fn replicate(
     State(platform): Shared,
     UrlPath(name): UrlPath<String>,
-    Json(replicate): Json<Replicate>,
+    Asked(replicate): Asked<Replicate>,
 ) -> Answer {
     check_before_move(&platform, &name, &replicate.to).await?;
     job(blocking(move || warm::start(&platform.replication, &name, &replicate.to)).await??)

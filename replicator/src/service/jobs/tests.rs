@@ -71,11 +71,42 @@ fn a_failure_is_kept_with_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     let jobs = jobs(dir.path());
     let job = jobs.begin(new_id(), JobKind::BasePush, "debian", Some("b"));
-    let report = job.finish(Err("no room".to_owned()));
+    let report = job.finish(Err(Failure::new(Kind::Space, "no room")));
     assert_eq!(
         (report.state, report.error.as_deref(), report.summary),
         (JobState::Failed, Some("no room"), None)
     );
+    assert_eq!((report.error_kind, report.busy), (Some(Kind::Space), false));
+}
+
+#[test]
+fn a_report_says_busy_in_both_ways_and_nothing_of_errors_when_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = jobs(dir.path());
+    let finished = |outcome: Result<String, Failure>| {
+        let job = jobs.begin(new_id(), JobKind::StoreGc, "store", None);
+        serde_json::to_value(job.finish(outcome)).unwrap()
+    };
+    let busy = finished(Err(Failure::new(Kind::Busy, "collecting")));
+    assert_eq!((&busy["error_kind"], &busy["busy"]), (&"busy".into(), &true.into()));
+    let done = finished(Ok(String::new()));
+    assert_eq!((done.get("error_kind"), &done["busy"]), (None, &false.into()));
+}
+
+#[tokio::test]
+async fn a_job_ends_with_the_kind_of_its_error_or_its_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let jobs = jobs(dir.path());
+    for panics in [false, true] {
+        let job = jobs.begin(new_id(), JobKind::BaseAdd, "debian", None);
+        jobs.run(&job, (), move |_| async move {
+            assert!(!panics, "a bug");
+            Err(JobError::Unknown(JobId([0; 16])))
+        });
+        let mut watch = job.job.report.subscribe();
+        let report = watch.wait_for(|report| report.state != JobState::Running).await.unwrap().clone();
+        assert_eq!(report.error_kind, Some(if panics { Kind::Bug } else { Kind::NotFound }));
+    }
 }
 
 #[test]
@@ -100,7 +131,7 @@ async fn a_running_job_is_cancelled_once_and_an_ended_or_unknown_one_is_not() {
     let job = jobs.begin(new_id(), JobKind::Replicate, "web", Some("b"));
     jobs.cancel(job.id()).unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(5), job.cancelled()).await.unwrap();
-    job.finish(Err("cancelled".to_owned()));
+    job.finish(Err(Failure::new(Kind::Denied, "cancelled")));
     assert!(matches!(jobs.cancel(job.id()), Err(JobError::Ended(_))));
     let message = jobs.cancel(JobId([0; 16])).unwrap_err().to_string();
     assert!(message.contains("job list"), "{message}");

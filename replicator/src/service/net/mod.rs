@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use crate::error_kind::{HasKind, Kind};
 use crate::service::config::{Config, Congestion};
 use crate::service::identity::{Fingerprint, Identity};
 use crate::service::peers::{Peers, PeersError};
@@ -75,6 +76,22 @@ pub(crate) enum NetError {
     /// Lanes that do not belong together.
     #[error("the other side broke the protocol of lanes: {0}")]
     Lanes(String),
+}
+
+impl HasKind for NetError {
+    fn kind(&self) -> Kind {
+        match self {
+            NetError::Listen { source, .. } => Kind::of_io(source),
+            NetError::Setup(_) => Kind::Bug,
+            NetError::Peer(error) => error.kind(),
+            NetError::Dial { .. }
+            | NetError::Lost(_)
+            | NetError::Frame(_)
+            | NetError::Ended
+            | NetError::Silent
+            | NetError::Lanes(_) => Kind::Peer,
+        }
+    }
 }
 
 impl From<quinn::ConnectionError> for NetError {
