@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// So slow that the rest of the memory is on its way for seconds, in which the guest may stand still.
 const SLOW: LinkSettings = LinkSettings {
     delay: Duration::ZERO,
-    rate_bytes_s: Some(2 << 20),
+    rate_bytes_s: Some(3 << 20),
     loss_permille: 0,
     queue_bytes: 1 << 20,
 };
@@ -26,7 +26,7 @@ fn a_destination_whose_qemu_dies_in_the_switchover_gives_the_guest_back() -> Res
     let scene = Scene::boot(Setting { link: Some(SLOW), ..Setting::default() })?;
     let [a, b] = &scene.sites;
     for _ in 0..3 {
-        let migration = a.begin_json(&["migrate", VM, "--to", "b", "--max-downtime", "40s"])?;
+        let migration = a.begin_json(&["migrate", VM, "--to", "b", "--max-downtime", "60s"])?;
         wait_for("the switchover", JOB, || {
             Ok((running_phase(a, "migrate_out")?.as_deref() == Some("switchover")).then_some(()))
         })?;
