@@ -525,6 +525,7 @@ impl Still {
 impl Drop for Still {
     fn drop(&mut self) {
         let Some(vm) = self.0.take() else { return };
+        // Ends with xl. Nobody is left to wait for it.
         std::thread::spawn(move || std::process::Command::new("xl").args(["unpause", vm.as_str()]).status());
     }
 }

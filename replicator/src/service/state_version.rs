@@ -22,11 +22,16 @@ const MAX_BYTES: u64 = 4096;
 pub(crate) enum StateError {
     /// It was written by a later one.
     #[error(
-        "cannot use the state in {dir}: a newer longhaul has written it (version {found}; this one knows {VERSION}); start that one again"
+        "cannot use the state in {dir}: a newer longhaul has written it (version {found}; this one knows {VERSION}); start that one",
+        dir = .dir.display()
     )]
     Newer { dir: PathBuf, found: u32 },
     /// The file is out of reach or damaged.
-    #[error("cannot read the version of the state from {path}: {source}")]
+    #[error(
+        "cannot read the version of this platform's state from {path}: {source}; start the longhaul that ran here last. If no \
+         newer one than this ever did, remove that file and start this one",
+        path = .path.display()
+    )]
     Io { path: PathBuf, source: io::Error },
 }
 
@@ -37,9 +42,9 @@ pub(crate) fn take_over(dir: &Path) -> Result<(), StateError> {
     let found = match std::fs::metadata(&path) {
         Ok(there) if there.is_file() && there.len() <= MAX_BYTES => {
             let bytes = std::fs::read(&path).map_err(io)?;
-            Some(version(&bytes).ok_or_else(|| io(io::Error::other("it has none")))?)
+            Some(version(&bytes).ok_or_else(|| io(io::Error::other("it holds no version")))?)
         }
-        Ok(_) => return Err(io(io::Error::other("it is not such a file"))),
+        Ok(_) => return Err(io(io::Error::other("it is not a small regular file"))),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(io(error)),
     };
